@@ -1,0 +1,65 @@
+"""The `hapicl` command: gathers the commands of every room and turns a user's mistakes into one clear line.
+
+Each room keeps its own commands in `<room>/commands.py`: parse, call, print; no logic. Those modules import
+only click at the top, so that `hapicl --help` answers at once; torch, numba and the like load inside the
+command that needs them.
+"""
+
+import importlib
+import sys
+
+import click
+
+from . import __version__
+from .data.errors import UserError
+
+# command name -> (module, attribute, one line of help shown by `hapicl --help` without importing the module)
+COMMANDS = {
+    "demo": (
+        "hapicl.demo.commands",
+        "demo",
+        "Both stages on a small folder made offline, with a report.",
+    ),
+    "masks": ("hapicl.maskgen.commands", "masks", "Stage one: find the foreground of every image, once."),
+    "pretrain": ("hapicl.pretrain.commands", "pretrain", "Stage two: train a backbone on images and masks."),
+}
+
+
+class RoomCommands(click.Group):
+    """A click group that imports a room's commands only when one of them is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the command names in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import and return one command, or None for an unknown name (click then suggests)."""
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their one line of help, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=RoomCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hapicl")
+def command_line() -> None:
+    """Pretraining for dense vision tasks, from unlabelled photographs.
+
+    Two stages: `hapicl masks build --images DIR`, then `hapicl pretrain --masks masks.h5`. `hapicl demo`
+    shows both.
+    """
+
+
+def main() -> None:
+    """Run the command line; a `UserError` ends in its message and exit code 2, never in a traceback."""
+    try:
+        command_line.main(prog_name="hapicl")
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""The ground floor: images and masks on disk, geometry, views, device augmentation. Imports no other room."""

@@ -1,0 +1,51 @@
+"""Files are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on a clean exit it is synced to disk and put in place of `path`.
+
+    Readers see the old file or the new one, never a half. After an exception nothing of the new file stays.
+
+    Args:
+        path: the final path; missing parent folders are made.
+
+    Yields:
+        The path to write to, in the same folder (a rename across file systems would not be atomic).
+
+    Raises:
+        UserError: if the folder cannot be made or written, or the disk is full; names the path.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
+            part.replace(target)
+            _sync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror or error}; "
+            "free some space or choose a folder you may write to"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

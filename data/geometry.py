@@ -1,0 +1,222 @@
+"""One geometry: the crop and flips that image, mask, relative positions and dense matches all read.
+
+Shape legend: B views, S cells per side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if (
+    TYPE_CHECKING
+):  # stage one reads this file in every worker and has no use for torch's two seconds of import
+    from torch import Tensor
+
+
+class ViewGeometry(NamedTuple):
+    """Where a view lies, in pixels of the original, EXIF-upright image; flips are applied after the crop.
+
+    Fields are numbers for one view, or tensors of shape (B,) for a batch of views (`stack` and torch's
+    default collate make one from the other).
+    """
+
+    top: int | Tensor
+    left: int | Tensor
+    height: int | Tensor
+    width: int | Tensor
+    hflip: bool | Tensor
+    vflip: bool | Tensor = False
+
+
+def sample_geometry(
+    generator: np.random.Generator,
+    image_size: tuple[int, int],
+    *,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+) -> ViewGeometry:
+    """Draw a random resized crop (Szegedy et al., CVPR 2015, as torchvision draws it) and flips.
+
+    Ten draws of area and log-uniform aspect; when none fits, the largest centred crop within the aspect
+    limits.
+    The generator is advanced by the same amount whatever the outcome, so later draws do not depend on it.
+
+    Args:
+        generator: counter-based generator of this (seed, epoch, sample, view).
+        image_size: (height, width) of the upright original, pixels.
+        scale: share of the image's area, lower and upper.
+        ratio: width over height, lower and upper.
+        hflip, vflip: probability of a horizontal and of a vertical flip.
+
+    Returns:
+        The geometry, of at least 1 x 1 pixels and inside the image.
+    """
+    image_height, image_width = image_size
+    draws = generator.random((10, 4))
+    flips = generator.random(2)
+    mirrored = (bool(flips[0] < hflip), bool(flips[1] < vflip))
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for area_draw, aspect_draw, top_draw, left_draw in draws:
+        area = image_height * image_width * (scale[0] + area_draw * (scale[1] - scale[0]))
+        aspect = math.exp(log_low + aspect_draw * (log_high - log_low))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= image_width and 0 < height <= image_height:
+            top = int(top_draw * (image_height - height + 1))
+            left = int(left_draw * (image_width - width + 1))
+            return ViewGeometry(top, left, height, width, *mirrored)
+    width, height = image_width, image_height
+    if image_width < ratio[0] * image_height:
+        height = max(1, round(image_width / ratio[0]))
+    elif image_width > ratio[1] * image_height:
+        width = max(1, round(image_height * ratio[1]))
+    return ViewGeometry((image_height - height) // 2, (image_width - width) // 2, height, width, *mirrored)
+
+
+def stack(geometries: Sequence[ViewGeometry]) -> ViewGeometry:
+    """Join B single geometries into one with fields of shape (B,): int32 pixels, bool flips."""
+    import torch
+
+    columns = list(zip(*geometries, strict=True))
+    numbers = [torch.tensor(column, dtype=torch.int32) for column in columns[:4]]
+    flips = [torch.tensor(column, dtype=torch.bool) for column in columns[4:]]
+    return ViewGeometry(*numbers, *flips)
+
+
+def sincos_table(grid: int, dim: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions, [sin(r w), cos(r w), sin(c w), cos(c w)].
+
+    The frequencies are w_k = 10000^(-k / (dim / 4)).
+
+    Args:
+        grid: cells per side, S.
+        dim: width of the table, a multiple of 4.
+
+    Returns:
+        (S*S, dim) float64; row r*S + c is the cell in row r, column c.
+
+    Raises:
+        ValueError: if dim is not a multiple of 4.
+    """
+    import torch
+
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    return torch.cat(
+        [_sincos(rows.flatten().double(), dim), _sincos(columns.flatten().double(), dim)], dim=-1
+    )
+
+
+def relative_positions(first: ViewGeometry, second: ViewGeometry, grid: int, dim: int) -> Tensor:
+    """Where the second view's cells lie in the first view, as sine-cosine embeddings.
+
+    From SiameseIM (arXiv 2206.01204). Positions are in cells of the first view, after both views' flips;
+    scale enters as 10 ln of the ratio of heights and of widths. Identical views give exactly `sincos_table` followed by the embedding of zero.
+
+    Args:
+        first, second: geometry of B views each.
+        grid: cells per side, S.
+        dim: width D of a position, a multiple of 4.
+
+    Returns:
+        (B, S*S, 2*D) float64: [row, column, log height ratio, log width ratio], each [sin, cos], each D/2
+        wide; row i is cell i of the second view, row-major.
+
+    Raises:
+        ValueError: if the two hold different numbers of views, or dim is not a multiple of 4.
+    """
+    import torch
+
+    cells = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    rows = _along_axis(
+        cells, first.top, first.height, first.vflip, second.top, second.height, second.vflip, grid
+    )
+    columns = _along_axis(
+        cells, first.left, first.width, first.hflip, second.left, second.width, second.hflip, grid
+    )
+    batch = rows.shape[0]
+    log_height = 10 * torch.log(_column(second.height) / _column(first.height))
+    log_width = 10 * torch.log(_column(second.width) / _column(first.width))
+    shape = (batch, grid, grid)
+    parts = [
+        rows[:, :, None].expand(shape),
+        columns[:, None, :].expand(shape),
+        log_height[:, :, None].expand(shape),
+        log_width[:, :, None].expand(shape),
+    ]
+    return torch.cat([_sincos(part.reshape(batch, grid * grid), dim) for part in parts], dim=-1)
+
+
+def cell_centres(geometry: ViewGeometry, grid: int) -> Tensor:
+    """Centres of a view's cells in pixels of the original image.
+
+    Args:
+        geometry: B views.
+        grid: cells per side, S.
+
+    Returns:
+        (B, S*S, 2) float64 (y, x), row-major over the view as the network sees it, flips included.
+    """
+    import torch
+
+    cells = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    y = _to_original(cells, geometry.top, geometry.height, geometry.vflip)
+    x = _to_original(cells, geometry.left, geometry.width, geometry.hflip)
+    pairs = torch.stack(
+        [y[:, :, None].expand(-1, -1, grid), x[:, None, :].expand(-1, grid, -1)],
+        dim=-1,
+    )
+    return pairs.reshape(len(y), grid * grid, 2)
+
+
+def _column(values: float | Tensor) -> Tensor:
+    """A field as (B, 1) float64."""
+    import torch
+
+    return torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1)
+
+
+def _to_original(cells: Tensor, start: int | Tensor, length: int | Tensor, flip: bool | Tensor) -> Tensor:
+    """Cell centres (S,) in [0, 1] of a view to original pixels, (B, S)."""
+    import torch
+
+    start, length, flipped = _column(start), _column(length), _column(flip).bool()
+    return start + torch.where(flipped, 1 - cells, cells) * length
+
+
+def _along_axis(
+    cells: Tensor,
+    start1: int | Tensor,
+    length1: int | Tensor,
+    flip1: bool | Tensor,
+    start2: int | Tensor,
+    length2: int | Tensor,
+    flip2: bool | Tensor,
+    grid: int,
+) -> Tensor:
+    """Second view's cell centres in cells of the first view along one axis, (B, S)."""
+    import torch
+
+    original = _to_original(cells, start2, length2, flip2)
+    if len(original) != len(_column(start1)):
+        raise ValueError(
+            f"{len(_column(start1))} first views but {len(original)} second views: give one of each"
+        )
+    inside = (original - _column(start1)) / _column(length1)
+    return torch.where(_column(flip1).bool(), 1 - inside, inside) * grid - 0.5
+
+
+def _sincos(positions: Tensor, dim: int) -> Tensor:
+    """(...,) positions to (..., dim / 2): dim / 4 sines, then dim / 4 cosines."""
+    import torch
+
+    if dim % 4:
+        raise ValueError(f"a 2-D sine-cosine position needs a width that is a multiple of 4, not {dim}")
+    quarter = dim // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device=positions.device) / quarter)
+    angles = positions[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,1 @@
+"""Both stages on a small image folder made offline: what `hapicl demo` runs."""

@@ -1,0 +1,1 @@
+"""What a backbone is worth, and its weights for other toolkits. Imports data and pretrain."""

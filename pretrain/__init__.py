@@ -1,0 +1,1 @@
+"""Stage two: backbones, losses, methods and the trainer. Imports only data."""

@@ -1,0 +1,1 @@
+"""The trainer: loop, optimisers, checkpoints, journal, processes. Knows no method."""

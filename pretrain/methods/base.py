@@ -1,0 +1,80 @@
+"""What every method is: a module with a config, its needs, one step and what follows the optimiser's update.
+
+The trainer knows methods only through this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ...data.batch import Batch, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a method may know of the run around it."""
+
+    data_set_size: int
+    batch_size: int  # global: over all processes, one optimiser step
+    total_steps: int
+    steps_per_epoch: int
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class Output:
+    """Result of one step, all tensors still on the device (the loop never waits for them).
+
+    `loss` is what is differentiated. `parts` are the unweighted loss parts and whatever else is logged,
+    scalars.
+    `embeddings` are (B, D) or (N, D) rows whose spread shows collapse. `references` give the closed form of
+    a part at chance level (log(K+1) and so on), by the part's name.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    embeddings: Tensor | None = None
+    references: dict[str, float] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """Base of every method.
+
+    A subclass sets `name`, `source` (paper), `Config` (a frozen keyword-only dataclass whose numbers carry
+    their source), builds its modules from `(config, context)`, and keeps the trained, exported network in
+    `self.backbone`.
+    Whatever must survive a restart is a parameter or a buffer: queues, pointers, banks, EMA copies.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    Config: ClassVar[type[Any]]
+
+    backbone: nn.Module
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        """State what a batch must hold for this config."""
+        raise TypeError(f"{cls.__name__} does not state its needs")
+
+    def step(self, batch: Batch) -> Output:
+        """Compute the loss of one batch of augmented views. Changes no parameter; reads and writes queues."""
+        raise TypeError(f"{type(self).__name__} has no step")
+
+    def forward(self, batch: Batch) -> Output:
+        """Same as `step`: the name under which DistributedDataParallel sees it."""
+        return self.step(batch)
+
+    def before_training(self, index_paths: list[str]) -> None:
+        """Run once before the first step (also after a resume): banks check their paths here."""
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Run after the optimiser's update number `step` (from 0) of `total`: EMA and schedules.
+
+        Returns:
+            Numbers worth logging (such as the EMA momentum), known on the host.
+        """
+        return {}

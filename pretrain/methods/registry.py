@@ -1,0 +1,28 @@
+"""The methods by name: one row each. Importing this file imports no method."""
+
+from __future__ import annotations
+
+import importlib
+
+from ...data.errors import UserError
+from .base import Method
+
+# name -> (module beside this file, class)
+METHODS = {
+    "hapicl": ("hapicl", "Hapicl"),
+    "hapicl_s": ("hapicl_s", "HapiclS"),
+    "hapicl_m": ("hapicl_m", "HapiclM"),
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """Import and return the class of a method.
+
+    Raises:
+        UserError: for an unknown name; lists the known ones.
+    """
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}; choose one of {', '.join(sorted(METHODS))}")
+    module, attribute = METHODS[name]
+    found: type[Method] = getattr(importlib.import_module(f".{module}", __package__), attribute)
+    return found
