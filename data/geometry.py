@@ -115,7 +115,8 @@ def relative_positions(first: ViewGeometry, second: ViewGeometry, grid: int, dim
     """Where the second view's cells lie in the first view, as sine-cosine embeddings.
 
     From SiameseIM (arXiv 2206.01204). Positions are in cells of the first view, after both views' flips;
-    scale enters as 10 ln of the ratio of heights and of widths. Identical views give exactly `sincos_table` followed by the embedding of zero.
+    scale enters as 10 ln of the ratio of heights and of widths. Identical views give exactly
+    `sincos_table` followed by the embedding of zero.
 
     Args:
         first, second: geometry of B views each.

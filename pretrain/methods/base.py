@@ -44,8 +44,8 @@ class Method(nn.Module):
     """Base of every method.
 
     A subclass sets `name`, `source` (paper), `Config` (a frozen keyword-only dataclass whose numbers carry
-    their source), builds its modules from `(config, context)`, and keeps the trained, exported network in
-    `self.backbone`.
+    their source), builds its modules in `__init__(config, context, backbone)`, and keeps the trained,
+    exported network in `self.backbone`.
     Whatever must survive a restart is a parameter or a buffer: queues, pointers, banks, EMA copies.
     """
 
@@ -56,8 +56,14 @@ class Method(nn.Module):
     backbone: nn.Module
 
     @classmethod
-    def needs(cls, config: Any) -> Needs:
-        """State what a batch must hold for this config."""
+    def needs(cls, config: Any, *, image_size: int, grid: int) -> Needs:
+        """State what a batch must hold.
+
+        Args:
+            config: an instance of `Config`; it holds the method's own crop scale and photometric policy.
+            image_size: side of the views, pixels.
+            grid: cells per side of the backbone's last map at that size.
+        """
         raise TypeError(f"{cls.__name__} does not state its needs")
 
     def step(self, batch: Batch) -> Output:
