@@ -133,14 +133,14 @@ def encode_image(pixels: np.ndarray[Any, Any], *, lossy: bool = False) -> bytes:
     Raises:
         ValueError: for another type or shape.
     """
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+    mask = pixels.dtype == bool and pixels.ndim == 2
+    photograph = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if not mask and not (pixels.dtype == np.uint8 and photograph):
         raise ValueError(
             f"a picture is (H, W) or (H, W, 3) uint8, or (H, W) bool, not {pixels.shape} {pixels.dtype}"
         )
     stream = io.BytesIO()
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels.astype(np.uint8) * 255 if mask else pixels)
     if lossy:
         image.save(stream, "JPEG", quality=88)
     else:
