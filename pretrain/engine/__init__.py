@@ -1,1 +1,1 @@
-"""The trainer: loop, optimisers, checkpoints, journal, processes. Knows no method."""
+"""The training engine: processes, optimisers, the loop, checkpoints and the journal; it knows no method."""
