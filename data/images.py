@@ -1,0 +1,282 @@
+"""Images on disk: which there are, how large, and their pixels, always upright and always RGB.
+
+Orientation is decided here once: the EXIF tag is applied, as `PIL.ImageOps.exif_transpose` would. What a file
+is follows from its first bytes, never from its suffix (ImageNet holds a PNG named .JPEG).
+Shape legend: H, W pixels of the upright image.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from .errors import UserError
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)
+# 64 million pixels decode to 192 MB; with the file, an upright copy and libraries a worker stays under 600 MB
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 256_000_000
+
+_ORIENTATION_TAG = 0x0112
+# The plugin classes are opened directly: Image.open adds its own pixel limit, a process-wide setting.
+_FORMATS: dict[str, tuple[type, Callable[[bytes], bool]]] = {
+    "JPEG": (JpegImagePlugin.JpegImageFile, lambda head: head[:3] == b"\xff\xd8\xff"),
+    "PNG": (PngImagePlugin.PngImageFile, lambda head: head[:8] == b"\x89PNG\r\n\x1a\n"),
+    "WEBP": (WebPImagePlugin.WebPImageFile, lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
+    "TIFF": (TiffImagePlugin.TiffImageFile, lambda head: head[:4] in (b"II*\0", b"MM\0*")),
+    "BMP": (BmpImagePlugin.BmpImageFile, lambda head: head[:2] == b"BM"),
+    "GIF": (GifImagePlugin.GifImageFile, lambda head: head[:6] in (b"GIF87a", b"GIF89a")),
+    "PPM": (PpmImagePlugin.PpmImageFile, lambda head: head[:1] == b"P" and head[1:2] in b"123456"),
+}
+# EXIF orientation -> the turn that makes the stored pixels upright
+_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image[::-1].transpose(1, 0, 2),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: image.transpose(1, 0, 2)[::-1],
+}
+_REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
+_REDUCED[8] = cv2.IMREAD_REDUCED_COLOR_8
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `reason` alone is what a mask file records."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+class _Header(NamedTuple):
+    kind: str
+    size: tuple[int, int]  # upright (H, W)
+    orientation: int  # 1 where the pixels are already upright
+    progressive: bool
+
+
+def find_images(root: str | os.PathLike[str]) -> list[str]:
+    """List the images under a folder, flat or nested to any depth.
+
+    Linked files count; a linked folder is followed unless it was already walked, so loops end. Hidden names
+    (a leading dot) are left out, a broken link is listed so that it can be reported.
+
+    Args:
+        root: the image folder.
+
+    Returns:
+        Paths relative to `root`, with forward slashes, sorted by their bytes.
+
+    Raises:
+        UserError: if `root` or a folder in it is missing or cannot be read.
+    """
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:  # real folders first, then the links met on the way, so that a link never hides its target
+        links: list[str] = []
+        for folder in sorted(waiting):
+            _walk(Path(root), folder, found, links, seen)
+        waiting = links
+    return sorted(found, key=os.fsencode)
+
+
+def _walk(root: Path, folder: str, found: list[str], links: list[str], seen: set[tuple[int, int]]) -> None:
+    """Add the images under one folder to `found` and its linked folders to `links`."""
+    stack = [folder]
+    while stack:
+        relative = stack.pop()
+        try:
+            status = (root / relative).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(root / relative) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    path = f"{relative}/{entry.name}" if relative else entry.name
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else stack).append(path)
+                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path per file is slow)
+                        found.append(path)
+        except OSError as error:
+            raise UserError(
+                f"cannot read the image folder {root / relative}: {error.strerror}; give a readable folder"
+            ) from error
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of the upright image in pixels, from the file's header alone.
+
+    Raises:
+        ImageError: if the file cannot be read or is no image.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            return _header(file, name).size
+    except OSError as error:
+        raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
+
+
+def read_image(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, reduce_to: int | None = None
+) -> NDArray[np.uint8]:
+    """Read and decode one image file; see `decode_image`.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright, contiguous.
+
+    Raises:
+        ImageError: if the file cannot be read or `decode_image` refuses it; names the path and the reason.
+    """
+    name = os.fspath(path)
+    try:
+        return decode_image(read_bytes(path), name, max_pixels=max_pixels, reduce_to=reduce_to)
+    except OSError as error:
+        raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read an encoded image whole.
+
+    Raises:
+        OSError: as `open` does; the caller knows whether a missing file is a mistake.
+        ImageError: if it is no plain file, or larger than 256 MB.
+    """
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(os.fspath(path), "not a plain file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(
+                os.fspath(path), f"{status.st_size} bytes are more than the limit of {MAX_BYTES}"
+            )
+        return file.read()
+
+
+def decode_image(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, reduce_to: int | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image held in memory to upright RGB.
+
+    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB, an alpha channel is dropped.
+
+    Args:
+        data: the encoded file.
+        name: what to call it in an error.
+        max_pixels: refuse images whose decoding needs more pixels than this (decompression bombs).
+        reduce_to: a baseline JPEG may be decoded at a half, quarter or eighth of its size as long as its
+            short side keeps at least this many pixels (sides round up: take the true size from `image_size`).
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous; smaller than the image if reduced.
+
+    Raises:
+        ImageError: for an empty, truncated, damaged or foreign file, and above the limit.
+    """
+    header = _header(io.BytesIO(data), name)
+    height, width = header.size
+    factor = 1
+    if reduce_to is not None and header.kind == "JPEG":
+        factor = next((by for by in (8, 4, 2) if -(-min(height, width) // by) >= reduce_to), 1)
+    # a progressive JPEG keeps the coefficients of every pixel whatever the size it is decoded to
+    needed = height * width if header.progressive else -(-height // factor) * -(-width // factor)
+    if needed > max_pixels:
+        raise ImageError(name, f"{width} x {height} pixels are more than the limit of {max_pixels}")
+    if header.kind in ("GIF", "TIFF"):
+        image = _decode_pillow(data, name, header.kind)
+    else:
+        image = _decode_cv2(data, name, factor)
+        if header.orientation in _UPRIGHT:
+            image = _UPRIGHT[header.orientation](image)
+    if factor == 1 and image.shape[:2] != header.size:
+        raise ImageError(name, f"decoded to {image.shape[:2]}, but its header says {header.size}")
+    return np.ascontiguousarray(image)
+
+
+def _header(file: IO[bytes], name: str) -> _Header:
+    """Kind, upright size and orientation from a file's header."""
+    head = file.read(16)
+    if not head:
+        raise ImageError(name, "empty file")
+    kind = next((kind for kind, (_, accepts) in _FORMATS.items() if accepts(head)), None)
+    if kind is None:
+        raise ImageError(name, f"not an image of a known kind ({', '.join(_FORMATS)})")
+    file.seek(0)
+    try:
+        image: Image.Image = _FORMATS[kind][0](file)
+    except (SyntaxError, OSError, ValueError, OverflowError) as error:  # what Pillow's plugins raise
+        raise ImageError(name, f"damaged {kind} header: {error}") from error
+    width, height = image.size
+    if min(width, height) < 1:
+        raise ImageError(name, f"damaged {kind} header: {width} x {height} pixels")
+    orientation = _orientation(image)
+    if orientation >= 5 and kind != "TIFF":  # Pillow's TIFF plugin already gives the upright size
+        width, height = height, width
+    return _Header(kind, (height, width), orientation, bool(image.info.get("progressive")))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; damaged EXIF data, or none, is 1 (upright)."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (SyntaxError, struct.error, ValueError, OSError):
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _decode_cv2(data: bytes, name: str, factor: int) -> NDArray[np.uint8]:
+    """Decode with OpenCV to RGB as stored, not turned."""
+    try:
+        flags = _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(name, f"cannot be decoded: {error.err}") from error
+    if image is None:
+        raise ImageError(name, "cannot be decoded: truncated or damaged")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
+
+
+def _decode_pillow(data: bytes, name: str, kind: str) -> NDArray[np.uint8]:
+    """Decode with Pillow: GIF (first frame; OpenCV has it only from 4.11) and TIFF (OpenCV half turns it)."""
+    try:
+        image: Image.Image = _FORMATS[kind][0](io.BytesIO(data))
+        if image.mode in ("F", "I"):
+            raise ImageError(
+                name, f"pixels of 32 bits ({image.mode}) have no agreed range; convert to 8 or 16 bits"
+            )
+        if image.mode.startswith("I;16"):
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+        image.load()  # turns a TIFF upright
+        return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ImageError(name, f"cannot be decoded: {error}") from error
