@@ -12,6 +12,8 @@ METHODS = {
     "hapicl": ("hapicl", "Hapicl"),
     "hapicl_s": ("hapicl_s", "HapiclS"),
     "hapicl_m": ("hapicl_m", "HapiclM"),
+    "simclr": ("simclr", "Simclr"),
+    "moco_v2": ("moco_v2", "MocoV2"),
 }
 
 

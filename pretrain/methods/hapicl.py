@@ -1,0 +1,72 @@
+"""HAPiCL's pixel loss alone (Liu, National Central University 2022): for study, not for training backbones.
+
+Shape legend: B images of this process, S cells per side.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ...data.batch import Batch, Needs
+from ..backbones import Backbone
+from ..heads import pooled
+from .base import Context, Method, Output
+from .pixel_term import PixelConfig, build_pixel_head, pixel_map, pixel_output, view_labels
+from .views import require
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HapiclConfig(PixelConfig):
+    """The pixel term's settings."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require(self.pixel_weight > 0, "hapicl is the pixel term alone: pixel_weight must be above 0")
+
+
+class Hapicl(Method):
+    """One encoder, one pixel head, the pixel loss."""
+
+    name = "hapicl"
+    source = "Liu, HAPiCL, National Central University 2022 (thesis abstract); doi 10.1007/s00371-023-03217-x"
+    Config: ClassVar[type[HapiclConfig]] = HapiclConfig
+
+    @classmethod
+    def needs(cls, config: HapiclConfig, *, image_size: int, grid: int) -> Needs:
+        """Two views with masks."""
+        return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
+
+    def __init__(self, config: HapiclConfig, context: Context, backbone: Backbone) -> None:
+        """Build encoder and pixel head; warn of the trivial optimum."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        self.pixel_head = build_pixel_head(config, backbone, released=(1024, 2048))
+        if config.negatives == "image":
+            logger.warning(
+                "hapicl trains the pixel loss alone, which one foreground direction and one opposite "
+                "background direction shared by all images make minimal: it learns figure from ground, not "
+                "one image from another. Use hapicl_m or hapicl_s to pretrain a backbone, or negatives=batch"
+            )
+
+    def step(self, batch: Batch) -> Output:
+        """Encode both views at once and contrast their cells."""
+        maps = self.backbone(torch.cat(batch.views))
+        u1, u2 = self.pixel_head(pixel_map(maps, self.config)).chunk(2)
+        m1, m2 = view_labels(batch, self.config)
+        pairs = [(u1, u2, m1, m2)]
+        if (
+            self.config.negatives == "batch"
+        ):  # other images' cells of one view: symmetric in both directions only
+            pairs.append((u2, u1, m2, m1))
+        output = pixel_output(pairs, batch, self.config)
+        output.loss = self.config.pixel_weight * output.loss
+        output.embeddings = pooled(maps[self.backbone.last]).detach().chunk(2)[0]
+        return output

@@ -1,0 +1,103 @@
+"""HAPiCL-M: MoCo v2's symmetric instance term plus HAPiCL's pixel term against a momentum encoder.
+
+Shape legend: B images of this process, D embedding, S cells per side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ...data.batch import Batch, Needs
+from ..backbones import Backbone
+from ..engine.batchnorm import split_batch_norm
+from ..heads import pooled, vector_head
+from ..memory import Queue, queue_length
+from ..momentum import batch_norm_groups, dealt, follow, momentum_copy
+from .base import Context, Method, Output
+from .moco_v2 import MocoConfig, instance_output
+from .pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class HapiclMConfig(MocoConfig, PixelConfig):
+    """MoCo v2's settings and the pixel term's; pixel_weight 0 is MoCo v2, symmetric.
+
+    The authors' script has temperature 0.1; 0.2 is MoCo v2's.
+    """
+
+
+class HapiclM(Method):
+    """Trained encoder and slow copy, each with an instance head and a pixel head."""
+
+    name = "hapicl_m"
+    source = "Liu, HAPiCL, National Central University 2022 (thesis abstract); doi 10.1007/s00371-023-03217-x"
+    Config: ClassVar[type[HapiclMConfig]] = HapiclMConfig
+
+    @classmethod
+    def needs(cls, config: HapiclMConfig, *, image_size: int, grid: int) -> Needs:
+        """Two views with masks."""
+        return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
+
+    def __init__(self, config: HapiclMConfig, context: Context, backbone: Backbone) -> None:
+        """Build what MoCo v2 has, in its order, then the pixel heads."""
+        super().__init__()
+        self.config, self.seed = config, context.seed
+        self.groups = batch_norm_groups(config.batch_norm_groups, context.batch_size)
+        self.backbone: Backbone = split_batch_norm(backbone, self.groups)
+        width = backbone.channels[backbone.last]
+        self.head = vector_head(width, width, config.dim, batch_norm=False)
+        self.key_backbone = momentum_copy(self.backbone)
+        self.key_head = momentum_copy(self.head)
+        length = queue_length(
+            config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
+        )
+        self.queue = Queue(length, config.dim, seed=context.seed)
+        self.pixel_head = self.key_pixel_head = None
+        if config.pixel_weight > 0:
+            head = build_pixel_head(config, backbone, released=(2048, 2048))
+            self.pixel_head = split_batch_norm(head, self.groups)
+            self.key_pixel_head = momentum_copy(self.pixel_head)
+
+    def step(self, batch: Batch) -> Output:
+        """Let each view be the query of the other's keys, for images and for cells."""
+        first, second = batch.views
+        z1, u1 = self.queries(first)
+        k2, v2 = self.keys(second, batch)
+        z2, u2 = self.queries(second)
+        k1, v1 = self.keys(first, batch)
+        instance = instance_output([(z1, k2), (z2, k1)], self.queue, self.config.temperature)
+        if u1 is None or u2 is None or v1 is None or v2 is None:
+            return instance
+        m1, m2 = view_labels(batch, self.config)
+        pixel = pixel_output([(u1, v2, m1, m2), (u2, v1, m2, m1)], batch, self.config)
+        return joined(instance, pixel, self.config.pixel_weight)
+
+    def queries(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Instance (B, D) and pixel (B, D, S, S) embeddings, with gradient."""
+        maps = self.backbone(images)
+        vectors = self.head(pooled(maps[self.backbone.last]))
+        return vectors, None if self.pixel_head is None else self.pixel_head(pixel_map(maps, self.config))
+
+    def keys(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The same from the slow copy, without gradient, on a dealt batch."""
+
+        def encode(images: Tensor) -> tuple[Tensor, ...]:
+            maps = self.key_backbone(images)
+            vectors = self.key_head(pooled(maps[self.backbone.last]))
+            if self.key_pixel_head is None:
+                return (vectors,)
+            return vectors, self.key_pixel_head(pixel_map(maps, self.config))
+
+        keys = dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)
+        return keys[0], keys[1] if len(keys) > 1 else None
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the copies follow, so that the next step's keys come from the newer copy."""
+        copies, online = [self.key_backbone, self.key_head], [self.backbone, self.head]
+        if self.pixel_head is not None and self.key_pixel_head is not None:
+            copies, online = [*copies, self.key_pixel_head], [*online, self.pixel_head]
+        follow(copies, online, self.config.momentum)
+        return {"momentum": self.config.momentum}

@@ -1,0 +1,63 @@
+"""HAPiCL-S: SimCLR's instance term plus HAPiCL's pixel term on one encoder.
+
+Shape legend: B images of this process, S cells per side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ...data.batch import Batch, Needs
+from ..backbones import Backbone
+from ..heads import pooled, vector_head
+from .base import Context, Method, Output
+from .pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
+from .simclr import SimclrConfig, batch_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class HapiclSConfig(SimclrConfig, PixelConfig):
+    """SimCLR's settings and the pixel term's; pixel_weight 0 is SimCLR."""
+
+
+class HapiclS(Method):
+    """One encoder, two heads, two losses."""
+
+    name = "hapicl_s"
+    source = "Liu, HAPiCL, National Central University 2022 (thesis abstract); doi 10.1007/s00371-023-03217-x"
+    Config: ClassVar[type[HapiclSConfig]] = HapiclSConfig
+
+    @classmethod
+    def needs(cls, config: HapiclSConfig, *, image_size: int, grid: int) -> Needs:
+        """Two views with masks."""
+        return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
+
+    def __init__(self, config: HapiclSConfig, context: Context, backbone: Backbone) -> None:
+        """Build the encoder and head as SimCLR does, then the pixel head."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        width = backbone.channels[backbone.last]
+        self.head = vector_head(width, width, config.dim, batch_norm=True)
+        self.pixel_head = None
+        if config.pixel_weight > 0:
+            self.pixel_head = build_pixel_head(config, backbone, released=(1024, 2048))
+
+    def step(self, batch: Batch) -> Output:
+        """Encode both views at once; contrast images by their pooled vectors and cells by their labels."""
+        maps = self.backbone(torch.cat(batch.views))
+        z1, z2 = self.head(pooled(maps[self.backbone.last])).chunk(2)
+        instance = batch_output(z1, z2, self.config.temperature)
+        if self.pixel_head is None:
+            return instance
+        u1, u2 = self.pixel_head(pixel_map(maps, self.config)).chunk(2)
+        m1, m2 = view_labels(batch, self.config)
+        pairs = [(u1, u2, m1, m2)]
+        if (
+            self.config.negatives == "batch"
+        ):  # other images' cells of one view: symmetric in both directions only
+            pairs.append((u2, u1, m2, m1))
+        return joined(instance, pixel_output(pairs, batch, self.config), self.config.pixel_weight)

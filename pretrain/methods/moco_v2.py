@@ -1,0 +1,129 @@
+"""MoCo v2 (Chen et al., arXiv 2003.04297): a queue of keys from a momentum encoder.
+
+Shape legend: B images of this process, D embedding, K queue entries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...data.batch import Batch, Needs
+from ..backbones import Backbone
+from ..engine.batchnorm import split_batch_norm
+from ..heads import pooled, vector_head
+from ..losses import info_nce
+from ..losses.common import unit
+from ..memory import Queue, queue_length
+from ..momentum import batch_norm_groups, dealt, follow, momentum_copy
+from .base import Context, Method, Output
+from .views import ViewConfig, require, require_positive, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class MocoConfig(ViewConfig):
+    """What MoCo v2 and the methods built on it share."""
+
+    dim: int = 128  # MoCo v2, section 3
+    temperature: float = 0.2  # MoCo v2, table 2
+    momentum: float = 0.999  # MoCo, section 4.1
+    queue_length: int | None = None  # published 65,536; None: see memory.queue_length
+    batch_norm_groups: int | None = (
+        None  # published 8 GPUs of 32 images; None: see momentum.batch_norm_groups
+    )
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_positive("dim", self.dim)
+        require_positive("temperature", self.temperature)
+        require_share("momentum", self.momentum)
+        groups = self.batch_norm_groups
+        require(groups is None or groups > 0, f"batch_norm_groups {groups}: give at least 1, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MocoV2Config(MocoConfig):
+    """MoCo v2 as published; `symmetric` also lets the second view be the query (MoCo v2+)."""
+
+    symmetric: bool = False
+
+
+class MocoV2(Method):
+    """Queries of the trained encoder against keys of its slow copy."""
+
+    name = "moco_v2"
+    source = "Chen et al., Improved Baselines with Momentum Contrastive Learning, arXiv 2003.04297"
+    Config: ClassVar[type[MocoV2Config]] = MocoV2Config
+
+    @classmethod
+    def needs(cls, config: MocoV2Config, *, image_size: int, grid: int) -> Needs:
+        """Two views of one policy; no masks."""
+        return Needs(views=(config.view(image_size),) * 2)
+
+    def __init__(self, config: MocoV2Config, context: Context, backbone: Backbone) -> None:
+        """Build encoder, head, their slow copies and the queue."""
+        super().__init__()
+        self.config, self.seed = config, context.seed
+        self.groups = batch_norm_groups(config.batch_norm_groups, context.batch_size)
+        self.backbone: Backbone = split_batch_norm(backbone, self.groups)
+        width = backbone.channels[backbone.last]
+        self.head = vector_head(width, width, config.dim, batch_norm=False)
+        self.key_backbone = momentum_copy(self.backbone)
+        self.key_head = momentum_copy(self.head)
+        length = queue_length(
+            config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
+        )
+        self.queue = Queue(length, config.dim, seed=context.seed)
+
+    def step(self, batch: Batch) -> Output:
+        """Contrast queries with keys, in one direction or both; then enqueue the keys."""
+        first, second = batch.views
+        pairs = [(self.queries(first), self.keys(second, batch))]
+        if self.config.symmetric:
+            pairs.append((self.queries(second), self.keys(first, batch)))
+        return instance_output(pairs, self.queue, self.config.temperature)
+
+    def queries(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, D), with gradient."""
+        vectors: Tensor = self.head(pooled(self.backbone(images)[self.backbone.last]))
+        return vectors
+
+    def keys(self, images: Tensor, batch: Batch) -> Tensor:
+        """(B, 3, S, S) to (B, D), without gradient, on a dealt batch."""
+
+        def encode(images: Tensor) -> tuple[Tensor]:
+            return (self.key_head(pooled(self.key_backbone(images)[self.backbone.last])),)
+
+        return dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)[0]
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the copies follow, so that the next step's keys come from the newer copy, as published."""
+        follow([self.key_backbone, self.key_head], [self.backbone, self.head], self.config.momentum)
+        return {"momentum": self.config.momentum}
+
+
+def instance_output(pairs: list[tuple[Tensor, Tensor]], queue: Queue, temperature: float) -> Output:
+    """Mean InfoNCE over (query, key) pairs (B, D), with what is worth logging; enqueues the keys."""
+    losses = [info_nce(query, key, queue.rows, temperature=temperature) for query, key in pairs]
+    loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+    with torch.no_grad():
+        query = unit(pairs[0][0])
+        positive = (query * unit(pairs[0][1])).sum(dim=1).mean()
+        negative = query.mean(dim=0) @ queue.rows.to(query.dtype).mean(dim=0)
+    for _, key in pairs:
+        queue.enqueue(key)
+    return Output(
+        loss=loss,
+        parts={
+            "instance": loss.detach(),
+            "similarity_positive": positive,
+            "similarity_negative": negative,
+        },
+        embeddings=query,
+        references={"instance": math.log(len(queue.rows) + 1)},
+    )
