@@ -220,6 +220,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def host_group() -> dist.ProcessGroup | None:
+    """Make a group over the CPU for `any_process`; None with one process."""
+    if world_size() == 1:
+        return None
+    made = dist.new_group(backend="gloo")
+    assert isinstance(made, dist.ProcessGroup)  # every process belongs to it
+    return made
+
+
 def any_process(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
     """Tell whether the flag is set in any process; over a CPU group the device is not waited for."""
     if world_size() == 1:

@@ -1,0 +1,157 @@
+"""What a run leaves behind besides weights: metrics.jsonl, TensorBoard events, train.log, and the
+progress bar.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...data.errors import UserError
+from ...data.files import whole_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS, LOG, CONFIG, EVENTS = "metrics.jsonl", "train.log", "config.json", "tensorboard"
+
+
+class Journal:
+    """Writes one run folder; with `folder=None` it is silent, as on every process but the first.
+
+    A context: the files are closed on exit. After a resume, lines at or past the resumed step are
+    dropped, so that metrics.jsonl holds every step once.
+    """
+
+    def __init__(self, folder: Path | None, *, total: int, resumed_step: int = 0, show: bool = True) -> None:
+        self.folder = folder
+        self._total = total
+        self._start = resumed_step
+        self._console = Console(stderr=True, quiet=not show or folder is None)
+        self._events: SummaryWriter | None = None
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Journal:
+        if self.folder is None:
+            return self
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _drop_from(self.folder / METRICS, self._start)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=self._start or None)
+        if self._console.is_terminal and not self._console.quiet:
+            self._bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=self._console,
+                transient=False,
+            )
+            self._bar.add_task("", total=self._total, completed=self._start)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._events is not None:
+            self._events.close()
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step` done."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Write one line of numbers for `step` optimiser steps done."""
+        if self.folder is None:
+            return
+        with open(self.folder / METRICS, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+        text = _one_line(values)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        else:
+            self._console.print(f"step {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
+        self._log(f"step {step}/{self._total}  {text}")
+
+    def say(self, text: str) -> None:
+        """Tell the user and train.log one sentence."""
+        if self.folder is None:
+            return
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._log(text)
+
+    def _log(self, text: str) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / LOG, "a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}\n")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, whole."""
+    with whole_file(folder / CONFIG) as part:
+        part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run folder's config.json.
+
+    Raises:
+        UserError: if it is missing or not JSON; names the folder.
+    """
+    path = folder / CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); was it edited?") from error
+    return config
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
+    """Give the lines of a run's metrics.jsonl; a last line cut by a crash is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            print(f"{path}: a line is cut and left out: {line[:60]}", file=sys.stderr)
+
+
+def _drop_from(path: Path, step: int) -> None:
+    """Keep the metrics of steps before a resume's position."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    with whole_file(path) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _one_line(values: dict[str, float]) -> str:
+    """Loss parts and rates for the bar."""
+    shown = {name: value for name, value in values.items() if name not in {"epoch", "lr", "seconds"}}
+    words = [f"{name} {value:.4g}" for name, value in list(shown.items())[:8]]
+    rates = [
+        f"{name} {values[name]:.3g}" for name in ("samples_per_second", "data_wait_share") if name in values
+    ]
+    return "  ".join(dict.fromkeys([*words, *rates]))

@@ -1,0 +1,38 @@
+"""A torch.profiler trace of a few steps, for `--profile N`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .distributed import World
+
+WARM_UP_STEPS = 5
+
+
+@contextmanager
+def tracer(steps: int, folder: Path | None, world: World) -> Iterator[Callable[[], None]]:
+    """Give a function to call after every step; writes `trace.json` (Perfetto, chrome://tracing) to the
+    folder.
+
+    Args:
+        steps: steps to trace after `WARM_UP_STEPS`; 0: none.
+        folder: the run folder.
+        world: only the first process traces.
+    """
+    if steps == 0 or folder is None or not world.first:
+        yield lambda: None
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if world.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile(
+        activities=activities,
+        schedule=torch.profiler.schedule(wait=WARM_UP_STEPS - 1, warmup=1, active=steps, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(folder / "trace.json")),
+    ) as profiler:
+        yield profiler.step
