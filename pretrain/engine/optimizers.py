@@ -58,17 +58,20 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
-    """How the learning rate moves: linear warm-up, then `cosine`, `steps` or `constant`."""
+    """How the learning rate moves: linear warm-up, then `cosine`, `steps`, `poly` or `constant`."""
 
-    name: Literal["cosine", "steps", "constant"] = "cosine"
+    name: Literal["cosine", "steps", "poly", "constant"] = "cosine"
     warmup_epochs: float = 0.0
     final_share: float = 0.0  # cosine: share of the peak at the end
     milestones: tuple[float, ...] = ()  # steps: shares of the run, in (0, 1), at which the rate drops
     gamma: float = 0.1  # steps: factor of each drop
+    power: float = 0.9  # poly: (1 - progress) ** power, as segmenters are trained
 
     def __post_init__(self) -> None:
-        if self.name not in {"cosine", "steps", "constant"}:
-            raise ValueError(f"schedule.name {self.name!r} is unknown; choose cosine, steps or constant")
+        if self.name not in {"cosine", "steps", "poly", "constant"}:
+            raise ValueError(
+                f"schedule.name {self.name!r} is unknown; choose cosine, steps, poly or constant"
+            )
         if self.warmup_epochs < 0:
             raise ValueError(f"schedule.warmup_epochs must be at least 0, not {self.warmup_epochs}")
         if any(not 0 < share < 1 for share in self.milestones):
@@ -169,6 +172,8 @@ def lr_factor(settings: ScheduleSettings, step: int, total: int, steps_per_epoch
         passed = sum(step >= share * total for share in settings.milestones)
         return float(settings.gamma**passed)
     progress = (step - warmup) / max(1, total - warmup)
+    if settings.name == "poly":
+        return float((1 - progress) ** settings.power)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return settings.final_share + (1 - settings.final_share) * cosine
 
