@@ -132,24 +132,41 @@ def relative_positions(first: ViewGeometry, second: ViewGeometry, grid: int, dim
     """
     import torch
 
-    cells = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    rows, columns, scale = relative_position_parts(first, second, grid, dim)
+    shape = (len(rows), grid, grid, -1)
+    cells = torch.cat(
+        [
+            rows[:, :, None].expand(shape),
+            columns[:, None, :].expand(shape),
+            scale[:, None, None].expand(shape),
+        ],
+        dim=-1,
+    )
+    return cells.reshape(len(rows), grid * grid, 2 * dim)
+
+
+def relative_position_parts(
+    first: ViewGeometry, second: ViewGeometry, grid: int, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give what `relative_positions` is made of, 1 / S of its size: a linear layer may take the parts alone.
+
+    Returns:
+        Rows (B, S, D/2) and columns (B, S, D/2) of the second view's cells, scale (B, D); float64, on the
+        device of the geometry.
+    """
+    import torch
+
+    cells = (torch.arange(grid, dtype=torch.float64, device=_column(second.top).device) + 0.5) / grid
     rows = _along_axis(
         cells, first.top, first.height, first.vflip, second.top, second.height, second.vflip, grid
     )
     columns = _along_axis(
         cells, first.left, first.width, first.hflip, second.left, second.width, second.hflip, grid
     )
-    batch = rows.shape[0]
     log_height = 10 * torch.log(_column(second.height) / _column(first.height))
     log_width = 10 * torch.log(_column(second.width) / _column(first.width))
-    shape = (batch, grid, grid)
-    parts = [
-        rows[:, :, None].expand(shape),
-        columns[:, None, :].expand(shape),
-        log_height[:, :, None].expand(shape),
-        log_width[:, :, None].expand(shape),
-    ]
-    return torch.cat([_sincos(part.reshape(batch, grid * grid), dim) for part in parts], dim=-1)
+    scale = torch.cat([_sincos(log_height[:, 0], dim), _sincos(log_width[:, 0], dim)], dim=-1)
+    return _sincos(rows, dim), _sincos(columns, dim), scale
 
 
 def cell_centres(geometry: ViewGeometry, grid: int) -> Tensor:
@@ -164,7 +181,7 @@ def cell_centres(geometry: ViewGeometry, grid: int) -> Tensor:
     """
     import torch
 
-    cells = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    cells = (torch.arange(grid, dtype=torch.float64, device=_column(geometry.top).device) + 0.5) / grid
     y = _to_original(cells, geometry.top, geometry.height, geometry.vflip)
     x = _to_original(cells, geometry.left, geometry.width, geometry.hflip)
     pairs = torch.stack(
