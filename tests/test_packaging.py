@@ -1,0 +1,227 @@
+"""What a user installs: the wheel, its metadata, a quick command line, and the rooms' arrows."""
+
+import ast
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from email import message_from_string
+
+import pytest
+
+import hapicl
+
+ROOMS = {
+    # room -> rooms it may import
+    "data": {"data"},
+    "maskgen": {"maskgen", "data"},
+    "pretrain": {"pretrain", "data"},
+    "evaluate": {"evaluate", "pretrain", "data"},
+    "demo": {"demo", "evaluate", "maskgen", "pretrain", "data"},
+}
+ROOT_MODULES = {"__init__.py", "__main__.py", "cli.py"}
+NEVER_COPIED = (
+    ".git",
+    ".venv*",
+    ".*cache",
+    ".hypothesis",
+    "build",
+    "dist",
+    "runs",
+    "site",
+    "demo-output",
+    "*.egg-info",
+)
+
+
+def tracked(repository, *patterns):
+    """Files of the working tree that git knows or would add, as paths relative to the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    try:
+        listed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("git does not list this folder's files")
+    return [line for line in listed.splitlines() if (repository / line).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(repository, tmp_path_factory):
+    """The wheel, built from a copy whose path holds a space, by the setuptools already installed."""
+    source = tmp_path_factory.mktemp("copy of a") / "source tree"
+    shutil.copytree(repository, source, ignore=shutil.ignore_patterns(*NEVER_COPIED))
+    out = tmp_path_factory.mktemp("wheels")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    (built,) = out.iterdir()
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_exactly_the_packages(wheel, repository):
+    packages = setup_cfg(repository)["options"]["packages"].split()
+    expected = {"hapicl/py.typed"}
+    for package in packages:
+        folder = repository.joinpath(*package.split(".")[1:])
+        patterns = ["*.py", *package_data(repository).get(package, [])]
+        expected |= {
+            path.relative_to(repository).as_posix() for pattern in patterns for path in folder.glob(pattern)
+        }
+    expected = {name if name.startswith("hapicl/") else f"hapicl/{name}" for name in expected}
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == expected
+    assert {name for name in found if name.count("/") == 1 and name.endswith(".py")} == {
+        f"hapicl/{name}" for name in ROOT_MODULES
+    }
+
+
+def test_every_package_of_the_tree_is_listed(repository):
+    listed = set(setup_cfg(repository)["options"]["packages"].split())
+    folders = {
+        ".".join(["hapicl", *name.split("/")[:-1]])
+        for name in tracked(repository, "*.py")
+        if name.split("/")[0] in ROOMS
+    }
+    assert listed == folders | {"hapicl"}
+
+
+def test_every_data_file_of_the_rooms_is_shipped(wheel, repository):
+    shipped = set(wheel.namelist())
+    kept = [name for name in tracked(repository) if name.split("/")[0] in ROOMS]
+    assert {f"hapicl/{name}" for name in kept} <= shipped
+
+
+def test_the_metadata_says_who_may_use_it_and_how_to_start_it(wheel):
+    folder = f"hapicl-{hapicl.__version__}.dist-info"
+    metadata = message_from_string(wheel.read(f"{folder}/METADATA").decode())
+    assert metadata["Name"] == "hapicl"
+    assert metadata["Version"] == hapicl.__version__
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata.get_all("Provides-Extra")) >= {"test", "eval", "bench", "docs", "dask", "ray"}
+    assert "hapicl = hapicl.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "Apache License" in wheel.read(f"{folder}/licenses/LICENSE").decode()
+    assert metadata.get_payload().startswith("# hapicl")
+
+
+def test_no_requirement_of_stage_one_or_two_is_copyleft_or_needs_a_display(repository):
+    required = setup_cfg(repository)["options"]["install_requires"].lower()
+    assert "opencv-python-headless" in required
+    assert "pymaxflow" not in required
+    assert "opencv-python>" not in required
+
+
+def test_help_is_quick_and_imports_no_heavy_library():
+    program = (
+        "import sys; sys.argv = ['hapicl', '--help']\n"
+        "from hapicl.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'torchvision', 'numba', 'cv2', 'skimage', 'sklearn', 'scipy', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    # measured as the lesser of several starts: a busy machine must not fail it
+    seconds = []
+    for _ in range(5):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - start)
+        assert "HEAVY []" in done.stdout
+        assert "hapicl" in done.stdout
+    assert min(seconds) < 0.5, f"hapicl --help took {min(seconds):.2f} s"
+
+
+def test_version_is_printed():
+    done = subprocess.run(
+        [sys.executable, "-m", "hapicl", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["hapicl,", "version", hapicl.__version__]
+
+
+def test_every_command_of_the_help_can_be_asked_for_help():
+    from hapicl.cli import COMMANDS
+
+    for name in COMMANDS:
+        command = [sys.executable, "-m", "hapicl", name, "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Usage: hapicl" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["data/images.py", "data/__init__.py", "tests/data/test_page.py", "docs/masks.md"]
+)
+def test_gitignore_hides_no_source(repository, name):
+    tracked(repository)  # skips without git
+    done = subprocess.run(["git", "check-ignore", "--no-index", "--quiet", name], cwd=repository, check=False)
+    assert done.returncode == 1
+
+
+def test_the_root_holds_no_other_module(repository):
+    found = {name for name in tracked(repository, "*.py") if "/" not in name}
+    assert found == ROOT_MODULES
+
+
+def test_imports_inside_the_package_are_relative_and_keep_the_arrows(repository):
+    wrong = []
+    for name in tracked(repository, "*.py"):
+        room = name.split("/")[0]
+        if room not in ROOMS and name not in ROOT_MODULES:
+            continue
+        for line, target in imported_rooms(name, (repository / name).read_text(encoding="utf-8")):
+            if target == "absolute":
+                wrong.append(f"{name}:{line}: write a relative import")
+            elif room in ROOMS and target not in ROOMS[room] | {"__version__"}:
+                wrong.append(f"{name}:{line}: {room} must not import {target}")
+    assert wrong == []
+
+
+def imported_rooms(name, source):
+    """Yield (line, room) of every import of ours in a file; room "absolute" for `hapicl...`."""
+    folder = name.split("/")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+            yield from ((node.lineno, "absolute") for target in targets if target.split(".")[0] == "hapicl")
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                if (node.module or "").split(".")[0] == "hapicl":
+                    yield node.lineno, "absolute"
+                continue
+            base = folder[: len(folder) - (node.level - 1)]
+            full = [*base, *(node.module or "").split(".")] if node.module else base
+            names = [alias.name for alias in node.names]
+            for target in [full[0]] if full else names:
+                yield node.lineno, target
+
+
+def test_the_arrows_are_seen_by_the_check_itself():
+    source = "from ..maskgen.build import x\nimport hapicl.data\nfrom .loop import y\nfrom ... import demo\n"
+    found = list(imported_rooms("pretrain/run.py", source))
+    assert found[:3] == [(1, "maskgen"), (2, "absolute"), (3, "pretrain")]
+    assert list(imported_rooms("pretrain/engine/loop.py", "from ...data.batch import Batch")) == [(1, "data")]
+    assert list(imported_rooms("cli.py", "from .data.errors import UserError")) == [(1, "data")]
+    assert list(imported_rooms("demo/run.py", "from .. import __version__")) == [(1, "__version__")]
+
+
+def setup_cfg(repository):
+    """The parsed setup.cfg."""
+    parser = configparser.ConfigParser(delimiters=("=",))
+    parser.read(repository / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def package_data(repository):
+    """Glob patterns of data files by package."""
+    section = setup_cfg(repository)["options.package_data"]
+    return {package: section[package].replace(",", " ").split() for package in section}
+
+
+def test_the_command_line_prints_a_users_mistake_without_a_traceback(tmp_path):
+    environment = {**os.environ, "COLUMNS": "200"}
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-m", "hapicl", "masks", "build", "--images", tmp_path / "empty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "empty" in done.stderr
+    assert "Traceback" not in done.stderr
