@@ -22,6 +22,8 @@ COMMANDS = {
     ),
     "masks": ("hapicl.maskgen.commands", "masks", "Stage one: find the foreground of every image, once."),
     "pretrain": ("hapicl.pretrain.commands", "pretrain", "Stage two: train a backbone on images and masks."),
+    "report": ("hapicl.pretrain.commands", "report", "Compare runs on one page."),
+    "methods": ("hapicl.pretrain.commands", "methods", "List the methods, what each needs, and its source."),
 }
 
 

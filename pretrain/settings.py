@@ -81,7 +81,20 @@ class RunSettings:
 
 # a resumed run may change these
 SESSION = frozenset(
-    ["out", "resume", "device", "workers", "precision", "channels_last", "compile", "log_every", "checkpoint_every", "keep_every", "stop_after", "profile", "knn_train", "knn_val", "knn_every", "about", "images", "masks"]
+    {
+        "out",
+        "resume",
+        "images",
+        "masks",
+        "about",
+        "device",
+        "workers",
+        "precision",
+        "channels_last",
+        "compile",
+    }
+    | {"log_every", "checkpoint_every", "keep_every", "stop_after", "profile"}
+    | {"knn_train", "knn_val", "knn_every"}
 )
 
 
@@ -173,9 +186,7 @@ def _convert_tuple(parts: tuple[Any, ...], value: Any, place: str) -> tuple[Any,
 
 
 def _convert_scalar(kind: Any, value: Any, place: str) -> Any:
-    """Check a number, text, flag or mapping; YAML reads 1e-4 as text, so numbers are also taken from
-    text.
-    """
+    """Check a number, text, flag or mapping; YAML reads 1e-4 as text, so text is taken too."""
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)

@@ -51,7 +51,7 @@ def complaints(
     deviation, rank = values.get("feature_std"), values.get("effective_rank")
     if deviation is not None and deviation < 0.05:
         found.append(
-            f"collapse: the embeddings are nearly one point (feature_std {deviation:.3f}, 1 is an even spread); "
+            f"collapse: the embeddings are nearly one point (feature_std {deviation:.3f}; 1 is even); "
             "lower the learning rate, or raise the batch size or the number of negatives"
         )
     elif rank is not None and rank < 2.0:
@@ -69,7 +69,7 @@ def complaints(
     for name, chance in references.items():
         if progress > 0.2 and name in values and chance > 0 and abs(values[name] / chance - 1) < 0.005:
             found.append(
-                f"not learning: {name} is still at chance level ({values[name]:.3f}, chance is {chance:.3f}); "
+                f"not learning: {name} is still at chance level ({values[name]:.3f} of {chance:.3f}); "
                 "raise the learning rate or check the augmentation"
             )
     return found

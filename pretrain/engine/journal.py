@@ -1,6 +1,4 @@
-"""What a run leaves behind besides weights: metrics.jsonl, TensorBoard events, train.log, and the
-progress bar.
-"""
+"""What a run leaves besides weights: metrics.jsonl, TensorBoard events, train.log, the progress bar."""
 
 from __future__ import annotations
 

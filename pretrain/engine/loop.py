@@ -70,6 +70,7 @@ class LoopSettings:
     stop_after: int | None = None  # leave with a checkpoint after this many steps of this session
     profile: int = 0  # steps traced by torch.profiler, after five
     seed: int = 0
+    workers: int | None = None  # loader workers, named in the advice to a starving run
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ class _Fit:
         self.last = values
         self.journal.record(self.step, values)
         progress = self.step / self.settings.total_steps
-        for sentence in complaints(values, self.references, progress=progress):
+        for sentence in complaints(values, self.references, progress=progress, workers=self.settings.workers):
             kind = sentence.split(":")[0]
             if kind not in self.said:  # once per kind and session; the numbers go on in the metrics
                 self.said.add(kind)

@@ -20,9 +20,7 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """One optimiser; the learning rate is stated for 256 samples and grows with the global batch (Goyal
-    2017).
-    """
+    """One optimiser; its rate is stated for 256 samples and grows with the global batch (Goyal 2017)."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     lr_per_256: float = 0.03

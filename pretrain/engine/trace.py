@@ -15,8 +15,7 @@ WARM_UP_STEPS = 5
 
 @contextmanager
 def tracer(steps: int, folder: Path | None, world: World) -> Iterator[Callable[[], None]]:
-    """Give a function to call after every step; writes `trace.json` (Perfetto, chrome://tracing) to the
-    folder.
+    """Give a function to call after every step; writes `trace.json` (for Perfetto) to the folder.
 
     Args:
         steps: steps to trace after `WARM_UP_STEPS`; 0: none.

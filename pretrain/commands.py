@@ -1,0 +1,113 @@
+"""The commands of stage two: parse, call, print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--masks", metavar="FILE", help="Mask file of `hapicl masks build`; enough by itself.")
+@click.option(
+    "--images", metavar="DIR", help="Image folder or packed .h5  [default: recorded in the mask file]"
+)
+@click.option("--method", help="See `hapicl methods`.  [default: hapicl_m]")
+@click.option("--arch", help="Backbone.  [default: resnet50]")
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="Settings from a YAML file.  [default: by method and data size]"
+)
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Any setting, such as optimizer.lr_per_256=0.05.",
+)
+@click.option("--epochs", type=float, help="Length of the run.")
+@click.option("--steps", type=int, help="Length in optimiser steps, instead of epochs.")
+@click.option("--batch-size", type=int, help="Samples of one optimiser step, over all processes.")
+@click.option("--image-size", type=int, help="Side of the views, pixels.")
+@click.option("--out", metavar="DIR", help="Run folder.  [default: runs/METHOD_ARCH]")
+@click.option("--resume", metavar="auto|PATH", help="Continue the run in --out, or from a checkpoint.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option(
+    "--missing-masks",
+    type=click.Choice(["error", "skip", "instance-only"]),
+    help="Images without a mask.  [default: error]",
+)
+@click.option("--workers", type=int, help="Loader processes of each training process.  [default: by CPUs]")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.option("--compile", "compile_", is_flag=True, default=None, help="torch.compile the backbone.")
+@click.option("--profile", type=int, metavar="N", help="Trace N steps into the run folder.")
+@click.option("--knn-train", metavar="DIR", help="Labelled folder (class folders) for the online kNN.")
+@click.option("--knn-val", metavar="DIR", help="Labelled folder that the online kNN is tested on.")
+@click.option("--dry-run", is_flag=True, help="Print settings, size and memory; train nothing.")
+@click.pass_context
+def pretrain(
+    context: click.Context,
+    /,
+    *,
+    overrides: tuple[str, ...],
+    recipe: str | None,
+    dry_run: bool,
+    compile_: bool | None,
+    **options: Any,
+) -> None:
+    """Train a backbone on images and masks.
+
+    Exit codes: 0 done (or left by stop_after), 2 a mistake in input or settings, 3 the loss was not finite,
+    75 stopped by SIGTERM, SIGINT or SIGUSR1 after a checkpoint (continue with --resume auto).
+
+    Several GPUs: torchrun --standalone --nproc-per-node N -m hapicl.cli pretrain ...
+    """
+    from .engine.guard import NonFiniteLossError
+    from .engine.stop import EXIT_NOT_FINITE, EXIT_STOPPED
+    from .resolve import resolve
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if compile_:
+        given["compile"] = True
+    settings, notes = resolve(given, recipe=recipe, overrides=overrides)
+    for note in notes:
+        click.echo(note, err=True)
+    if dry_run:
+        from .dry_run import dry_run_report
+
+        click.echo(dry_run_report(settings))
+        return
+    from .run import pretrain as run
+
+    try:
+        result = run(settings)
+    except NonFiniteLossError as error:
+        click.echo(f"error: {error}", err=True)
+        context.exit(EXIT_NOT_FINITE)
+    if result.stopped_by not in {None, "stop_after"}:
+        context.exit(EXIT_STOPPED)
+
+
+@click.command()
+def methods() -> None:
+    """List the methods, what each needs, and its source."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .methods_table import method_rows
+
+    table = Table("method", "needs", "source")
+    for row in method_rows():
+        table.add_row(*row)
+    Console().print(table)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
+@click.option("--images", metavar="DIR", help="Folder for the feature pictures  [default: the run's images]")
+def report(runs: tuple[str, ...], out: str, images: str | None) -> None:
+    """Compare runs on one self-contained page: curves, settings that differ, crops and features."""
+    from .report import write_report
+
+    write_report(list(runs), out, images=images)
+    click.echo(f"wrote {out}")
