@@ -254,6 +254,19 @@ def build_vit(arch: str, *, image_size: int, stem: str = "auto") -> ViTBackbone:
     return ViTBackbone(trunk)
 
 
+def require_vit(backbone: Backbone, method: str) -> ViTBackbone:
+    """Refuse other backbones for a method that is made of tokens.
+
+    Raises:
+        UserError: if it is no ViT.
+    """
+    if not isinstance(backbone, ViTBackbone):
+        raise UserError(
+            f"{method} masks patches and so needs a Vision Transformer, such as --arch vit_tiny_patch16_224"
+        )
+    return backbone
+
+
 def known_vits() -> list[str]:
     """Names under which timm keeps Vision Transformers, of any make."""
     return [name for module in ("vision_transformer", "deit") for name in list_models(module=module)]

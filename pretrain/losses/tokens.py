@@ -5,6 +5,7 @@ Shape legend: B images, N tokens, M = B*N rows, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from .common import precise, unit
 
 # SiameseIM's released weight 0.02 belongs to D = 768; it scales with 1 / D, so this product is the constant
 RELEASED_STRENGTH = 15.36
+
+Average = Callable[[Tensor], Tensor]
 
 
 class UnigradParts(NamedTuple):
@@ -67,7 +70,9 @@ def effective_rank(moment: Tensor) -> Tensor:
     return moment.trace().square() / moment.square().sum().clamp_min(torch.finfo(moment.dtype).tiny)
 
 
-def unigrad(prediction: Tensor, target: Tensor, *, neg_weight: float, moment: Tensor | None = None) -> Tensor:
+def unigrad(
+    prediction: Tensor, target: Tensor, *, neg_weight: float, average: Average | None = None
+) -> Tensor:
     """SiameseIM's dense loss as published (arXiv 2206.01204, CVPR 2023).
 
     L = [ mean ||p - t||^2 + w mean(p^T C p) ] / D with t the target after LayerNorm and C = mean t t^T, taken
@@ -77,23 +82,24 @@ def unigrad(prediction: Tensor, target: Tensor, *, neg_weight: float, moment: Te
         prediction: (B, N, D), raw.
         target: (B, N, D), raw; gets no gradient.
         neg_weight: w; 0.02 at D = 768, and 15.36 / D for other widths.
-        moment: (D, D), C; None takes it from `target`. Under several processes: their mean.
+        average: applied to C (D, D); under several processes their mean (`engine.distributed.reduce_mean`).
 
     Returns:
         Scalar of at least float32; `collapse_level` where every target is the same.
     """
-    return unigrad_parts(prediction, target, neg_weight=neg_weight, moment=moment).loss
+    return unigrad_parts(prediction, target, neg_weight=neg_weight, average=average).loss
 
 
 def unigrad_parts(
-    prediction: Tensor, target: Tensor, *, neg_weight: float, moment: Tensor | None = None
+    prediction: Tensor, target: Tensor, *, neg_weight: float, average: Average | None = None
 ) -> UnigradParts:
     """`unigrad` with the effective rank of C and the prediction's R2."""
     dim = prediction.shape[-1]
     with torch.autocast(prediction.device.type, enabled=False):
         predicted = precise(prediction).reshape(-1, dim)
         wanted = target_tokens(target).reshape(-1, dim)
-        moment = second_moment(wanted) if moment is None else moment
+        moment = second_moment(wanted)
+        moment = moment if average is None else average(moment).detach()
         distance = (predicted - wanted).square().sum(-1).mean()
         # (p C) . p row by row: M D + D^2 numbers, where p (t^T t) p formed pairwise takes M x M
         energy = ((predicted @ moment) * predicted).sum(-1).mean()
@@ -136,3 +142,17 @@ def cosine_collapse_level(strength: float) -> float:
     """Best `unigrad_cosine` when every target is the same: -c + lambda / 2 c^2 at its best cosine c."""
     best = min(1.0, 1 / strength) if strength > 0 else 1.0
     return strength / 2 * best**2 - best
+
+
+def normalised_patches(patches: Tensor) -> Tensor:
+    """Bring each patch to zero mean and unit variance, as MAE does to its targets (arXiv 2111.06377, 3).
+
+    Args:
+        patches: (B, N, n) pixels.
+
+    Returns:
+        (B, N, n) of at least float32, without gradient; a patch of one colour becomes zero.
+    """
+    values = precise(patches.detach())
+    mean, variance = values.mean(-1, keepdim=True), values.var(-1, keepdim=True)
+    return (values - mean) / (variance + 1e-6).sqrt()

@@ -8,9 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from ...data.batch import Batch, Needs
+
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,19 @@ class Method(nn.Module):
 
     def before_training(self, index_paths: list[str]) -> None:
         """Run once before the first step (also after a resume): banks check their paths here."""
+
+    def pictures(self, batch: Batch) -> dict[str, Pixels]:
+        """Draw what the method has learnt on a few samples, for the run's report; changes nothing.
+
+        Called in eval mode, on the first process only, so it may not wait for other processes.
+
+        Args:
+            batch: a few augmented samples.
+
+        Returns:
+            (H, W, 3) uint8 pictures by the sentence under which the report shows them; none by default.
+        """
+        return {}
 
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Run after the optimiser's update number `step` (from 0) of `total`: EMA and schedules.
