@@ -6,7 +6,6 @@ Shape legend: B samples, D embedding, K queue entries, n images of the data set.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -121,15 +120,15 @@ class Bank(nn.Module):
                 f"{_difference(self.paths, paths)}. Restore the folder, or start a new run"
             )
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the paths, joined by newlines (no path may hold one), as bytes in a tensor."""
-        joined = "\n".join(self.paths).encode("utf-8", "surrogateescape")
-        return {"paths": torch.from_numpy(np.frombuffer(joined, dtype=np.uint8).copy())}
+    def get_extra_state(self) -> Tensor:
+        """Return the paths as UTF-8 bytes, each ended by a zero (no path can hold one): (bytes,) uint8."""
+        joined = "".join(f"{path}\0" for path in self.paths).encode("utf-8", "surrogateescape")
+        return torch.from_numpy(np.frombuffer(joined, dtype=np.uint8).copy())
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the paths of a checkpoint; a bank of another size is refused by the rows' shape."""
-        joined = state["paths"].cpu().numpy().tobytes().decode("utf-8", "surrogateescape")
-        self.paths = joined.split("\n") if joined else []
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the paths of a checkpoint."""
+        joined = state.cpu().numpy().tobytes().decode("utf-8", "surrogateescape")
+        self.paths = joined.split("\0")[:-1]
 
 
 def _difference(before: list[str], now: list[str]) -> str:

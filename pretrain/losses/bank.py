@@ -40,7 +40,8 @@ def bank_scores(embedding: Tensor, bank: Tensor, index: Tensor, negatives: Tenso
         bank: (n, D) unit rows. Rows written after this call but before the backward pass would change the
             gradient: write the bank after the loss is differentiated, or give a copy.
         index: (B,) own rows.
-        negatives: (B, K) rows of each sample, or (K,) rows that all share.
+        negatives: (B, K) rows of each sample, or (K,) rows that all share; a sample that meets its own
+            row among them scores -inf there.
 
     Returns:
         (B, 1 + K), the positive first.
@@ -49,10 +50,26 @@ def bank_scores(embedding: Tensor, bank: Tensor, index: Tensor, negatives: Tenso
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * bank[index]).sum(dim=1, keepdim=True)
         if negatives.dim() == 1:
-            return torch.cat([positive, query @ bank[negatives].T], dim=1)
+            own = negatives[None, :] == index[:, None]
+            shared = (query @ bank[negatives].T).masked_fill(own, -torch.inf)
+            return torch.cat([positive, shared], dim=1)
         step = max(1, CHUNK_LOGITS // max(1, negatives.shape[1] * bank.shape[1]))
         others = _GatheredScores.apply(query, bank, negatives, step)
         return torch.cat([positive, others], dim=1)
+
+
+def scores_info_nce(scores: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of the positive, first of the scores (B, 1 + K) of `bank_scores`; mean over B."""
+    target = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    return F.cross_entropy(scores / temperature, target)
+
+
+def scores_nce(scores: Tensor, bank_rows: int, *, temperature: float, partition: Tensor) -> Tensor:
+    """Noise-contrastive estimation on the scores (B, 1 + K) of `bank_scores`; see `bank_nce`."""
+    noise = math.log((scores.shape[1] - 1) / bank_rows)
+    odds = scores / temperature - precise(partition).to(scores.dtype).log() - noise
+    # log(P / (P + c)) = -softplus(-odds), log(c / (P + c)) = -softplus(odds): nothing overflows
+    return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(dim=1)).mean()
 
 
 def bank_info_nce(
@@ -63,8 +80,7 @@ def bank_info_nce(
     Returns:
         Scalar, mean over B; log(K + 1) when all similarities are equal.
     """
-    logits = bank_scores(embedding, bank, index, negatives) / temperature
-    return F.cross_entropy(logits, torch.zeros_like(index))
+    return scores_info_nce(bank_scores(embedding, bank, index, negatives), temperature=temperature)
 
 
 def bank_nce(
@@ -76,10 +92,10 @@ def bank_nce(
     temperature: float,
     partition: Tensor,
 ) -> Tensor:
-    """Noise-contrastive estimation, equations 5 to 7 of NPID: as `bank_scores`, with a fixed partition.
+    """Noise-contrastive estimation, equations 5 to 7 of NPID; arguments as in `bank_scores`.
 
     With P_i = exp(s_i / temperature) / Z, K negatives and n bank rows:
-    -log(P_0 / (P_0 + K/n)) - sum_k log((K/n) / (P_k + K/n)), written with softplus so that nothing overflows.
+    -log(P_0 / (P_0 + K/n)) - sum_k log((K/n) / (P_k + K/n)).
 
     Args:
         embedding, bank, index, negatives: as in `bank_scores`.
@@ -89,10 +105,8 @@ def bank_nce(
     Returns:
         Scalar, mean over B.
     """
-    scores = bank_scores(embedding, bank, index, negatives) / temperature
-    noise = math.log((scores.shape[1] - 1) / len(bank))
-    odds = scores - partition.to(scores.dtype).log() - noise
-    return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(dim=1)).mean()
+    scores = bank_scores(embedding, bank, index, negatives)
+    return scores_nce(scores, len(bank), temperature=temperature, partition=partition)
 
 
 def partition_estimate(scores: Tensor, bank_rows: int, *, temperature: float) -> Tensor:

@@ -14,6 +14,13 @@ METHODS = {
     "hapicl_m": ("hapicl_m", "HapiclM"),
     "simclr": ("simclr", "Simclr"),
     "moco_v2": ("moco_v2", "MocoV2"),
+    "rotation": ("rotation", "Rotation"),
+    "jigsaw": ("jigsaw", "Jigsaw"),
+    "npid": ("npid", "Npid"),
+    "pirl": ("pirl", "Pirl"),
+    "densecl": ("densecl", "Densecl"),
+    "harl": ("harl", "Harl"),
+    "byol": ("byol", "Byol"),
 }
 
 

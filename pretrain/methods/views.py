@@ -37,14 +37,14 @@ class ViewConfig:
         for name in ("hflip", "vflip"):
             require_share(name, getattr(self, name))
 
-    def view(self, image_size: int) -> ViewPolicy:
-        """Give the policy of one view of `image_size` pixels."""
+    def view(self, image_size: int, photometric: PhotometricPolicy | None = None) -> ViewPolicy:
+        """Give the policy of one view of `image_size` pixels, with another photometric policy if given."""
         return ViewPolicy(
             size=image_size,
             scale=self.crop_scale,
             hflip=self.hflip,
             vflip=self.vflip,
-            photometric=self.photometric,
+            photometric=photometric or self.photometric,
         )
 
 

@@ -1,0 +1,99 @@
+"""BYOL (Grill et al., arXiv 2006.07733): predict the slow copy's view of the other crop; no negatives.
+
+Shape legend: B images of this process, D embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...data.batch import Batch, Needs, PhotometricPolicy
+from ..backbones import Backbone
+from ..heads import pooled, vector_head
+from ..losses import negative_cosine
+from ..losses.common import unit
+from ..momentum import cosine_momentum, follow, momentum_copy
+from .base import Context, Method, Output
+from .views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByolConfig(ViewConfig):
+    """BYOL; numbers from section 3.2 and table 6."""
+
+    hidden: int = 4096
+    dim: int = 256
+    momentum: float = 0.996  # 0.99 for 300 epochs and fewer (appendix); rises to 1 by a cosine
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    photometric: PhotometricPolicy = field(default_factory=lambda: BYOL_FIRST)
+    photometric_second: PhotometricPolicy = field(default_factory=lambda: BYOL_SECOND)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_positive("hidden", self.hidden)
+        require_positive("dim", self.dim)
+        require_share("momentum", self.momentum)
+
+
+class Byol(Method):
+    """Online encoder, projector and predictor; target encoder and projector by EMA."""
+
+    name = "byol"
+    source = "Grill et al., Bootstrap Your Own Latent, arXiv 2006.07733"
+    Config: ClassVar[type[ByolConfig]] = ByolConfig
+
+    @classmethod
+    def needs(cls, config: ByolConfig, *, image_size: int, grid: int) -> Needs:
+        """Two views of two policies; no masks."""
+        return Needs(
+            views=(
+                config.view(image_size),
+                config.view(image_size, config.photometric_second),
+            )
+        )
+
+    def __init__(self, config: ByolConfig, context: Context, backbone: Backbone) -> None:
+        """Build the online network and its target."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        width = backbone.channels[backbone.last]
+        self.projector = vector_head(width, config.hidden, config.dim, batch_norm=True)
+        self.predictor = vector_head(config.dim, config.hidden, config.dim, batch_norm=True)
+        self.target_backbone = momentum_copy(self.backbone)
+        self.target_projector = momentum_copy(self.projector)
+
+    def step(self, batch: Batch) -> Output:
+        """Predict each view's target from the other view."""
+        first, second = batch.views
+        p1, p2 = self.predict(first), self.predict(second)
+        t1, t2 = self.target(first), self.target(second)
+        loss = negative_cosine(p1, t2) + negative_cosine(p2, t1)
+        return Output(
+            loss=loss,
+            parts={"instance": loss.detach(), "similarity_positive": 1 - loss.detach() / 4},
+            embeddings=unit(t1),
+            references={"instance": 4.0},
+        )
+
+    def predict(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, D), with gradient."""
+        vectors: Tensor = self.predictor(self.projector(pooled(self.backbone(images)[self.backbone.last])))
+        return vectors
+
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, D), without gradient."""
+        vectors: Tensor = self.target_projector(pooled(self.target_backbone(images)[self.backbone.last]))
+        return vectors
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the target follow, ever more slowly."""
+        momentum = cosine_momentum(self.config.momentum, step, total)
+        follow([self.target_backbone, self.target_projector], [self.backbone, self.projector], momentum)
+        return {"momentum": momentum}

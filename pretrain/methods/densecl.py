@@ -1,0 +1,220 @@
+"""DenseCL (Wang et al., arXiv 2011.09157): MoCo v2 with a second, dense contrast of matched cells.
+
+Written from the paper; nothing here follows the original code. Shape legend: B images of this process,
+C map channels, D embedding, S cells per side, P = S*S, K queue entries.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...data.batch import Batch, Needs
+from ...data.errors import UserError
+from ..backbones import Backbone
+from ..engine.batchnorm import split_batch_norm
+from ..heads import cell_head, pooled, vector_head
+from ..losses import cell_labels, dense_info_nce, match_cells
+from ..matches import cell_distance, mutual, nearest_cells
+from ..memory import Queue, queue_length
+from ..momentum import batch_norm_groups, dealt, follow, momentum_copy
+from .base import Context, Method, Output
+from .moco_v2 import MocoConfig, instance_output
+from .views import require, require_choice, require_share
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_STEPS = 10_000  # steps with lambda 0, section 3.4
+WARM_UP_SHARE = 0.05  # of a short run, this project's
+MATCHINGS = ("backbone", "geometry", "head", "foreground")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseclConfig(MocoConfig):
+    """DenseCL as published; `matching=foreground` is this project's own."""
+
+    lambda_dense: float = 0.5  # section 4.4
+    warm_up_steps: int | None = None  # None: 10,000, but at most 5 % of the run
+    matching: Literal["backbone", "geometry", "head", "foreground"] = "backbone"
+    grid: int | None = None  # cells per side of the dense contrast; None: the map's own
+    foreground_threshold: float = 0.5  # for matching=foreground
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_share("lambda_dense", self.lambda_dense)
+        require_share("foreground_threshold", self.foreground_threshold)
+        require_choice("matching", self.matching, MATCHINGS)
+        require(self.grid is None or self.grid > 1, f"grid {self.grid}: give at least 2, or leave it out")
+        steps = self.warm_up_steps
+        require(steps is None or steps >= 0, f"warm_up_steps {steps}: give 0 or more, or leave it out")
+
+
+class Densecl(Method):
+    """MoCo v2 with a global and a dense head, each with its queue."""
+
+    name = "densecl"
+    source = (
+        "Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training, arXiv 2011.09157"
+    )
+    Config: ClassVar[type[DenseclConfig]] = DenseclConfig
+    steps_done: Tensor
+
+    @classmethod
+    def needs(cls, config: DenseclConfig, *, image_size: int, grid: int) -> Needs:
+        """Two views of one policy; masks only for matching within the mask labels, without redraws."""
+        if config.grid is None and grid < 2:
+            raise UserError(
+                f"DenseCL matches cells, but --image-size {image_size} leaves a map of 1 x 1; with stride 32 "
+                "use 96 pixels (3 x 3) or 128 (4 x 4), or a stem of smaller stride"
+            )
+        return Needs(
+            views=(config.view(image_size),) * 2,
+            grid=(config.grid or grid) if config.matching == "foreground" else None,
+            min_foreground=0.0,
+        )
+
+    def __init__(self, config: DenseclConfig, context: Context, backbone: Backbone) -> None:
+        """Build what MoCo v2 has, in its order, then the dense heads and their queue."""
+        super().__init__()
+        self.config, self.seed = config, context.seed
+        self.groups = batch_norm_groups(config.batch_norm_groups, context.batch_size)
+        self.backbone: Backbone = split_batch_norm(backbone, self.groups)
+        width = backbone.channels[backbone.last]
+        self.head = vector_head(width, width, config.dim, batch_norm=False)
+        self.key_backbone = momentum_copy(self.backbone)
+        self.key_head = momentum_copy(self.head)
+        length = queue_length(
+            config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
+        )
+        self.queue = Queue(length, config.dim, seed=context.seed)
+        self.dense_head = cell_head(width, width, config.dim, batch_norm=False)
+        self.key_dense_head = momentum_copy(self.dense_head)
+        self.dense_queue = Queue(length, config.dim, seed=context.seed, purpose="dense queue")
+        self.warm_up = warm_up_steps(config, context.total_steps)
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+        logger.info(
+            "queue of %d keys; lambda is 0 for the first %d of %d steps, then %g",
+            length,
+            self.warm_up,
+            context.total_steps,
+            config.lambda_dense,
+        )
+
+    def step(self, batch: Batch) -> Output:
+        """Contrast images as MoCo v2 does and matched cells, one direction; then enqueue both keys."""
+        (first, second), (here, there) = batch.views, batch.geometry
+        features, query, dense = self.queries(first)
+        key_features, key, key_dense, key_pooled = self.keys(second, batch)
+        check_map(features)
+        match = self.match(features, key_features, dense, key_dense, batch)
+        instance = instance_output([(query, key)], self.queue, self.config.temperature)
+        dense_loss = dense_info_nce(
+            dense.flatten(2),
+            key_dense.flatten(2),
+            features.flatten(2),
+            key_features.flatten(2),
+            self.dense_queue.rows,
+            temperature=self.config.temperature,
+            match=match,
+        )
+        self.dense_queue.enqueue(key_pooled)
+        instance.loss = self.weigh(instance.loss, dense_loss)
+        back = self.match(key_features, features, key_dense, dense, batch, swapped=True)
+        instance.parts |= {
+            "dense": dense_loss.detach(),
+            "matches_mutual": mutual(match, back).float().mean(),
+            "match_distance_cells": cell_distance(here, there, match, features.shape[-1]).mean(),
+        }
+        instance.references["dense"] = instance.references["instance"]
+        return instance
+
+    def weigh(self, instance: Tensor, dense: Tensor) -> Tensor:
+        """(1 - lambda) * instance + lambda * dense; lambda on the device, so the host never waits."""
+        weight = torch.where(self.steps_done < self.warm_up, 0.0, self.config.lambda_dense)
+        return (1 - weight) * instance + weight * dense
+
+    def queries(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, C, S, S), global (B, D) and dense (B, D, S, S) outputs, the last two with gradient."""
+        features = self.backbone(images)[self.backbone.last]
+        vectors = self.head(pooled(features))
+        features = self.regrid(features)
+        return features.detach(), vectors, self.dense_head(features)
+
+    def keys(self, images: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """The same from the slow copy, without gradient, and the pooled dense output (B, D)."""
+
+        def encode(images: Tensor) -> tuple[Tensor, ...]:
+            features = self.key_backbone(images)[self.backbone.last]
+            vectors = self.key_head(pooled(features))
+            features = self.regrid(features)
+            dense = self.key_dense_head(features)
+            return features, vectors, dense, pooled(dense)
+
+        return dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)
+
+    def regrid(self, features: Tensor) -> Tensor:
+        """Average the map onto the config's grid, for the head and the matching alike."""
+        if self.config.grid is None:
+            return features
+        return F.adaptive_avg_pool2d(features, self.config.grid)
+
+    def match(
+        self,
+        features: Tensor,
+        others: Tensor,
+        dense: Tensor,
+        other_dense: Tensor,
+        batch: Batch,
+        *,
+        swapped: bool = False,
+    ) -> Tensor:
+        """For each cell of the first map the matching cell of the second, (B, P); no gradient."""
+        if self.config.matching == "geometry":
+            here, there = batch.geometry[::-1] if swapped else batch.geometry
+            return nearest_cells(here, there, features.shape[-1])
+        if self.config.matching == "head":
+            return match_cells(dense.detach().flatten(2), other_dense.flatten(2))
+        allowed = None
+        if self.config.matching == "foreground":
+            labels = [
+                cell_labels(grid, threshold=self.config.foreground_threshold) for grid in batch.occupancy
+            ]
+            m1, m2 = labels[::-1] if swapped else labels
+            allowed = m1[:, :, None] == m2[:, None, :]
+        return match_cells(features.flatten(2), others.flatten(2), allowed)
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the copies follow, and lambda switch on after its warm-up."""
+        follow(
+            [self.key_backbone, self.key_head, self.key_dense_head],
+            [self.backbone, self.head, self.dense_head],
+            self.config.momentum,
+        )
+        self.steps_done.fill_(step + 1)
+        return {
+            "momentum": self.config.momentum,
+            "lambda": 0.0 if step + 1 < self.warm_up else self.config.lambda_dense,
+        }
+
+
+def warm_up_steps(config: DenseclConfig, total_steps: int) -> int:
+    """Steps with lambda 0: the config's, or 10,000 but at most 5 % of the run."""
+    if config.warm_up_steps is not None:
+        return config.warm_up_steps
+    return min(WARM_UP_STEPS, math.floor(WARM_UP_SHARE * total_steps))
+
+
+def check_map(features: Tensor) -> None:
+    """Refuse a map of a single cell, whose dense contrast would be the global one twice."""
+    if features.shape[-1] < 2:
+        raise UserError(
+            "DenseCL matches cells, but the map is 1 x 1; with stride 32 use --image-size 96 (3 x 3) or 128 "
+            "(4 x 4), or a stem of smaller stride"
+        )

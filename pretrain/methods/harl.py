@@ -1,0 +1,148 @@
+"""HARL (Tran et al., Sensors 2022): BYOL on vectors pooled over the map, its foreground, its background.
+
+Shape legend: B images of this process, C map channels, D embedding, S cells per side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...data.batch import Batch, Needs, PhotometricPolicy
+from ..backbones import Backbone
+from ..engine.distributed import reduce_mean
+from ..heads import pooled, vector_head
+from ..losses.common import precise, unit
+from ..momentum import cosine_momentum, follow, momentum_copy
+from .base import Context, Method, Output
+from .views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require, require_positive, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarlConfig(ViewConfig):
+    """HARL; alpha and beta of the authors' released script, which leaves the background out."""
+
+    hidden: int = 4096
+    dim: int = 256
+    momentum: float = 0.99  # rises to 1 by a cosine
+    alpha: float = 1.0  # foreground against background
+    beta: float = 0.9  # global against masked
+    beta_end: float | None = 0.0  # beta goes there by a cosine; None: constant
+    min_foreground: float = 0.3
+    redraws: int = 5
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    photometric: PhotometricPolicy = field(default_factory=lambda: BYOL_FIRST)
+    photometric_second: PhotometricPolicy = field(default_factory=lambda: BYOL_SECOND)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_positive("hidden", self.hidden)
+        require_positive("dim", self.dim)
+        for name in ("momentum", "alpha", "beta", "min_foreground"):
+            require_share(name, getattr(self, name))
+        if self.beta_end is not None:
+            require_share("beta_end", self.beta_end)
+        require(self.redraws >= 0, f"redraws {self.redraws}: give 0 or more")
+
+
+class Harl(Method):
+    """One projector and one predictor for the three vectors of a view; target by EMA."""
+
+    name = "harl"
+    source = "Tran et al., HARL: Heuristic Attention Representation Learning, Sensors 22(14), 2022"
+    Config: ClassVar[type[HarlConfig]] = HarlConfig
+    beta: Tensor
+
+    @classmethod
+    def needs(cls, config: HarlConfig, *, image_size: int, grid: int) -> Needs:
+        """Two views with masks on the last map's grid."""
+        return Needs(
+            views=(config.view(image_size), config.view(image_size, config.photometric_second)),
+            grid=grid,
+            min_foreground=config.min_foreground,
+            redraws=config.redraws,
+        )
+
+    def __init__(self, config: HarlConfig, context: Context, backbone: Backbone) -> None:
+        """Build the online network and its target."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        width = backbone.channels[backbone.last]
+        self.projector = vector_head(width, config.hidden, config.dim, batch_norm=True)
+        self.predictor = vector_head(config.dim, config.hidden, config.dim, batch_norm=True)
+        self.target_backbone = momentum_copy(self.backbone)
+        self.target_projector = momentum_copy(self.projector)
+        self.register_buffer("beta", torch.tensor(config.beta))
+
+    def step(self, batch: Batch) -> Output:
+        """Predict each of the other view's three targets."""
+        (first, second), (m1, m2) = batch.views, batch.occupancy
+        p1, p2 = self.predict(first, m1), self.predict(second, m2)
+        t1, t2 = self.target(first, m1), self.target(second, m2)
+        # (3, B): global, foreground, background; both directions
+        distances = (2 - 2 * (p1 * t2).sum(dim=2)) + (2 - 2 * (p2 * t1).sum(dim=2))
+        everywhere, front, back = distances
+        masked = self.config.alpha * front + (1 - self.config.alpha) * back
+        known = torch.ones_like(masked) if batch.has_mask is None else batch.has_mask.to(masked.dtype)
+        # an image without a mask has its global term alone; shares are those of the global batch
+        share = reduce_mean(known.mean()).clamp(min=1 / 2**20)
+        masked_mean = (masked * known).mean() / share
+        loss = self.beta * everywhere.mean() + (1 - self.beta) * masked_mean
+        parts = {
+            "instance": everywhere.mean(),
+            "foreground": (front * known).mean() / share,
+            "background": (back * known).mean() / share,
+            "foreground_share": torch.stack([m1, m2]).mean(),
+        }
+        if batch.fallback is not None:
+            parts["crop_fallback"] = batch.fallback.float().mean()
+        return Output(
+            loss=loss,
+            parts={name: value.detach() for name, value in parts.items()},
+            embeddings=t1[0],
+            references={"instance": 4.0, "foreground": 4.0, "background": 4.0},
+        )
+
+    def predict(self, images: Tensor, occupancy: Tensor) -> Tensor:
+        """(B, 3, H, W) and (B, S, S) to unit predictions (3, B, D), with gradient."""
+        vectors = three_vectors(self.backbone(images)[self.backbone.last], occupancy)
+        rows = unit(self.predictor(self.projector(vectors)))
+        return rows.view(3, len(images), -1)
+
+    @torch.no_grad()
+    def target(self, images: Tensor, occupancy: Tensor) -> Tensor:
+        """(B, 3, H, W) and (B, S, S) to unit targets (3, B, D), without gradient."""
+        vectors = three_vectors(self.target_backbone(images)[self.backbone.last], occupancy)
+        return unit(self.target_projector(vectors)).view(3, len(images), -1)
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the target follow, and beta go its way."""
+        momentum = cosine_momentum(self.config.momentum, step, total)
+        follow([self.target_backbone, self.target_projector], [self.backbone, self.projector], momentum)
+        beta = self.config.beta
+        if self.config.beta_end is not None:
+            progress = (step + 1) / max(1, total)
+            beta = (
+                self.config.beta_end + (beta - self.config.beta_end) * (1 + math.cos(math.pi * progress)) / 2
+            )
+        self.beta.fill_(beta)
+        return {"momentum": momentum, "beta": beta}
+
+
+def three_vectors(features: Tensor, occupancy: Tensor) -> Tensor:
+    """Pool a map (B, C, S, S) over everything, foreground and background (B, S, S): (3 * B, C).
+
+    Masked means are sum(F * m) / (sum(m) + 1), so an empty mask gives zero and no division by zero.
+    """
+    precise_features, weights = precise(features), occupancy[:, None].to(precise(features).dtype)
+    masked = [
+        (precise_features * mask).sum(dim=(2, 3)) / (mask.sum(dim=(2, 3)) + 1)
+        for mask in (weights, 1 - weights)
+    ]
+    return torch.cat([pooled(precise_features), *masked])

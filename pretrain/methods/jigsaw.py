@@ -1,0 +1,91 @@
+"""Jigsaw (Noroozi and Favaro, arXiv 1603.09246): tell in which order the patches of an image were shuffled.
+
+Shape legend: B images of this process, C map channels, H hidden, 9 cells.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...data.batch import Batch, Needs, PhotometricPolicy
+from ..backbones import Backbone
+from ..engine.distributed import local_slice, world_size
+from ..heads import pooled
+from ..losses.common import precise
+from .bank_term import step_generator
+from .base import Context, Method, Output
+from .pretext import CELLS, distant_permutations, jigsaw_policy, ordered
+from .views import PIRL, ViewConfig, require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class JigsawConfig(ViewConfig):
+    """Jigsaw as PIRL is compared with it; the heads' width is this project's."""
+
+    permutations: int = 2000  # maximally distant; 1,000 in the paper, 2,000 in PIRL's comparison
+    hidden: int = 1000  # outputs per patch
+    photometric: PhotometricPolicy = field(default_factory=lambda: PIRL)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        number = self.permutations
+        require(2 <= number <= 10_000, f"permutations {number}: give 2 to 10,000")
+        require_positive("hidden", self.hidden)
+
+
+class Jigsaw(Method):
+    """Trunk over each patch, one linear layer each, one over all nine."""
+
+    name = "jigsaw"
+    source = "Noroozi and Favaro, Solving Jigsaw Puzzles, arXiv 1603.09246"
+    Config: ClassVar[type[JigsawConfig]] = JigsawConfig
+    orders: Tensor
+
+    @classmethod
+    def needs(cls, config: JigsawConfig, *, image_size: int, grid: int) -> Needs:
+        """Jigsaw patches alone; no masks."""
+        return Needs(views=(), jigsaw=jigsaw_policy(image_size, config.hflip, config.photometric))
+
+    def __init__(self, config: JigsawConfig, context: Context, backbone: Backbone) -> None:
+        """Build trunk, heads and the fixed set of orders."""
+        super().__init__()
+        self.config, self.seed = config, context.seed
+        self.backbone: Backbone = backbone
+        self.patch_head = nn.Sequential(
+            nn.Linear(backbone.channels[backbone.last], config.hidden), nn.ReLU(inplace=True)
+        )
+        self.order_head = nn.Linear(CELLS * config.hidden, config.permutations)
+        self.register_buffer("orders", torch.from_numpy(distant_permutations(config.permutations)))
+
+    def step(self, batch: Batch) -> Output:
+        """Shuffle the nine patch vectors by one of the orders and classify which."""
+        assert batch.patches is not None
+        features = pooled(self.backbone(batch.patches.flatten(0, 1))[self.backbone.last])
+        each = self.patch_head(features).unflatten(0, (-1, CELLS))
+        label = self.draw_labels(batch)
+        logits = precise(self.order_head(ordered(each, self.orders[label]).flatten(1)))
+        loss = F.cross_entropy(logits, label)
+        accuracy = (logits.detach().argmax(dim=1) == label).float().mean()
+        return Output(
+            loss=loss,
+            parts={"permutation": loss.detach(), "accuracy": accuracy},
+            embeddings=features.detach(),
+            references={
+                "permutation": math.log(self.config.permutations),
+                "accuracy": 1 / self.config.permutations,
+            },
+        )
+
+    def draw_labels(self, batch: Batch) -> Tensor:
+        """Draw one of the orders for each sample by counter, (B,); the same for any number of processes."""
+        device = batch.index.device
+        draw = step_generator(self.seed, batch, "jigsaw label", device)
+        shape = (world_size() * len(batch.index),)
+        return local_slice(torch.randint(self.config.permutations, shape, generator=draw, device=device))

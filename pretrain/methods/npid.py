@@ -1,0 +1,68 @@
+"""NPID (Wu et al., arXiv 1805.01978): every image against a memory bank; PIRL without the transform.
+
+Shape legend: B images of this process, C map channels, D embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from ...data.batch import Batch, Needs
+from ..backbones import Backbone
+from ..heads import pooled
+from ..losses.common import unit
+from .bank_term import BankConfig, BankContrast
+from .base import Context, Method, Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpidConfig(BankConfig):
+    """NPID as published: NCE with 4,096 negatives (section 4)."""
+
+    negatives: int = 4096
+    loss: Literal["infonce", "nce"] = "nce"
+
+
+class Npid(Method):
+    """Trunk, one linear head, memory bank."""
+
+    name = "npid"
+    source = "Wu et al., Non-Parametric Instance Discrimination, arXiv 1805.01978"
+    Config: ClassVar[type[NpidConfig]] = NpidConfig
+
+    @classmethod
+    def needs(cls, config: NpidConfig, *, image_size: int, grid: int) -> Needs:
+        """One view; no masks."""
+        return Needs(views=(config.view(image_size),))
+
+    def __init__(self, config: NpidConfig, context: Context, backbone: Backbone) -> None:
+        """Build trunk, head and bank."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        self.image_head = nn.Linear(backbone.channels[backbone.last], config.dim)
+        self.contrast = BankContrast(config, context)
+
+    def step(self, batch: Batch) -> Output:
+        """Bring the image to its own bank row, away from other rows."""
+        image = self.image_head(pooled(self.backbone(batch.views[0])[self.backbone.last]))
+        (loss,) = self.contrast([image], batch)
+        self.contrast.remember(batch.index, image)
+        return Output(
+            loss=loss,
+            parts={"image": loss.detach()},
+            embeddings=unit(image.detach()),
+            references={"image": self.contrast.chance()} if self.config.loss == "infonce" else {},
+        )
+
+    def before_training(self, index_paths: list[str]) -> None:
+        """Check that the bank's rows belong to these images."""
+        self.contrast.bank.check_paths(index_paths)
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the head write its rows."""
+        self.contrast.write()
+        return {}

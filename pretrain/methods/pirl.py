@@ -1,0 +1,126 @@
+"""PIRL (Misra and van der Maaten, arXiv 1912.01991): an image and its transform against a memory bank.
+
+Shape legend: B images of this process, C map channels, D embedding, P patch side in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...data.batch import Batch, Needs
+from ..backbones import Backbone
+from ..heads import pooled, vector_head
+from ..losses.common import unit
+from .bank_term import BankConfig, BankContrast
+from .base import Context, Method, Output
+from .pretext import CELLS, jigsaw_policy, ordered, rotate_images, rotate_patches
+from .views import require_choice, require_share
+
+logger = logging.getLogger(__name__)
+
+TRANSFORMS = ("jigsaw", "rotation", "rotation_jigsaw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PirlConfig(BankConfig):
+    """PIRL as published."""
+
+    transform: Literal["jigsaw", "rotation", "rotation_jigsaw"] = "jigsaw"
+    lambda_transform: float = 0.5  # weight of the transformed image; 0 is NPID
+    mlp: bool = False  # heads with a hidden layer, as the first author's later configs (with temperature 0.1)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_choice("transform", self.transform, TRANSFORMS)
+        require_share("lambda_transform", self.lambda_transform)
+
+
+class Pirl(Method):
+    """Trunk, image head f, transform head g, memory bank written by f alone."""
+
+    name = "pirl"
+    source = "Misra and van der Maaten, Pretext-Invariant Representations, arXiv 1912.01991"
+    Config: ClassVar[type[PirlConfig]] = PirlConfig
+
+    @classmethod
+    def needs(cls, config: PirlConfig, *, image_size: int, grid: int) -> Needs:
+        """The image, and its Jigsaw patches or a second crop to rotate; no masks."""
+        view = config.view(image_size)
+        if config.transform == "rotation":
+            return Needs(views=(view, view))
+        return Needs(views=(view,), jigsaw=jigsaw_policy(image_size, config.hflip, config.photometric))
+
+    def __init__(self, config: PirlConfig, context: Context, backbone: Backbone) -> None:
+        """Build trunk, heads and bank; f and g share nothing."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        width = backbone.channels[backbone.last]
+        self.image_head = self.linear(width)
+        self.transform_head = self.linear(width)  # for each patch, or for the rotated image
+        self.join_head = None
+        if config.transform != "rotation":
+            self.join_head = nn.Linear(CELLS * config.dim, config.dim)
+        self.contrast = BankContrast(config, context)
+
+    def linear(self, width: int) -> nn.Module:
+        """Linear(C, D), or its variant with a hidden layer."""
+        if self.config.mlp:
+            return vector_head(width, width, self.config.dim, batch_norm=False)
+        return nn.Linear(width, self.config.dim)
+
+    def step(self, batch: Batch) -> Output:
+        """Bring image and transform to the image's bank row, away from other rows."""
+        image = self.image_head(pooled(self.backbone(batch.views[0])[self.backbone.last]))
+        transform = self.transformed(batch)
+        image_loss, transform_loss = self.contrast([image, transform], batch)
+        weight = self.config.lambda_transform
+        loss = weight * transform_loss + (1 - weight) * image_loss
+        self.contrast.remember(batch.index, image)
+        with torch.no_grad():
+            alike = (unit(image) * unit(transform)).sum(dim=1).mean()
+        chance = self.contrast.chance()
+        known = self.config.loss == "infonce"
+        return Output(
+            loss=loss,
+            parts={
+                "image": image_loss.detach(),
+                "transform": transform_loss.detach(),
+                "similarity_positive": alike,
+            },
+            embeddings=unit(image.detach()),
+            references={"image": chance, "transform": chance} if known else {},
+        )
+
+    def transformed(self, batch: Batch) -> Tensor:
+        """Embedding of the transformed image, (B, D)."""
+        if self.join_head is None:
+            assert batch.rotation is not None
+            images = rotate_images(batch.views[1], batch.rotation)
+            vectors: Tensor = self.transform_head(pooled(self.backbone(images)[self.backbone.last]))
+            return vectors
+        assert batch.patches is not None
+        assert batch.permutation is not None
+        patches = batch.patches
+        if self.config.transform == "rotation_jigsaw":
+            assert batch.rotation is not None
+            patches = rotate_patches(patches, batch.rotation)
+        features = pooled(self.backbone(patches.flatten(0, 1))[self.backbone.last])
+        each = self.transform_head(features).unflatten(0, (-1, CELLS))
+        joined: Tensor = self.join_head(ordered(each, batch.permutation).flatten(1))
+        return joined
+
+    def before_training(self, index_paths: list[str]) -> None:
+        """Check that the bank's rows belong to these images."""
+        self.contrast.bank.check_paths(index_paths)
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the image head write its rows."""
+        self.contrast.write()
+        return {}

@@ -1,0 +1,66 @@
+"""Rotation (RotNet, Gidaris et al., arXiv 1803.07728): tell by how many quarter turns an image was rotated.
+
+Shape legend: B images of this process, C map channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import nn
+
+from ...data.batch import Batch, Needs, PhotometricPolicy
+from ..backbones import Backbone
+from ..heads import pooled
+from ..losses.common import precise
+from .base import Context, Method, Output
+from .pretext import rotate_images
+from .views import PIRL, ViewConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationConfig(ViewConfig):
+    """Rotation with the augmentation of PIRL, which it is compared with."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    photometric: PhotometricPolicy = field(default_factory=lambda: PIRL)
+
+
+class Rotation(Method):
+    """Trunk and a linear classifier of four; one turn drawn for each image and epoch."""
+
+    name = "rotation"
+    source = (
+        "Gidaris et al., Unsupervised Representation Learning by Predicting Image Rotations, arXiv 1803.07728"
+    )
+    Config: ClassVar[type[RotationConfig]] = RotationConfig
+
+    @classmethod
+    def needs(cls, config: RotationConfig, *, image_size: int, grid: int) -> Needs:
+        """One view; no masks."""
+        return Needs(views=(config.view(image_size),))
+
+    def __init__(self, config: RotationConfig, context: Context, backbone: Backbone) -> None:
+        """Build trunk and classifier."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        self.classifier = nn.Linear(backbone.channels[backbone.last], 4)
+
+    def step(self, batch: Batch) -> Output:
+        """Rotate each image by its drawn turn and classify which."""
+        assert batch.rotation is not None
+        images = rotate_images(batch.views[0], batch.rotation)
+        features = pooled(self.backbone(images)[self.backbone.last])
+        logits = precise(self.classifier(features))
+        loss = F.cross_entropy(logits, batch.rotation)
+        accuracy = (logits.detach().argmax(dim=1) == batch.rotation).float().mean()
+        return Output(
+            loss=loss,
+            parts={"rotation": loss.detach(), "accuracy": accuracy},
+            embeddings=features.detach(),
+            references={"rotation": math.log(4), "accuracy": 0.25},
+        )
