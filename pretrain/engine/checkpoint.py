@@ -67,7 +67,7 @@ def save_checkpoint(
     state = {
         "format": FORMAT,
         "version": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "step": step,
         "settings": settings,
         "module": module.state_dict(),
@@ -104,6 +104,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if damage is None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"checkpoint {path} holds more than tensors and plain values and is not loaded, since that "
+                "could run foreign code; take a checkpoint that `hapicl pretrain` wrote"
+            ) from error
         except _DAMAGE as error:
             damage = str(error).splitlines()[0] if str(error) else type(error).__name__
         else:
