@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ..data.photometric import MEAN, STD
 from .methods.base import Pixels
+from .vit import unpatchify
 
 SHOWN = 6  # samples in a picture, a row each
 GAP = 4  # white pixels between tiles
@@ -97,6 +98,24 @@ def similarity_picture(
             heat((targets * asked[:, None]).sum(-1), side),
         ]
     )
+
+
+def reconstruction_picture(
+    images: Tensor, mask: Tensor, prediction: Tensor, patches: Tensor, patch_size: int
+) -> Pixels:
+    """MAE's view of itself, three tiles a sample: image, what is seen, seen patches with predicted ones.
+
+    Args:
+        images: (B, 3, H, W), normalised.
+        mask: (B, N) bool, hidden patches.
+        prediction: (B, N, n) predicted patches in the units of `images`.
+        patches: (B, N, n) true ones.
+        patch_size: their side, pixels.
+    """
+    grid = round(mask.shape[1] ** 0.5)
+    joined = unpatchify(torch.where(mask[..., None], prediction.to(patches.dtype), patches), patch_size, grid)
+    pixels = to_pixels(images)
+    return tile([pixels, hide(pixels, mask), to_pixels(joined)])
 
 
 def _cells_to_pixels(values: Tensor, side: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:

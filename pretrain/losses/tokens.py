@@ -144,6 +144,12 @@ def cosine_collapse_level(strength: float) -> float:
     return strength / 2 * best**2 - best
 
 
+def patch_scale(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (unbiased, never zero) of each patch, (B, N, n) to (B, N, 1) each."""
+    values = precise(patches.detach())
+    return values.mean(-1, keepdim=True), (values.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
 def normalised_patches(patches: Tensor) -> Tensor:
     """Bring each patch to zero mean and unit variance, as MAE does to its targets (arXiv 2111.06377, 3).
 
@@ -153,6 +159,5 @@ def normalised_patches(patches: Tensor) -> Tensor:
     Returns:
         (B, N, n) of at least float32, without gradient; a patch of one colour becomes zero.
     """
-    values = precise(patches.detach())
-    mean, variance = values.mean(-1, keepdim=True), values.var(-1, keepdim=True)
-    return (values - mean) / (variance + 1e-6).sqrt()
+    mean, deviation = patch_scale(patches)
+    return (precise(patches.detach()) - mean) / deviation

@@ -21,6 +21,10 @@ METHODS = {
     "densecl": ("densecl", "Densecl"),
     "harl": ("harl", "Harl"),
     "byol": ("byol", "Byol"),
+    "siameseim": ("siameseim", "SiameseIM"),
+    "mae": ("mae", "Mae"),
+    "moco_v3": ("moco_v3", "MocoV3"),
+    "hapicl_vit": ("hapicl_vit", "HapiclVit"),
 }
 
 

@@ -1,0 +1,85 @@
+"""HAPiCL on Vision Transformers, this project's own: its pixel loss on patch tokens beside MoCo v3.
+
+Not from the authors, who used ResNets. Shape legend: B images of this process, D embedding, S cells per side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ...data.batch import Batch, Needs
+from ..backbones import Backbone
+from ..heads import cell_head
+from ..momentum import momentum_copy
+from .base import Context, Output
+from .moco_v3 import MocoV3, MocoV3Config
+from .pixel_term import PixelConfig, joined, pixel_output, view_labels
+from .views import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class HapiclVitConfig(MocoV3Config, PixelConfig):
+    """MoCo v3's settings and the pixel term's; pixel_weight 0 is MoCo v3."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that only a ResNet's maps or the authors' heads give a meaning."""
+        super().__post_init__()
+        require(
+            self.feature_level == "layer4" and self.pixel_head == "default",
+            "hapicl_vit reads the patch tokens and has no released head: leave out feature_level and "
+            "pixel_head",
+        )
+
+
+class HapiclVit(MocoV3):
+    """MoCo v3 with a pixel head on the last map of the encoder and of its slow copy."""
+
+    name = "hapicl_vit"
+    source = "this project's own: HAPiCL (doi 10.1007/s00371-023-03217-x) on MoCo v3 (arXiv 2104.02057)"
+    Config: ClassVar[type[HapiclVitConfig]] = HapiclVitConfig
+    config: HapiclVitConfig
+
+    @classmethod
+    def needs(cls, config: MocoV3Config, *, image_size: int, grid: int) -> Needs:
+        """Two views with masks."""
+        assert isinstance(config, HapiclVitConfig)
+        views = (config.view(image_size), config.view(image_size, config.photometric_second))
+        return config.pixel_needs(views, image_size=image_size, grid=grid)
+
+    def __init__(self, config: HapiclVitConfig, context: Context, backbone: Backbone) -> None:
+        """Build what MoCo v3 has, then the pixel heads."""
+        super().__init__(config, context, backbone)
+        width = backbone.channels[backbone.last]
+        self.pixel_head: nn.Sequential | None = None
+        self.key_pixel_head: nn.Sequential | None = None
+        if config.pixel_weight > 0:
+            hidden, dim = config.pixel_hidden or 2048, config.pixel_dim or 256
+            self.pixel_head = cell_head(width, hidden, dim, batch_norm=True)
+            self.key_pixel_head = momentum_copy(self.pixel_head)
+
+    def step(self, batch: Batch) -> Output:
+        """Contrast images as MoCo v3 does, and cells of each view with the other's slow cells."""
+        maps = [self.backbone(images) for images in batch.views]
+        with torch.no_grad():
+            slow = [self.key_backbone(images) for images in batch.views]
+            keys = [self.key(one) for one in slow]
+        instance = self.contrast([self.query(one) for one in maps], keys)
+        if self.pixel_head is None or self.key_pixel_head is None:
+            return instance
+        u1, u2 = (self.pixel_head(one[self.backbone.last]) for one in maps)
+        with torch.no_grad():
+            v1, v2 = (self.key_pixel_head(one[self.backbone.last]) for one in slow)
+        m1, m2 = view_labels(batch, self.config)
+        pixel = pixel_output([(u1, v2, m1, m2), (u2, v1, m2, m1)], batch, self.config)
+        return joined(instance, pixel, self.config.pixel_weight)
+
+    def followed(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Slow copies and what they follow, the pixel head too."""
+        copies, online = super().followed()
+        if self.pixel_head is not None and self.key_pixel_head is not None:
+            copies, online = [*copies, self.key_pixel_head], [*online, self.pixel_head]
+        return copies, online

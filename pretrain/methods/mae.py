@@ -1,0 +1,122 @@
+"""Masked autoencoder (He et al., arXiv 2111.06377): from a quarter of the patches, predict the rest.
+
+Shape legend: B images of this process, N patches, K seen patches, n = 3*P*P numbers of a patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...data.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
+from ..backbones import Backbone
+from ..decoders import HiddenPatchDecoder
+from ..losses.common import precise
+from ..losses.tokens import normalised_patches, patch_scale
+from ..masking import MaskPolicy, draw_mask, split
+from ..pictures import reconstruction_picture
+from ..vit import ViTBackbone, patchify, require_vit, take_tokens
+from .base import Context, Method, Output, Pixels
+from .views import ViewConfig, require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeConfig(ViewConfig):
+    """MAE as published; numbers from section 4 and table 8."""
+
+    mask_ratio: float = 0.75
+    mask_pattern: Literal["random", "block"] = "random"
+    foreground_bias: float = 0.0  # ours: hide the foreground more (above 0) or less; needs masks
+    decoder_dim: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    normalise: bool = True  # targets patch by patch to zero mean and unit variance
+    photometric: PhotometricPolicy = field(default_factory=lambda: NO_PHOTOMETRIC)  # crop and flip only
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_positive("decoder_depth", self.decoder_depth)
+        require_positive("decoder_heads", self.decoder_heads)
+        require(
+            self.decoder_dim > 0 and self.decoder_dim % self.decoder_heads == 0 and self.decoder_dim % 4 == 0,
+            f"decoder_dim {self.decoder_dim} must be a multiple of 4 and of {self.decoder_heads} heads",
+        )
+        self.mask_policy()
+
+    def mask_policy(self) -> MaskPolicy:
+        """Which patches are hidden."""
+        return MaskPolicy(
+            ratio=self.mask_ratio, pattern=self.mask_pattern, foreground_bias=self.foreground_bias
+        )
+
+
+class Mae(Method):
+    """Encoder on the seen patches only; a narrow decoder on all places predicts the hidden pixels."""
+
+    name = "mae"
+    source = "He et al., Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377"
+    Config: ClassVar[type[MaeConfig]] = MaeConfig
+
+    @classmethod
+    def needs(cls, config: MaeConfig, *, image_size: int, grid: int) -> Needs:
+        """One view; masks only where they decide which patches are hidden."""
+        config.mask_policy().count(grid)
+        masks = grid if config.foreground_bias else None
+        return Needs(views=(config.view(image_size),), grid=masks, min_foreground=0.0)
+
+    def __init__(self, config: MaeConfig, context: Context, backbone: Backbone) -> None:
+        """Build the decoder on the backbone's grid."""
+        super().__init__()
+        self.config, self.seed = config, context.seed
+        self.backbone: ViTBackbone = require_vit(backbone, self.name)
+        self.mask = config.mask_policy()
+        self.hidden = self.mask.count(self.backbone.grid)
+        self.decoder = HiddenPatchDecoder(
+            self.backbone.width,
+            config.decoder_dim,
+            3 * self.backbone.patch_size**2,
+            grid=self.backbone.grid,
+            heads=config.decoder_heads,
+            depth=config.decoder_depth,
+        )
+
+    def step(self, batch: Batch) -> Output:
+        """Mean squared error on the hidden patches."""
+        (images,) = batch.views
+        seen, hidden = split(self.draw(batch), self.hidden)
+        predicted = precise(take_tokens(self.predict(images, seen), hidden))
+        patches = take_tokens(patchify(images, self.backbone.patch_size), hidden)
+        wanted = normalised_patches(patches) if self.config.normalise else precise(patches)
+        loss = (predicted - wanted).square().mean()
+        # predicting nothing: the mean square of a patch whose unbiased variance is 1
+        chance = {"reconstruction": 1 - 1 / wanted.shape[-1]} if self.config.normalise else {}
+        return Output(loss=loss, parts={"reconstruction": loss.detach()}, references=chance)
+
+    def draw(self, batch: Batch) -> Tensor:
+        """Which patches are hidden, (B, N) bool."""
+        return draw_mask(self.mask, batch, self.backbone.grid, seed=self.seed)
+
+    def predict(self, images: Tensor, seen: Tensor) -> Tensor:
+        """Predicted patches (B, N, n) from the seen ones' places (B, K)."""
+        predicted: Tensor = self.decoder(self.backbone.tokens(images, seen), seen)
+        return predicted
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Pixels]:
+        """Image, what the encoder sees, and the prediction in the hidden places."""
+        (images,) = batch.views
+        mask = self.draw(batch)
+        prediction = precise(self.predict(images, split(mask, self.hidden)[0]))
+        patches = patchify(images, self.backbone.patch_size)
+        if (
+            self.config.normalise
+        ):  # the prediction lacks each patch's mean and contrast: lend it the true ones
+            mean, deviation = patch_scale(patches)
+            prediction = prediction * deviation + mean
+        title = "Image; what the encoder sees; seen patches and predicted ones"
+        title += " (with the true mean and contrast of each patch)" if self.config.normalise else ""
+        return {title: reconstruction_picture(images, mask, prediction, patches, self.backbone.patch_size)}

@@ -1,0 +1,139 @@
+"""MoCo v3 (Chen et al., arXiv 2104.02057): contrast within the batch, symmetric, for ViTs and ResNets.
+
+Shape legend: B images of this process, C backbone width, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...data.batch import Batch, Needs, PhotometricPolicy
+from ..backbones import Backbone
+from ..engine.distributed import gather, rank
+from ..heads import pooled
+from ..losses.batch import batch_info_nce
+from ..losses.common import unit
+from ..momentum import cosine_momentum, follow, momentum_copy
+from ..vit import ViTBackbone
+from .base import Context, Method, Output
+from .views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
+
+VIT_TEMPERATURE, RESNET_TEMPERATURE = 0.2, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MocoV3Config(ViewConfig):
+    """MoCo v3 as published, section 4."""
+
+    hidden: int = 4096
+    dim: int = 256
+    temperature: float | None = None  # None: 0.2 for ViTs, 1.0 for ResNets
+    momentum: float = 0.99  # rises to 1 (cosine)
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    photometric: PhotometricPolicy = field(default_factory=lambda: BYOL_FIRST)
+    photometric_second: PhotometricPolicy = field(default_factory=lambda: BYOL_SECOND)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_positive("hidden", self.hidden)
+        require_positive("dim", self.dim)
+        require_share("momentum", self.momentum)
+        if self.temperature is not None:
+            require_positive("temperature", self.temperature)
+
+
+class MocoV3(Method):
+    """Queries through encoder, projector and predictor; keys through slow copies of the first two."""
+
+    name = "moco_v3"
+    source = (
+        "Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers, arXiv 2104.02057"
+    )
+    Config: ClassVar[type[Any]] = MocoV3Config
+
+    @classmethod
+    def needs(cls, config: MocoV3Config, *, image_size: int, grid: int) -> Needs:
+        """Two views of two policies; no masks."""
+        return Needs(views=(config.view(image_size), config.view(image_size, config.photometric_second)))
+
+    def __init__(self, config: MocoV3Config, context: Context, backbone: Backbone) -> None:
+        """Build projector, predictor and the slow copies."""
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone = backbone
+        is_vit = isinstance(backbone, ViTBackbone)
+        if isinstance(backbone, ViTBackbone):
+            backbone.freeze_patch_embedding()  # section 4.2: without it training is unstable
+        self.temperature = config.temperature or (VIT_TEMPERATURE if is_vit else RESNET_TEMPERATURE)
+        width = backbone.channels[backbone.last]
+        self.projector = batch_norm_head(width, config.hidden, config.hidden, config.dim)
+        self.predictor = batch_norm_head(config.dim, config.hidden, config.dim)
+        self.key_backbone = momentum_copy(self.backbone)
+        self.key_projector = momentum_copy(self.projector)
+
+    def step(self, batch: Batch) -> Output:
+        """Let each view be the query of the other's keys."""
+        first, second = batch.views
+        queries = [self.query(self.backbone(images)) for images in (first, second)]
+        with torch.no_grad():
+            keys = [self.key(self.key_backbone(images)) for images in (first, second)]
+        return self.contrast(queries, keys)
+
+    def query(self, maps: dict[str, Tensor]) -> Tensor:
+        """Maps of the trained encoder to (B, D)."""
+        vectors: Tensor = self.predictor(self.projector(self.vectors(maps)))
+        return vectors
+
+    def key(self, maps: dict[str, Tensor]) -> Tensor:
+        """Maps of the slow encoder to (B, D)."""
+        vectors: Tensor = self.key_projector(self.vectors(maps))
+        return vectors
+
+    def vectors(self, maps: dict[str, Tensor]) -> Tensor:
+        """Class token of a ViT, pooled last map of a ResNet, (B, C)."""
+        return maps["class"] if "class" in maps else pooled(maps[self.backbone.last])
+
+    def contrast(self, queries: list[Tensor], keys: list[Tensor]) -> Output:
+        """Both directions' InfoNCE, each times 2T, with what is worth logging."""
+        with torch.no_grad():
+            every = [gather(key) for key in keys]
+        crosses = [
+            batch_info_nce(query, other, temperature=self.temperature, first=rank() * len(query))
+            for query, other in zip(queries, reversed(every), strict=True)
+        ]
+        loss = 2 * self.temperature * (crosses[0] + crosses[1])
+        with torch.no_grad():
+            similarity = (unit(queries[0]) * unit(keys[1])).sum(1).mean()
+            parts = {"instance": (crosses[0] + crosses[1]) / 2, "similarity_positive": similarity}
+        return Output(
+            loss=loss,
+            parts=parts,
+            embeddings=unit(keys[0]),
+            references={"instance": math.log(len(every[0]))},
+        )
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the slow copies follow."""
+        momentum = cosine_momentum(self.config.momentum, step, total)
+        copies, online = self.followed()
+        follow(copies, online, momentum)
+        return {"momentum": momentum}
+
+    def followed(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Slow copies and what they follow."""
+        return [self.key_backbone, self.key_projector], [self.backbone, self.projector]
+
+
+def batch_norm_head(*widths: int) -> nn.Sequential:
+    """Linear layers with BatchNorm after each, ReLU between (section 4: every layer has BatchNorm)."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
