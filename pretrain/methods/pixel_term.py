@@ -76,7 +76,7 @@ class PixelConfig(ViewConfig):
     def pixel_needs(self, views: tuple[ViewPolicy, ...], *, image_size: int, grid: int) -> Needs:
         """Masks on the grid of the chosen feature level, with foreground-aware redraws."""
         if self.feature_level == "layer3":
-            stride = 2 ** round(math.log2(image_size / grid))
+            stride = max(2, 2 ** round(math.log2(image_size / grid)))
             grid = math.ceil(image_size / (stride // 2))
         return Needs(views=views, grid=grid, min_foreground=self.min_foreground, redraws=self.redraws)
 
