@@ -62,14 +62,14 @@ class MaskPolicy:
         if self.pattern == "block" and grid < SMALLEST_GRID:
             raise UserError(
                 f"block masking needs a grid of at least {SMALLEST_GRID} x {SMALLEST_GRID} patches, not "
-                f"{grid} x {grid}: raise --image-size, or take smaller patches (--stem patch8), "
+                f"{grid} x {grid}: raise --image-size, or take smaller patches (--set stem=patch8), "
                 "or set config.mask_pattern to random"
             )
         count = round(self.ratio * grid * grid)
         if not 0 < count < grid * grid:
             raise UserError(
                 f"mask_ratio {self.ratio} masks {count} of {grid * grid} patches; take smaller patches "
-                "(--stem patch8) or another ratio, so that some are hidden and some seen"
+                "(--set stem=patch8) or another ratio, so that some are hidden and some seen"
             )
         return count
 

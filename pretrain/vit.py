@@ -249,7 +249,7 @@ def build_vit(arch: str, *, image_size: int, stem: str = "auto") -> ViTBackbone:
     if image_size % patch:
         raise UserError(
             f"--image-size {image_size} is no multiple of the patch of {patch} pixels; choose another size, "
-            "or another patch by --stem patchP"
+            "or another patch by --set stem=patchP"
         )
     return ViTBackbone(trunk)
 

@@ -191,7 +191,7 @@ def test_split_gives_seen_and_hidden_in_reading_order() -> None:
 
 
 def test_blocks_are_refused_on_small_grids_with_a_next_step() -> None:
-    with pytest.raises(UserError, match=r"at least 6 x 6 patches, not 4 x 4.*--stem patch8"):
+    with pytest.raises(UserError, match=r"at least 6 x 6 patches, not 4 x 4.*--set stem=patch8"):
         MaskPolicy(ratio=0.602, pattern="block").count(4)
     assert MaskPolicy(ratio=0.75, pattern="random").count(4) == 12
 
