@@ -27,6 +27,7 @@ from .merge import describe, finish, save_unfinished
 from .plan import PartsFolder, Plan
 from .recipes import Recipe, get_recipe
 from .runner import BACKENDS, Runner, default_workers
+from .worker import RecipeRows, RowMaker
 
 # called with (images done, images to do, images without a mask)
 Progress = Callable[[int, int, int], None]
@@ -104,26 +105,52 @@ def build_masks(
         UserError: for a missing or empty folder, a file built otherwise, one that cannot be written, ...
         BuildInterrupted: on Ctrl-C or SIGTERM, after saving what is finished.
     """
+    return build_rows(
+        images,
+        out,
+        RecipeRows(get_recipe(recipe)),
+        workers=workers,
+        limit=limit,
+        backend=backend,
+        scheduler=scheduler,
+        shard=shard,
+        update=update,
+        progress=progress,
+    )
+
+
+def build_rows(
+    images: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    maker: RowMaker,
+    *,
+    workers: int | None = None,
+    limit: int | None = None,
+    backend: str = "loky",
+    scheduler: str | None = None,
+    shard: tuple[int, int] | None = None,
+    update: bool = False,
+    progress: Progress | None = None,
+) -> BuildSummary:
+    """Build a mask file whose rows any `RowMaker` makes; otherwise as `build_masks`."""
     start = time.monotonic()
     _check_options(workers, limit, backend, scheduler, shard)
-    chosen = get_recipe(recipe)
-    root, target = Path(images).resolve(), Path(out)
+    root, target, recipe = Path(images).resolve(), Path(out), maker.as_dict()
     paths = find_images(root)[:limit]
     if not paths:
         raise UserError(f"no images in {root}; give the folder that holds them, at any depth")
     parts = PartsFolder(target)
-    if finished_as_asked(target, str(root), chosen.as_dict(), paths, update=update):
+    if finished_as_asked(target, str(root), recipe, paths, update=update):
         parts.remove()
         return summarize(target, 0, start, already_finished=True)
-    runner = Runner(str(root), chosen, backend, workers or default_workers(), scheduler)
+    runner = Runner(str(root), maker, backend, workers or default_workers(), scheduler)
     with parts.locked(shard):
-        plan = settle(target, parts, str(root), chosen.as_dict(), paths, update=update)
+        plan = settle(target, parts, str(root), recipe, paths, update=update)
         built = _work(target, parts, plan, runner, shard, progress)
         if shard:
             missing = plan.parts - len(parts.finished())
-            return BuildSummary(
-                target, built, time.monotonic() - start, {}, _failures(parts), missing_parts=missing
-            )
+            seconds = time.monotonic() - start
+            return BuildSummary(target, built, seconds, {}, _failures(parts), missing_parts=missing)
         finish(target, parts)
     parts.remove()
     return summarize(target, built, start)

@@ -12,7 +12,7 @@ from ..data.errors import UserError
 from ..data.maskfile import MaskReader
 from ..data.maskformat import encode_path
 from .merge import save_unfinished
-from .plan import PartsFolder, Plan
+from .plan import PartsFolder, Plan, as_json
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,8 @@ def refuse_other(
     what: str, old_recipe: dict[str, Any], old_root: str, recipe: dict[str, Any], root: str
 ) -> None:
     """Raise if recipe or folder are not the same."""
-    keys = sorted(
-        key for key in {*old_recipe, *recipe} if _plain(old_recipe.get(key)) != _plain(recipe.get(key))
-    )
+    recipe = as_json(recipe)
+    keys = sorted(key for key in {*old_recipe, *recipe} if old_recipe.get(key) != recipe.get(key))
     if keys:
         told = ", ".join(f"{key}: {old_recipe.get(key)!r}, now {recipe.get(key)!r}" for key in keys[:4])
         raise UserError(f"{what} with other parameters ({told}); choose another --out, or delete it")
@@ -127,11 +126,6 @@ def _plan(
     return Plan(
         root, recipe, work, base.attributes["content_digest"], [*difference.gone, *difference.changed]
     )
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples are lists."""
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _file_bytes(path: str) -> int:

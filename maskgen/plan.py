@@ -73,13 +73,19 @@ class Plan:
         """Return what `plan.json` holds: the paths as a digest."""
         return {
             "image_root": self.image_root,
-            "recipe": json.loads(json.dumps(self.recipe)),
+            "recipe": as_json(self.recipe),
             "images": len(self.paths),
             "paths_digest": paths_digest(self.paths),
             "part_images": self.part_images,
             "base": self.base,
             "drop": list(self.drop),
         }
+
+
+def as_json(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters as they come back from JSON: tuples are lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(recipe))
+    return plain
 
 
 def paths_digest(paths: Iterable[str]) -> str:

@@ -19,8 +19,7 @@ from joblib.externals.loky import cpu_count, get_reusable_executor
 
 from ..data.errors import UserError
 from ..data.maskwrite import MaskRow
-from .recipes import Recipe
-from .worker import TaskResult, make_rows
+from .worker import RowMaker, TaskResult, make_rows
 
 Task = tuple[str, ...]
 BACKENDS = ("loky", "dask", "ray")
@@ -44,14 +43,14 @@ class Runner:
 
     Attributes:
         root: the image folder.
-        recipe: how to make masks.
+        maker: how to make masks.
         backend: "loky" (processes here), "dask" or "ray" (a cluster, through joblib).
         workers: processes for loky, or for a cluster started here.
         scheduler: address of a running dask or ray cluster.
     """
 
     root: str
-    recipe: Recipe
+    maker: RowMaker
     backend: str = "loky"
     workers: int = 1
     scheduler: str | None = None
@@ -126,14 +125,14 @@ class Runner:
         def calls() -> Iterator[Any]:
             for task in tasks:
                 under_way[task] = None
-                yield joblib.delayed(make_rows)(self.root, task, self.recipe)
+                yield joblib.delayed(make_rows)(self.root, task, self.maker)
 
         if self.backend == "ray":  # its joblib backend returns lists only
             for start in range(0, len(tasks), 4 * self.workers):
                 some = tasks[start : start + 4 * self.workers]
                 under_way.update(dict.fromkeys(some))
                 yield from joblib.Parallel(n_jobs=-1, batch_size=1)(
-                    joblib.delayed(make_rows)(self.root, task, self.recipe) for task in some
+                    joblib.delayed(make_rows)(self.root, task, self.maker) for task in some
                 )
             return
         with self._configured():

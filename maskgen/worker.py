@@ -1,13 +1,13 @@
-"""What a worker process does: read images, find their foreground, pack the masks. Never imports torch."""
+"""What a worker process does: make rows of the mask file from images. Never imports torch."""
 
 from __future__ import annotations
 
 import errno
 import functools
-import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -21,6 +21,16 @@ from .recipes import Recipe
 
 # the file is there but this user, or anyone, may not read it; anything else means that the folder went away
 _OWN_FAULT = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG))
+
+
+class RowMaker(Protocol):
+    """A way to make a row; travels to the workers by pickle."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every parameter, ready for JSON; the mask file records it as its recipe."""
+
+    def row(self, root: str, path: str) -> MaskRow:
+        """Make the row of one image, `path` relative to `root`; see `RecipeRows.row`."""
 
 
 class TaskResult(NamedTuple):
@@ -37,54 +47,73 @@ def use_one_thread() -> None:
     threadpool_limits(1)
 
 
-def make_rows(root: str, paths: tuple[str, ...], recipe: Recipe) -> TaskResult:
-    """Make the rows of some images.
+def make_rows(root: str, paths: tuple[str, ...], maker: RowMaker) -> TaskResult:
+    """Make the rows of some images, on one thread.
 
     Args:
         root: the image folder.
         paths: relative to it.
-        recipe: how to find the foreground.
+        maker: how.
 
     Raises:
         UserError: if an image that was listed is gone.
     """
     use_one_thread()
     start = time.perf_counter()
-    rows = [make_row(root, path, recipe) for path in paths]
+    rows = [maker.row(root, path) for path in paths]
     return TaskResult(rows, time.perf_counter() - start)
 
 
-def make_row(root: str, path: str, recipe: Recipe) -> MaskRow:
-    """Make one image's row; an image that cannot be used becomes a row that says why.
+@dataclass(frozen=True)
+class RecipeRows:
+    """Makes rows by finding each image's foreground."""
+
+    recipe: Recipe
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the recipe's parameters."""
+        return self.recipe.as_dict()
+
+    def row(self, root: str, path: str) -> MaskRow:
+        """Make one image's row; an image that cannot be used becomes a row that says why.
+
+        Raises:
+            UserError: if the image was listed but is gone, as after the loss of a network folder.
+        """
+        try:
+            data = read_listed(root, path)
+            size = encoded_size(data, path)
+            image = decode_image(data, path, reduce_to=self.recipe.work_size)
+        except ImageError as error:
+            return MaskRow(path=path, reason=error.reason, file_bytes=_file_bytes(Path(root, path)))
+        found = segment(image, self.recipe)
+        return pack_mask(
+            path,
+            np.asarray(found.mask, bool),
+            size,
+            confidence=float(found.confidence),
+            low_confidence=self.recipe.low_confidence,
+            file_bytes=len(data),
+        )
+
+
+def read_listed(root: str, path: str) -> bytes:
+    """Read an image file that was listed before.
 
     Raises:
-        UserError: if the image was listed but is gone, as after the loss of a network folder.
+        ImageError: if this one file cannot be read.
+        UserError: if it is gone.
     """
     file = Path(root, path)
-    data = b""
     try:
-        data = read_bytes(file)
-        size = encoded_size(data, path)
-        image = decode_image(data, path, reduce_to=recipe.work_size)
-    except ImageError as error:
-        return MaskRow(path=path, reason=error.reason, file_bytes=len(data) or _file_bytes(file))
+        return read_bytes(file)
     except OSError as error:
-        if error.errno in _OWN_FAULT or (file.is_symlink() and Path(root).is_dir()):
-            return MaskRow(
-                path=path, reason=f"cannot be read: {error.strerror}", file_bytes=_file_bytes(file)
-            )
+        broken_link = file.is_symlink() and Path(root).is_dir()
+        if error.errno in _OWN_FAULT or broken_link:
+            raise ImageError(path, f"cannot be read: {error.strerror}") from error
         raise UserError(f"{file} was listed but cannot be read any more ({error.strerror})") from error
-    found = segment(image, recipe)
-    return pack_mask(
-        path,
-        np.asarray(found.mask, bool),
-        size,
-        confidence=float(found.confidence),
-        low_confidence=recipe.low_confidence,
-        file_bytes=len(data),
-    )
 
 
 def _file_bytes(file: Path) -> int:
-    """Size of a file that could not be used, 0 if even that is unknown."""
-    return os.stat(file).st_size if os.path.exists(file) else 0  # noqa: PTH116, PTH110 (a lost race would be rare and loud)
+    """Size of a file, 0 for a broken link."""
+    return file.stat().st_size if file.exists() else 0

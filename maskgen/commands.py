@@ -1,0 +1,340 @@
+"""The `hapicl masks` commands: parse, call, print. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..data.errors import UserError
+
+if TYPE_CHECKING:
+    from .build import BuildSummary, Progress
+
+_FAILURES_LISTED = 10
+_images_option = click.option(
+    "--images", type=click.Path(path_type=Path), help="Image folder, if it was moved."
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_masks_argument = click.argument("masks_file", metavar="MASKS", type=click.Path(path_type=Path))
+
+
+class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """`i/n`, from 1/n to n/n."""
+
+    name = "i/n"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, int]:
+        """Parse, or fail with what is expected."""
+        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not of the form i/n, such as 3/16", param, context)
+        return int(match[1]), int(match[2])
+
+
+@click.group()
+def masks() -> None:
+    """Stage one: find the foreground of every image, once."""
+
+
+@masks.command()
+@click.option(
+    "--images", required=True, type=click.Path(path_type=Path), help="Image folder, flat or nested."
+)
+@click.option(
+    "--out",
+    default=Path("masks.h5"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Mask file to write.",
+)
+@click.option("--recipe", default="quality", show_default=True, help="How masks are made: fast, quality, ...")
+@click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
+@click.option("--limit", type=int, help="Only the first so many images.")
+@click.option(
+    "--backend",
+    default="loky",
+    show_default=True,
+    type=click.Choice(["loky", "dask", "ray"]),
+    help="Where workers run.",
+)
+@click.option("--scheduler", help="Address of a running dask or ray cluster.")
+@click.option(
+    "--shard",
+    type=ShardType(),
+    help="Work on the i-th of n shares only (SLURM arrays); join with `masks merge`.",
+)
+@click.option(
+    "--update", is_flag=True, help="Add new and changed images to an existing file, drop those gone."
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 if an image has no mask.")
+def build(images: Path, out: Path, strict: bool, **options: Any) -> None:
+    """Build the mask file of an image folder.
+
+    Stop it with Ctrl-C or lose the machine: the same command continues.
+    """
+    from .build import BuildInterrupted, build_masks
+
+    try:
+        with progress_bar("masks") as progress:
+            summary = build_masks(images, out, progress=progress, **options)
+    except BuildInterrupted as interruption:
+        click.echo(str(interruption), err=True)
+        sys.exit(128 + interruption.number)
+    _print_summary(summary)
+    if strict and summary.failures:
+        sys.exit(1)
+
+
+@masks.command()
+@_masks_argument
+@_json_option
+def info(masks_file: Path, as_json: bool) -> None:
+    """Say what a mask file holds and how it was made."""
+    from ..data.maskfile import MaskReader
+    from .info import describe_file, file_facts
+
+    reader = MaskReader(masks_file)
+    if as_json:
+        click.echo(json.dumps(file_facts(reader), indent=1))
+    else:
+        _print_table(describe_file(reader))
+
+
+@masks.command()
+@_masks_argument
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Picture (.png) or page (.html) to write."
+)
+@_images_option
+@click.option(
+    "--sample", default=24, show_default=True, type=click.IntRange(1), help="How many random images."
+)
+@click.option(
+    "--paths", multiple=True, help="Show this image instead, relative to the image folder; may be repeated."
+)
+@click.option("--seed", default=0, show_default=True, type=int, help="Draws another sample.")
+def show(masks_file: Path, out: Path, **options: Any) -> None:
+    """Show masks on their images, as a picture or as a self-contained page."""
+    if out.suffix == ".png":
+        from .gallery import gallery_png
+
+        gallery_png(masks_file, out, **options)
+    elif out.suffix in (".html", ".htm"):
+        from .showpage import gallery_page
+
+        gallery_page(masks_file, out, **options)
+    else:
+        raise UserError(f"--out {out}: give a name that ends in .png or .html")
+    click.echo(f"wrote {out}")
+
+
+@masks.command()
+@_masks_argument
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write, new or empty.")
+@click.option("--stored-size", is_flag=True, help="Masks as stored instead of at their images' size.")
+def export(masks_file: Path, out: Path, stored_size: bool) -> None:
+    """Write every mask as a PNG of 0 and 255, in folders like the images'."""
+    from ..data.maskfile import MaskReader
+    from .exchange import export_tree
+
+    written, total = 0, len(MaskReader(masks_file))
+    with progress_bar("export") as progress:
+        for _ in export_tree(masks_file, out, stored_size=stored_size):
+            written += 1
+            progress(written, total, 0)
+    click.echo(f"wrote {written} masks to {out}; {total - written} images have none")
+
+
+@masks.command("import")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of PNG or npz masks, or COCO JSON.",
+)
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Image folder.")
+@click.option(
+    "--out",
+    default=Path("masks.h5"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Mask file to write.",
+)
+@click.option("--long-side", type=click.IntRange(1), help="Reduce larger masks to this long side, pixels.")
+@click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
+def import_masks(source: Path, images: Path, out: Path, long_side: int | None, workers: int | None) -> None:
+    """Make a mask file from masks made elsewhere."""
+    if source.suffix == ".json":
+        from .coco import import_coco
+
+        _print_summary(import_coco(source, images, out, long_side=long_side))
+        return
+    from .exchange import import_tree
+
+    with progress_bar("import") as progress:
+        summary = import_tree(source, images, out, long_side=long_side, workers=workers, progress=progress)
+    _print_summary(summary)
+
+
+@masks.command()
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    default=Path("masks.h5"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Mask file to write.",
+)
+@click.option("--images", help="Image folder to record, where the sources name different ones.")
+def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
+    """Join shards, or mask files.
+
+    Without SOURCES: the parts that `masks build --shard` left beside OUT. With SOURCES: mask files, or .parts
+    folders, made by one recipe.
+    """
+    from .merge import finish, merge_files
+    from .plan import PartsFolder
+
+    if sources:
+        rows = merge_files(out, sources, image_root=images)
+    else:
+        parts = PartsFolder(out)
+        if parts.plan() is None:
+            raise UserError(
+                f"{parts.path} holds no parts; run `hapicl masks build --shard i/n --out {out}` first"
+            )
+        with parts.locked():
+            rows = finish(out, parts)
+        parts.remove()
+    click.echo(f"wrote {out}: {rows} images")
+
+
+@masks.command()
+@_masks_argument
+@click.option("--images", type=click.Path(path_type=Path), help="Compare with the images in this folder too.")
+@_json_option
+def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
+    """Check digests, every mask and, with --images, every image size; exits with 1 if something is wrong."""
+    from .verify import verify_masks
+
+    with progress_bar("verify") as progress:
+        report = verify_masks(masks_file, images, progress=lambda done, total: progress(done, total, 0))
+    if as_json:
+        click.echo(json.dumps(vars(report), indent=1))
+    else:
+        for problem in report.problems:
+            click.echo(problem)
+        new = f", {len(report.new_images)} new images without a mask" if report.new_images else ""
+        click.echo(
+            f"{report.rows} rows, {report.masks} masks and {report.images} image sizes checked: "
+            f"{len(report.problems)} problems{new}"
+        )
+    if report.problems:
+        sys.exit(1)
+
+
+@masks.command()
+@_masks_argument
+@click.option(
+    "--truth", required=True, type=click.Path(path_type=Path), help="Folder of true masks, matched by stem."
+)
+@click.option("--saliency", type=click.Path(path_type=Path), help="Folder of grey saliency maps to score.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Image folder: score the saliency computed again from it.",
+)
+@_json_option
+def score(masks_file: Path, truth: Path, saliency: Path | None, images: Path | None, as_json: bool) -> None:
+    """Score masks against the truth: IoU, F-beta (beta squared 0.3), MAE, S-measure."""
+    from .score import score_masks
+
+    scores = score_masks(masks_file, truth, saliency=saliency, images=images)
+    if as_json:
+        click.echo(json.dumps(vars(scores), indent=1))
+        return
+    _print_table([(name, f"{value:.4f}") for name, value in scores.mean.items()])
+    click.echo(f"{len(scores.images)} images, {len(scores.without_mask)} of them without a mask")
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """Show a bar with rate, remaining time and failures on stderr; gives the function that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failures]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as bar:
+        tasks: list[Any] = []
+
+        def move(done: int, total: int, failures: int) -> None:
+            if not tasks:  # the first call says what earlier runs finished; it must not count as speed
+                tasks.append(bar.add_task(title, total=total, completed=done, rate="", failures=""))
+            speed = bar.tasks[0].speed
+            bar.update(
+                tasks[0],
+                completed=done,
+                rate=f"{speed:.1f} images/s" if speed else "",
+                failures=f"{failures} failed" if failures else "",
+            )
+
+        yield move
+
+
+def _print_summary(summary: BuildSummary) -> None:
+    """Print what a build did, and the first failures."""
+    if summary.missing_parts or not summary.counts:
+        state = (
+            f"{summary.missing_parts} parts are still missing"
+            if summary.missing_parts
+            else "all parts are there"
+        )
+        click.echo(
+            f"{summary.built} images in {summary.seconds:.1f} s; {state}: "
+            f"join them with `hapicl masks merge --out {summary.out}`"
+        )
+        return
+    if summary.already_finished:
+        click.echo(f"{summary.out} is already finished")
+    rows = [("images", str(summary.images))]
+    rows += [(name.replace("_", " "), str(amount)) for name, amount in summary.counts.items() if amount]
+    if summary.built:
+        rate = summary.built / summary.seconds
+        rows.append(("time", f"{summary.seconds:.1f} s for {summary.built} images, {rate:.1f} images/s"))
+    rows.append(("file", f"{summary.out}, {summary.out.stat().st_size:,} bytes"))
+    _print_table(rows)
+    for path, reason in list(summary.failures.items())[:_FAILURES_LISTED]:
+        click.echo(f"  {path}: {reason}")
+    if len(summary.failures) > _FAILURES_LISTED:
+        more = len(summary.failures) - _FAILURES_LISTED
+        click.echo(f"  ... and {more} more: `hapicl masks show {summary.out} --out masks.html` lists them")
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    """Print names and values as a table without colour when it is not read on a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
