@@ -24,6 +24,12 @@ COMMANDS = {
     "pretrain": ("hapicl.pretrain.commands", "pretrain", "Stage two: train a backbone on images and masks."),
     "report": ("hapicl.pretrain.commands", "report", "Compare runs on one page."),
     "methods": ("hapicl.pretrain.commands", "methods", "List the methods, what each needs, and its source."),
+    "evaluate": (
+        "hapicl.evaluate.commands",
+        "evaluate",
+        "Measure a backbone: segmentation, detection, kNN, linear.",
+    ),
+    "export": ("hapicl.evaluate.commands", "export", "Write a backbone for torchvision, timm or detectron2."),
 }
 
 

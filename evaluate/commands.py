@@ -1,0 +1,221 @@
+"""The commands `evaluate` and `export`: parse, call, print."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path)
+TABLE_FORMATS = ("md", "html", "csv")
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure what a backbone is worth: kNN, linear, few labels, SVM, segmentation, detection.
+
+    WEIGHTS is a checkpoint or backbone.safetensors of ours, a torchvision or timm weight file, `random`, or
+    `supervised:FILE`. Under 95 % of matched keys is an error. Segmentation and detection are the numbers that
+    tell dense methods apart; kNN and linear are health checks.
+    """
+
+
+def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options all evaluations share; the command gets a `Request` and writes result and report."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.argument("weights")
+        @click.option("--protocol", default=default, show_default=True, help="By origin; see docs.")
+        @click.option("--arch", help="Backbone, where the file does not say.")
+        @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
+        @click.option("--image-size", type=int, help="Side of the input, pixels.  [default: the protocol's]")
+        @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Another parameter.")
+        @click.option("--runs", default=1, show_default=True, help="Seeds; mean and deviation are given.")
+        @click.option("--seed", default=0, show_default=True, help="The first seed.")
+        @click.option("--out", type=FOLDER, help=f"Result file.  [default: results/WEIGHTS-{task}.json]")
+        @click.option("--report/--no-report", default=True, show_default=True, help="HTML beside it.")
+        @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+        @click.option("--workers", default=0, show_default=True, help="Processes that read images.")
+        @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+        @click.option("--keep-checkpoints", is_flag=True, help="Keep the fine-tuned networks.")
+        @functools.wraps(command)
+        def wrapped(**options: Any) -> None:
+            _evaluate(task, command, options)
+
+        return wrapped
+
+    return decorate
+
+
+def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Make the request, run the command's function, write and print."""
+    from ..pretrain.engine.distributed import choose_device
+    from ..pretrain.engine.stop import EXIT_STOPPED
+    from .finetune import RunStopped, Runtime
+    from .output import default_out, finish
+    from .protocols import Request
+
+    shared = ("weights", "protocol", "arch", "stem", "image_size", "runs", "seed")
+    picked = {name: options.pop(name) for name in shared}
+    out = options.pop("out") or default_out(picked["weights"], picked["protocol"])
+    report, keep = options.pop("report"), options.pop("keep_checkpoints")
+    runtime = Runtime(
+        device=choose_device(options.pop("device")),
+        workers=options.pop("workers"),
+        precision=options.pop("precision"),
+        folder=out.with_suffix(".runs"),
+    )
+    changes = _pairs(options.pop("changes"))
+    request = Request(**picked, changes=changes, runtime=runtime, say=click.echo)
+    try:
+        result, runs = command(request, **options)
+    except RunStopped as stopped:
+        click.echo(str(stopped), err=True)
+        raise SystemExit(EXIT_STOPPED) from stopped
+    for line in finish(result, runs, out, report=report, keep_checkpoints=keep):
+        click.echo(line)
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE texts."""
+    for text in texts:
+        if "=" not in text:
+            raise click.UsageError(f"--set {text}: want NAME=VALUE")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def class_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Training and test class folders."""
+    train = click.option("--train", type=FOLDER, required=True, help="Class folders to learn from.")
+    return train(
+        click.option("--test", type=FOLDER, required=True, help="Class folders to measure on.")(command)
+    )
+
+
+@evaluate.command()
+@class_options
+@common("knn", "knn-dino")
+def knn(request: Any, train: Path, test: Path) -> Any:
+    """Nearest neighbours on frozen features: knn-dino or knn-instdisc."""
+    from .protocols import run_knn
+
+    return run_knn(request, train=train, test=test)
+
+
+@evaluate.command()
+@class_options
+@click.option("--cached", is_flag=True, help="Fast probe on stored features (linear-moco-cached).")
+@common("linear", "linear-moco")
+def linear(request: Any, train: Path, test: Path, cached: bool) -> Any:
+    """A linear classifier on the frozen backbone: linear-moco, linear-moco-cached, linear-mae."""
+    import dataclasses
+
+    from .protocols import run_linear
+
+    if cached:
+        request = dataclasses.replace(request, protocol="linear-moco-cached")
+    return run_linear(request, train=train, test=test)
+
+
+@evaluate.command()
+@class_options
+@click.option("--list", "list_file", type=FOLDER, help="File naming the labelled images, one per line.")
+@click.option("--share", type=float, help="Instead of a list: this share of each class, drawn by the seed.")
+@common("semi", "semi-finetune")
+def semi(request: Any, train: Path, test: Path, list_file: Path | None, share: float | None) -> Any:
+    """Few labels: semi-finetune (whole network) or logistic-1pct (frozen)."""
+    from .protocols import run_semi
+
+    return run_semi(request, train=train, test=test, list_file=list_file, share=share)
+
+
+@evaluate.command()
+@click.option("--train", type=FOLDER, help="Class folders to learn from.")
+@click.option("--test", type=FOLDER, help="Class folders to measure on.")
+@click.option("--voc", type=FOLDER, help="VOC layout with classification lists instead.")
+@click.option("--split", default="trainval", show_default=True, help="VOC training split.")
+@click.option("--test-split", default="test", show_default=True, help="VOC test split.")
+@common("svm", "svm-voc07")
+def svm(
+    request: Any, train: Path | None, test: Path | None, voc: Path | None, split: str, test_split: str
+) -> Any:
+    """One linear SVM per class: svm-voc07 or svm-voc07-lowshot (--set positives=K)."""
+    from .protocols import run_svm
+
+    return run_svm(request, train=train, test=test, voc=voc, splits=(split, test_split))
+
+
+@evaluate.command()
+@click.option("--images", type=FOLDER, help="Images.")
+@click.option("--labels", type=FOLDER, help="Label PNGs of the same names.")
+@click.option("--test-images", type=FOLDER, help="Test images; else --holdout of the images.")
+@click.option("--test-labels", type=FOLDER, help="Test labels.")
+@click.option("--voc", type=FOLDER, help="VOC layout instead (JPEGImages, SegmentationClass).")
+@click.option("--split", default="train", show_default=True, help="VOC training split.")
+@click.option("--test-split", default="val", show_default=True, help="VOC test split.")
+@click.option("--holdout", default=0.25, show_default=True, help="Share held out where no test set is named.")
+@click.option("--void", default=255, show_default=True, help="Label that does not count, besides 255.")
+@click.option("--binary", is_flag=True, help="Labels are masks: everything above 0 is class 1.")
+@click.option("--classes", type=int, help="Number of classes.  [default: read off the labels]")
+@common("segment", "seg-probe")
+def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
+    """Semantic segmentation, mIoU: seg-probe (frozen), seg-densecl-fcn8, seg-moco-fcn16 (fine-tuned)."""
+    from .protocols import SegmentationData, run_segment
+
+    return run_segment(request, SegmentationData(splits=(split, test_split), **options))
+
+
+@evaluate.command()
+@click.option("--voc", type=FOLDER, help="VOC layout (JPEGImages, Annotations, ImageSets/Main).")
+@click.option("--split", default="trainval", show_default=True, help="VOC training split.")
+@click.option("--test-split", default="test", show_default=True, help="VOC test split.")
+@click.option("--images", type=FOLDER, help="Images of a COCO JSON.")
+@click.option("--annotations", type=FOLDER, help="COCO JSON with boxes, perhaps masks.")
+@click.option("--test-images", type=FOLDER, help="Test images; else the same folder.")
+@click.option("--test-annotations", type=FOLDER, help="COCO JSON of the test set; else --holdout.")
+@click.option("--holdout", default=0.25, show_default=True, help="Share held out where no test set is named.")
+@common("detect", "detect-small")
+def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
+    """Detection and instance masks: detect-small, voc-c4-moco, coco-fpn-2fc, coco-fpn-4conv1fc."""
+    from .protocols import DetectionData, run_detect
+
+    return run_detect(request, DetectionData(splits=(split, test_split), **options))
+
+
+@evaluate.command()
+@click.argument("results", type=FOLDER, nargs=-1, required=True)
+@click.option("--format", "kind", type=click.Choice(TABLE_FORMATS), default="md", show_default=True)
+@click.option("--out", type=FOLDER, help="Write to this file instead of the screen.")
+def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
+    """One table of many result files: a row per weights, a column per protocol."""
+    from .output import render_table
+
+    text = render_table(results, kind)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    from ..data.files import whole_file
+
+    with whole_file(out) as part:
+        part.write_text(text)
+    click.echo(f"wrote {out}")
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--to", "target", required=True, help="torchvision, timm, detectron2 or safetensors.")
+@click.option("--out", type=FOLDER, help="File.  [default: backbone-TARGET beside the checkpoint]")
+@click.option("--arch", help="Backbone, where the file does not say.")
+def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> None:
+    """Write a backbone for another library, and check that it loads there."""
+    from .export import export_backbone
+
+    written, matched = export_backbone(
+        checkpoint, target, out or Path(checkpoint).parent / f"backbone-{target}", arch=arch
+    )
+    click.echo(matched)
+    click.echo(f"wrote {written.path} ({written.keys} keys, read back and compared). To use it:")
+    click.echo(written.usage)

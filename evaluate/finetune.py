@@ -1,0 +1,183 @@
+"""Training in evaluation: the pretraining engine's loop, optimisers, checkpoints and journal, nothing else.
+
+A run in a folder resumes from its `last.pt`: batches and draws depend on (seed, step) alone, so the resumed
+run ends in the same weights, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.errors import UserError
+from ..pretrain.engine.checkpoint import LAST, load_checkpoint
+from ..pretrain.engine.distributed import World
+from ..pretrain.engine.journal import Journal, read_metrics
+from ..pretrain.engine.loop import LoopSettings, fit
+from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer
+from .batches import TaskBatches
+
+
+class RunStopped(Exception):
+    """A signal stopped the training after a checkpoint; the same command goes on from there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How an evaluation is computed; none of it changes what is measured, beyond rounding."""
+
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    workers: int = 0
+    folder: Path | None = None  # checkpoints and journal of the runs; None: neither
+    precision: str = "fp32"
+    checkpoint_every: int = 500  # optimiser steps
+    stop_after: int | None = None  # leave after this many steps of this session (tests)
+
+    def seed_folder(self, seed: int) -> Path | None:
+        """The run folder of one seed."""
+        return None if self.folder is None else self.folder / f"seed{seed}"
+
+
+Curve = list[tuple[int, float]]
+
+
+def train(
+    module: nn.Module,
+    batches: TaskBatches,
+    *,
+    steps: int,
+    optimizer: OptimizerSettings,
+    schedule: ScheduleSettings,
+    seed: int,
+    runtime: Runtime,
+    config: dict[str, Any],
+    groups: Iterable[dict[str, Any]] | None = None,
+    clip_norm: float | None = None,
+) -> Curve:
+    """Fit `module` to the end, from its checkpoint if the run folder holds one.
+
+    Args:
+        module: `module(TaskBatch)` gives an `Output`; moved to the device here.
+        batches: where training samples come from.
+        steps: optimiser steps in all.
+        optimizer, schedule: as for pretraining.
+        seed: of dropout and sampling.
+        runtime: device, workers, run folder.
+        config: JSON-able; a checkpoint of another config is refused.
+        groups: parameter groups; None takes all of the module's.
+        clip_norm: cut the gradient norm to this.
+
+    Returns:
+        The loss by step, as the journal logged it ([] without a run folder).
+
+    Raises:
+        UserError: if the run folder holds another training.
+        RunStopped: after a signal.
+    """
+    module.to(runtime.device)
+    made = build_optimizer(
+        module if groups is None else groups, optimizer, batch_size=batches.batch_size, device=runtime.device
+    )
+    folder = runtime.seed_folder(seed)
+    first_step = _restore(module, made, folder, config)
+    settings = LoopSettings(
+        total_steps=steps,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        precision=runtime.precision,
+        log_every=max(1, steps // 50),
+        checkpoint_every=runtime.checkpoint_every,
+        stop_after=runtime.stop_after,
+        seed=seed,
+    )
+    world = World(device=runtime.device)
+    if first_step < steps:
+        with Journal(folder, total=steps, resumed_step=first_step, show=False) as journal:
+            ended = fit(
+                module,
+                batches,
+                made,
+                settings,
+                world=world,
+                journal=journal,
+                folder=folder,
+                config=config,
+                first_step=first_step,
+            )
+        if ended.stopped_by is not None:
+            raise RunStopped(
+                f"stopped by {ended.stopped_by} after step {ended.step} of {steps}; "
+                + (f"the same command continues from {folder}" if folder else "nothing was kept (no --out)")
+            )
+    module.eval()
+    if folder is None:
+        return []
+    return [(int(line["step"]), line["loss"]) for line in read_metrics(folder) if "loss" in line]
+
+
+def _restore(
+    module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path | None, config: dict[str, Any]
+) -> int:
+    """Load the run folder's checkpoint, if there is one; give the steps done."""
+    module.train()
+    if folder is None or not (folder / LAST).exists():
+        return 0
+    state = load_checkpoint(folder / LAST)
+    if state["settings"] != config:
+        changed = [key for key in config if state["settings"].get(key) != config[key]]
+        raise UserError(
+            f"{folder} holds a run with other settings ({', '.join(changed) or 'other keys'}); "
+            "remove that folder or choose another --out"
+        )
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def settings_from(protocol: Any, changes: dict[str, str]) -> Any:
+    """Change fields of a frozen protocol by `--set name=value`, each to the type of its field.
+
+    `outer.inner` names a field of a protocol's part.
+
+    Raises:
+        UserError: for an unknown name (the near misses are named) or a value of another type.
+    """
+    fields = {entry.name: getattr(protocol, entry.name) for entry in dataclasses.fields(protocol)}
+    values: dict[str, Any] = {}
+    for name, text in changes.items():
+        outer, _, inner = name.partition(".")
+        if inner and dataclasses.is_dataclass(fields.get(outer)):
+            values[outer] = settings_from(values.get(outer, fields[outer]), {inner: text})
+            continue
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(fields)}"
+            raise UserError(f"--set {name}: this protocol has no such parameter; {hint}")
+        values[name] = _value(name, text, fields[name])
+    try:
+        return dataclasses.replace(protocol, **values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _value(name: str, text: str, before: Any) -> Any:
+    """The text as a value of the same type as the one it replaces."""
+    try:
+        value = json.loads(text) if not isinstance(before, str) else text
+    except json.JSONDecodeError as error:
+        raise UserError(f"--set {name}={text}: give a value such as {json.dumps(before)}") from error
+    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(before, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if before is not None and type(value) is not type(before):
+        raise UserError(f"--set {name}={text}: give a value such as {json.dumps(before)}")
+    return value
