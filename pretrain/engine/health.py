@@ -67,9 +67,24 @@ def complaints(
             "or pack the images (hapicl data pack)"
         )
     for name, chance in references.items():
+        if f"{name}_target_rank" in values:
+            found += _at_collapse(name, values, chance, progress)
+            continue
         if progress > 0.2 and name in values and chance > 0 and abs(values[name] / chance - 1) < 0.005:
             found.append(
                 f"not learning: {name} is still at chance level ({values[name]:.3f} of {chance:.3f}); "
                 "raise the learning rate or check the augmentation"
             )
     return found
+
+
+def _at_collapse(name: str, values: dict[str, float], level: float, progress: float) -> list[str]:
+    """Say that a part which comes with the rank of its targets sits where all targets are alike."""
+    if progress <= 0.2 or name not in values or abs(values[name] - level) > 0.005:
+        return []
+    rank = values[f"{name}_target_rank"]
+    return [
+        f"collapse: {name} sits at its collapse level ({values[name]:.3f} of {level:.3f}), where all "
+        f"targets are alike (their effective rank is {rank:.1f}); lower the learning rate, raise the "
+        "batch size, or give the slow copy more momentum"
+    ]
