@@ -101,7 +101,8 @@ class Batch:
     image_size: Tensor  # (B, 2) int32, height and width of the upright original, pixels
     views: tuple[Tensor, ...]  # (B, 3, S, S) uint8 from the workers; float32 normalised after `augment`
     geometry: tuple[ViewGeometry, ...]  # fields (B,)
-    photometric: tuple[Tensor, ...]  # (B, n) float32 drawn parameters, see data/photometric.py
+    # (B, n) float32 drawn parameters, see data/photometric.py; they stay on the host, as `patch_photometric`
+    photometric: tuple[Tensor, ...]
     occupancy: tuple[Tensor, ...] = ()  # (B, G, G) float32 in [0, 1], share of foreground in each cell
     has_mask: Tensor | None = (
         None  # (B,) bool; False where the image goes without (--missing-masks instance-only)
@@ -115,6 +116,9 @@ class Batch:
     )
     epoch: int = 0
     step: int = 0
+    # images that could not be read and were replaced by the next of the path list (`index` says which),
+    # as messages; the loader logs and counts them
+    failures: tuple[str, ...] = ()
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply `function` to every tensor, geometry fields included."""

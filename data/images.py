@@ -147,6 +147,15 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
 
 
+def encoded_size(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width of an upright image held in memory, from its header alone.
+
+    Raises:
+        ImageError: if it is no image; calls it `name`.
+    """
+    return _header(io.BytesIO(data), name).size
+
+
 def read_image(
     path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, reduce_to: int | None = None
 ) -> NDArray[np.uint8]:
