@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..data.errors import UserError
 from .engine.checkpoint import LAST
 from .engine.journal import CONFIG
-from .settings import SESSION, RunSettings
+from .settings import SESSION, RunSettings, flatten
 
 
 def find_checkpoint(settings: RunSettings, folder: Path) -> Path | None:
@@ -38,7 +37,7 @@ def check_same_training(before: dict[str, Any], now: dict[str, Any], checkpoint:
     Raises:
         UserError: naming the settings or the data that differ.
     """
-    old, new = dict(_flat(before["settings"])), dict(_flat(now["settings"]))
+    old, new = dict(flatten(before["settings"])), dict(flatten(now["settings"]))
     differing = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -53,15 +52,6 @@ def check_same_training(before: dict[str, Any], now: dict[str, Any], checkpoint:
             f"{checkpoint} is of another training: {'; '.join(differing)}. Give the same settings, or start "
             "a new run with another --out"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted pairs."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def refuse_used_folder(folder: Path) -> None:

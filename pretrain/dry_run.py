@@ -35,7 +35,7 @@ def dry_run_report(settings: RunSettings) -> str:
                 f"views per sample: {views} of {sizes} px; views per step: {views * settings.batch_size}",
                 f"masks: {'grid ' + str(parts.needs.grid) if parts.needs.masks else 'not read'}",
                 f"estimated memory per process: {estimated_memory(parts) / 2**30:.2f} GiB (weights, "
-                "gradients, optimiser, buffers, and what the backbone keeps of the views for the backward pass; "
+                "gradients, optimiser, buffers, and what the backbone keeps of the views for the backward; "
                 "heads and workspaces come on top)",
             ]
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from .engine.loop import FitResult, fit
 from .engine.optimizers import build_optimizer
 from .online import OnlineKnn
 from .settings import RunSettings
-from .snapshot import save_views
+from .snapshot import KEPT, save_method_pictures, save_views
 
 WEIGHTS = "backbone.safetensors"
 
@@ -108,6 +108,12 @@ def _train(
             if isinstance(module, Backbone):
                 module.compile()  # in place: names in checkpoints stay
     _tell_start(parts, first_step, journal)
+    few: list[Batch] = []
+
+    def look(batch: Batch) -> None:
+        save_views(folder, batch)
+        few.append(batch.map_tensors(lambda value: value[:KEPT].clone()))
+
     knn = OnlineKnn.from_settings(settings, parts.backbone, world) if world.first else None
     result = fit(
         method,
@@ -121,11 +127,13 @@ def _train(
         first_step=first_step,
         prepare=_channels_last if settings.channels_last else None,
         after_step=method.after_step,
-        look=(lambda batch: save_views(folder, batch)) if world.first else None,
+        look=look if world.first else None,
         check=knn,
     )
     if world.first:
         export_backbone(parts.backbone, folder / WEIGHTS, settings)
+        if few:
+            save_method_pictures(folder, method, few[0])
     _tell_end(parts, result, folder, journal)
     return RunResult(folder, result.step, parts.context.total_steps, result.stopped_by, result.last)
 
@@ -135,7 +143,7 @@ def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> No
     state = {name: value.contiguous().cpu() for name, value in backbone.export_state().items()}
     about = {"arch": settings.arch, "method": settings.method, "hapicl": __version__, "format": "pt"}
     with whole_file(path) as part:
-        safetensors.torch.save_file(state, part, metadata=about)
+        part.write_bytes(safetensors.torch.save(state, metadata=about))
 
 
 def _channels_last(batch: Batch) -> Batch:
@@ -160,7 +168,7 @@ def _tell_start(parts: Parts, first_step: int, journal: Journal) -> None:
     if settings.accumulate > 1:
         journal.say(
             f"warning: accumulate={settings.accumulate} computes each batch of {settings.batch_size} in parts "
-            f"of {parts.micro_batch}: negatives and BatchNorm statistics come from that many samples, "
+            f"of {parts.micro_batch}: negatives and BatchNorm statistics come from that many, "
             "so a contrastive loss is not that of the whole batch"
         )
     if first_step:

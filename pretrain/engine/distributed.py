@@ -11,9 +11,10 @@ loss end in the gradient of the global mean. Shape legend: B samples of this pro
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ...data.errors import UserError
 from ...data.randomness import counter_generator
@@ -212,6 +214,58 @@ def _gather_rows(local: Tensor) -> Tensor:
     joined = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
     dist.all_gather_into_tensor(joined, local.contiguous())
     return joined
+
+
+class _Plain(nn.Module):
+    """Gives the loss beside its result: DistributedDataParallel looks for tensors in tuples only."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> tuple[Tensor, Any]:
+        result = self.module(batch)
+        return result.loss, result
+
+
+class DataParallel(nn.Module):
+    """A module whose gradients are averaged over the processes, with the module's own results.
+
+    Parameters and buffers are taken from the first process once, here.
+
+    Args:
+        module: on its device; `module(batch).loss` is what is differentiated.
+        device: the process's.
+        accumulate: backward passes of an update; above 1 use `no_sync` for all but the last.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, *, accumulate: int = 1) -> None:
+        super().__init__()
+        # queues and statistics are equal by construction (batchnorm.py), so they are not sent around each
+        # step; torch 2.15 has renamed the option
+        accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+        keep_buffers: dict[str, Any] = {buffers: False}
+        self._parallel = DistributedDataParallel(
+            _Plain(module),
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # a weight of 0 leaves a head without gradient; with the graph fixed that costs nothing to
+            # allow, but torch cannot combine a fixed graph with accumulation
+            static_graph=accumulate == 1,
+            find_unused_parameters=accumulate > 1,
+            **keep_buffers,
+        )
+
+    def forward(self, batch: Any) -> Any:
+        """Give the module's result, its loss tied to the exchange of gradients."""
+        loss, result = self._parallel(batch)
+        result.loss = loss
+        return result
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Give a context in which gradients are only added up here."""
+        return self._parallel.no_sync()
 
 
 def barrier() -> None:

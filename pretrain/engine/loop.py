@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .batchnorm import average_running_statistics
 from .checkpoint import save_checkpoint
-from .distributed import World, any_process, barrier, host_group
+from .distributed import DataParallel, World, any_process, barrier, host_group
 from .guard import FiniteGuard
 from .health import complaints, spread
 from .journal import Journal
@@ -175,7 +174,9 @@ class _Fit:
         self.steps_per_epoch = source.steps_per_epoch // settings.accumulate
         if self.steps_per_epoch < 1:
             raise ValueError("an epoch of the source holds no whole optimiser step")
-        self.parallel = _parallel(module, world, accumulate=settings.accumulate)
+        self.parallel = (
+            DataParallel(module, world.device, accumulate=settings.accumulate) if world.size > 1 else module
+        )
         # a CPU group, so that agreeing on a stop does not wait for the device
         self.host_group = host_group()
         self.references: dict[str, float] = {}
@@ -225,8 +226,8 @@ class _Fit:
         if self.look is not None:
             self.look(batch)
             self.look = None
-        wait = isinstance(self.parallel, DistributedDataParallel) and not last
-        with self.parallel.no_sync() if wait else nullcontext():  # type: ignore[operator]
+        apart = isinstance(self.parallel, DataParallel) and not last
+        with self.parallel.no_sync() if apart else nullcontext():  # type: ignore[operator]
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 result: Result = self.parallel(batch)
             (result.loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
@@ -292,22 +293,6 @@ class _Fit:
                 keep=keep,
             )
         barrier()
-
-
-def _parallel(module: nn.Module, world: World, *, accumulate: int) -> nn.Module:
-    """Wrap for several processes."""
-    if world.size == 1:
-        return module
-    return DistributedDataParallel(
-        module,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,  # queues and statistics are equal by construction, see batchnorm.py
-        gradient_as_bucket_view=True,
-        # a weight of 0 leaves a head without gradient; with the graph fixed that costs nothing to allow,
-        # but torch cannot combine a fixed graph with accumulation
-        static_graph=accumulate == 1,
-        find_unused_parameters=accumulate > 1,
-    )
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

@@ -1,0 +1,181 @@
+"""Runs a function of this file in two processes under gloo, and made-up batches for any method.
+
+As a script: `python joint.py NAME FOLDER` with torchrun's environment variables; writes
+FOLDER/NAME.RANK.pt.
+"""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from hapicl.data.batch import Batch
+from hapicl.data.geometry import ViewGeometry
+from hapicl.data.randomness import counter_generator
+from hapicl.pretrain.backbones import Backbone
+from hapicl.pretrain.engine import batchnorm, distributed
+from hapicl.pretrain.methods.base import Context
+from hapicl.pretrain.methods.registry import METHODS, method_class
+from hapicl.pretrain.vit import ViTBackbone
+
+BATCH, SIZE = 16, 64
+CPU = torch.device("cpu")
+VIT_METHODS = {"siameseim", "mae", "moco_v3", "hapicl_vit"}
+
+
+class TinyBackbone(Backbone):
+    """Two maps of few channels with BatchNorm, in place of a ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 6, 3, 8, 1), nn.BatchNorm2d(6), nn.Tanh())
+        self.second = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Tanh())
+        self.channels, self.last, self.stride = {"layer3": 6, "layer4": 8}, "layer4", 16
+
+    def forward(self, images):
+        first = self.first(images)
+        return {"layer3": first, "layer4": self.second(first)}
+
+    def export_state(self):
+        return self.state_dict()
+
+
+def tiny_vit():
+    """Two blocks of width 48 on 8 x 8 patches."""
+    trunk = VisionTransformer(
+        img_size=SIZE, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=0, global_pool=""
+    )
+    return ViTBackbone(trunk)
+
+
+def build(name, **config):
+    """A method in float64 with the same weights everywhere, and its needs."""
+    kind = method_class(name)
+    settings = kind.Config(**config)
+    torch.manual_seed(5)
+    backbone = tiny_vit() if name in VIT_METHODS else TinyBackbone()
+    context = Context(data_set_size=64, batch_size=BATCH, total_steps=10, steps_per_epoch=4, seed=3)
+    method = kind(settings, context, backbone).double()
+    method = batchnorm.synchronise_batch_norm(method, CPU)
+    method.before_training([f"{number}.jpg" for number in range(64)])
+    return method, kind.needs(settings, image_size=SIZE, grid=SIZE // backbone.stride)
+
+
+def made_up_batch(needs, step=0):
+    """A global batch as the loader would give it, float64."""
+    draw = counter_generator(1, 0, step, 0, "test")
+    number = lambda *shape: torch.from_numpy(draw.standard_normal(shape))  # noqa: E731
+    whole = lambda high, *shape: torch.from_numpy(draw.integers(0, high, shape))  # noqa: E731
+    geometry = tuple(
+        ViewGeometry(
+            whole(20, BATCH),
+            whole(20, BATCH),
+            40 + whole(40, BATCH),
+            40 + whole(40, BATCH),
+            whole(2, BATCH).bool(),
+            torch.zeros(BATCH, dtype=torch.bool),
+        )
+        for _ in needs.views
+    )
+    cells = needs.jigsaw.grid**2 if needs.jigsaw else 9
+    patch = needs.jigsaw.patch if needs.jigsaw else 8
+    optional = {"patches": number(BATCH, cells, 3, patch, patch)} if needs.jigsaw else {}
+    if needs.grid is not None:
+        # one image without foreground in its first view, one without background
+        occupancy = [whole(2, BATCH, needs.grid, needs.grid).double() for _ in needs.views]
+        occupancy[0][1], occupancy[0][12] = 0.0, 1.0
+        optional |= {"occupancy": tuple(occupancy), "has_mask": torch.arange(BATCH) != 3}
+        optional["fallback"] = whole(2, BATCH, len(needs.views)).bool()
+    return Batch(
+        index=torch.from_numpy(draw.permutation(64)[:BATCH]),
+        image_size=torch.full((BATCH, 2), 100),
+        views=tuple(number(BATCH, 3, policy.size, policy.size) for policy in needs.views),
+        geometry=geometry,
+        photometric=(),
+        permutation=torch.stack([torch.from_numpy(draw.permutation(cells)) for _ in range(BATCH)]),
+        rotation=whole(4, BATCH),
+        epoch=0,
+        step=step,
+        **optional,
+    )
+
+
+def slice_of(batch, rank, size):
+    """One process's rows."""
+    return batch.map_tensors(lambda value: value.tensor_split(size)[rank])
+
+
+def two_steps(name, rank=0, size=1, **config):
+    """Two SGD steps; returns losses, gradients of the last, and all buffers and parameters after it."""
+    method, needs = build(name, **config)
+    trained = method if size == 1 else distributed.DataParallel(method, CPU)
+    losses = []
+    for step in range(2):
+        torch.manual_seed(step)  # what a method draws from torch's generator is not of this comparison
+        output = trained(slice_of(made_up_batch(needs, step), rank, size))
+        method.zero_grad()
+        output.loss.backward()
+        gradients = {
+            key: value.grad.clone() for key, value in method.named_parameters() if value.grad is not None
+        }
+        with torch.no_grad():
+            for value in method.parameters():
+                if value.grad is not None:
+                    value -= 0.1 * value.grad
+        method.after_step(step, 10)
+        losses.append(distributed.reduce_mean(output.loss.detach()))
+    batchnorm.average_running_statistics(method)
+    state = {key: value for key, value in method.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {"losses": torch.stack(losses), "gradients": gradients, "state": state}
+
+
+def all_methods(rank, size):
+    """`two_steps` of every registered method."""
+    return {name: two_steps(name, rank, size, **config) for name, config in CONFIGS.items()}
+
+
+# what keeps the test small; the numbers of the groups and queues are of the global batch
+CONFIGS = {name: {} for name in METHODS}
+for moco in ("moco_v2", "hapicl_m", "densecl"):
+    CONFIGS[moco] = {"batch_norm_groups": 2}
+CONFIGS["mae"] = {"decoder_dim": 48, "decoder_depth": 2, "decoder_heads": 3}
+CONFIGS["siameseim"] = {"global_weight": 1.0}
+CONFIGS["moco_v3"] = {"hidden": 64, "dim": 32}
+CONFIGS["hapicl_vit"] = {"hidden": 64, "dim": 32, "pixel_hidden": 64, "pixel_dim": 16}
+
+
+def run_in_two(check, folder):
+    """Run a function of this file in two processes; gives their two results."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, check, str(folder)],
+            env=common | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    return [torch.load(pathlib.Path(folder) / f"{check}.{rank}.pt", weights_only=False) for rank in "01"]
+
+
+if __name__ == "__main__":
+    with distributed.processes("cpu") as world:
+        result = globals()[sys.argv[1]](world.rank, world.size)
+        torch.save(result, pathlib.Path(sys.argv[2]) / f"{sys.argv[1]}.{world.rank}.pt")

@@ -1,0 +1,29 @@
+"""Every method trains on two processes as on one with the joined batch."""
+
+import joint
+import pytest
+import torch
+from joint import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    return joint.run_in_two("all_methods", tmp_path_factory.mktemp("joint"))
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_two_processes_train_as_one_with_the_joined_batch(both, name):
+    alone = joint.two_steps(name, **CONFIGS[name])
+    for rank, together in enumerate(result[name] for result in both):
+        close(together["losses"], alone["losses"], f"loss, process {rank}")
+        assert together["gradients"].keys() == alone["gradients"].keys()
+        assert any(value.abs().max() > 1e-6 for value in alone["gradients"].values())
+        for part in ("gradients", "state"):
+            for key, value in alone[part].items():
+                close(together[part][key], value, f"{part} of {key}, process {rank}")
+
+
+def close(value, expected, what):
+    torch.testing.assert_close(
+        value, expected, rtol=1e-6, atol=1e-6, msg=lambda text: f"{what}: {text}", check_dtype=True
+    )
