@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from joint import TinyBackbone
 
 from hapicl.data.batch import Batch
 from hapicl.data.geometry import ViewGeometry
-from hapicl.pretrain.backbones import build_backbone
 from hapicl.pretrain.methods.base import Context, Method
 from hapicl.pretrain.methods.registry import method_class
 
@@ -41,19 +41,18 @@ def random_batch(size: int = 8, side: int = 64, grid: int = 4, seed: int = 0, pa
 
 
 def build_method(
-    name: str, *, batch_size: int = 8, image_size: int = 64, total_steps: int = 100, **config: Any
+    name: str, *, batch_size: int = 8, total_steps: int = 100, data_set_size: int | None = None, **config: Any
 ) -> Method:
-    """A method on ResNet-18, initialised from seed 0."""
+    """A method on a tiny convolutional backbone (4 x 4 cells at 64 px), initialised from seed 0."""
     torch.manual_seed(0)
     kind = method_class(name)
     context = Context(
-        data_set_size=2 * batch_size,
+        data_set_size=data_set_size or 2 * batch_size,
         batch_size=batch_size,
         total_steps=total_steps,
         steps_per_epoch=2,
     )
-    backbone = build_backbone("resnet18", image_size=image_size, stem="auto")
-    return kind(kind.Config(**config), context, backbone)
+    return kind(kind.Config(**config), context, TinyBackbone())
 
 
 @pytest.fixture
