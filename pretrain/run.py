@@ -202,7 +202,8 @@ class _Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one warning."""
-        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        warning = record.levelno >= logging.WARNING
+        text = f"{record.levelname.lower()}: {record.getMessage()}" if warning else record.getMessage()
         if self._say is None:
             self._waiting.append(text)
         else:
@@ -214,9 +215,11 @@ def _relayed_warnings() -> Iterator[_Relay]:
     """Send warnings of our own modules to the journal while a run lasts."""
     relay, logger = _Relay(), logging.getLogger("hapicl")
     logger.addHandler(relay)
-    before, logger.propagate = logger.propagate, False
+    before, logger.propagate = (logger.propagate, logger.level), False
+    logger.setLevel(logging.INFO)  # what a method settles by itself (a queue's length) is worth a line
     try:
         yield relay
     finally:
-        logger.propagate = before
+        logger.propagate, level = before
+        logger.setLevel(level)
         logger.removeHandler(relay)

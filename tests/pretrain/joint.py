@@ -55,6 +55,7 @@ def tiny_vit():
 
 def build(name, **config):
     """A method in float64 with the same weights everywhere, and its needs."""
+    name = name.split()[0]  # what follows names a form
     kind = method_class(name)
     settings = kind.Config(**config)
     torch.manual_seed(5)
@@ -143,10 +144,32 @@ def all_methods(rank, size):
 CONFIGS = {name: {} for name in METHODS}
 for moco in ("moco_v2", "hapicl_m", "densecl"):
     CONFIGS[moco] = {"batch_norm_groups": 2}
+CONFIGS["jigsaw"] = {"permutations": 50, "hidden": 16}
 CONFIGS["mae"] = {"decoder_dim": 48, "decoder_depth": 2, "decoder_heads": 3}
 CONFIGS["siameseim"] = {"global_weight": 1.0}
+CONFIGS["siameseim v1"] = {"form": "v1", "global_weight": 1.0, "dense_weight": 4.0}
 CONFIGS["moco_v3"] = {"hidden": 64, "dim": 32}
 CONFIGS["hapicl_vit"] = {"hidden": 64, "dim": 32, "pixel_hidden": 64, "pixel_dim": 16}
+
+
+# options whose loss reaches over the processes in another way than the default
+VARIANTS = {
+    "anchor, batch negatives": ("hapicl_s", {"form": "anchor", "negatives": "batch"}),
+    "image, batch negatives": ("hapicl_m", {"negatives": "batch", "batch_norm_groups": 4}),
+    "batch_released": ("hapicl_s", {"form": "batch_released"}),
+    "layer3, ignore band": ("hapicl_m", {"feature_level": "layer3", "ignore_band": (0.2, 0.7)}),
+    "symmetric, one BatchNorm": ("moco_v2", {"symmetric": True, "batch_norm_groups": 1}),
+    "geometry, no warm-up": ("densecl", {"matching": "geometry", "warm_up_steps": 0, "grid": 2}),
+    "foreground matches": ("densecl", {"matching": "foreground", "warm_up_steps": 0}),
+    "rotation, NCE": ("pirl", {"transform": "rotation", "loss": "nce"}),
+    "shared negatives": ("pirl", {"transform": "rotation_jigsaw", "shared_negatives": True}),
+    "background, fixed beta": ("harl", {"alpha": 0.3, "beta": 0.5, "beta_end": None}),
+}
+
+
+def all_variants(rank, size):
+    """`two_steps` of every variant."""
+    return {name: two_steps(method, rank, size, **config) for name, (method, config) in VARIANTS.items()}
 
 
 def run_in_two(check, folder):

@@ -3,7 +3,7 @@
 import joint
 import pytest
 import torch
-from joint import CONFIGS
+from joint import CONFIGS, VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -11,10 +11,24 @@ def both(tmp_path_factory):
     return joint.run_in_two("all_methods", tmp_path_factory.mktemp("joint"))
 
 
+@pytest.fixture(scope="module")
+def both_variants(tmp_path_factory):
+    return joint.run_in_two("all_variants", tmp_path_factory.mktemp("variants"))
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_two_processes_train_as_one_with_the_joined_batch(both, name):
-    alone = joint.two_steps(name, **CONFIGS[name])
-    for rank, together in enumerate(result[name] for result in both):
+    alike(joint.two_steps(name, **CONFIGS[name]), [result[name] for result in both])
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_options_train_on_two_processes_as_on_one(both_variants, name):
+    method, config = VARIANTS[name]
+    alike(joint.two_steps(method, **config), [result[name] for result in both_variants])
+
+
+def alike(alone, results):
+    for rank, together in enumerate(results):
         close(together["losses"], alone["losses"], f"loss, process {rank}")
         assert together["gradients"].keys() == alone["gradients"].keys()
         assert any(value.abs().max() > 1e-6 for value in alone["gradients"].values())
