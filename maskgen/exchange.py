@@ -51,6 +51,7 @@ class TreeRows:
         Raises:
             UserError: if the image was listed but is gone.
         """
+        data = b""
         try:
             data = read_listed(root, path)
             size = encoded_size(data, path)
@@ -59,7 +60,7 @@ class TreeRows:
                 raise ImageError(path, f"no mask for it in {self.masks}")
             mask = binary(read_npz(file) if file.suffix == ".npz" else read_image(file)[:, :, 0])
         except ImageError as error:
-            return MaskRow(path=path, reason=error.reason)
+            return MaskRow(path=path, reason=error.reason, file_bytes=len(data))
         if aspect_differs(mask.shape, size):
             reason = (
                 f"its mask has another shape: {mask.shape[0]} x {mask.shape[1]} for {size[0]} x {size[1]}"

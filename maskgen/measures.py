@@ -38,7 +38,7 @@ def f_beta_curve(saliency: Map, truth: NDArray[np.bool_]) -> NDArray[np.float64]
     hits = _at_least(levels[truth])
     total = np.count_nonzero(truth)
     if total == 0:
-        return np.asarray(positives == 0, np.float64)
+        return np.where(positives == 0, 1.0, 0.0)
     precision, recall = hits / np.maximum(positives, 1), hits / total
     f_beta = (1 + BETA_SQUARED) * precision * recall / np.maximum(BETA_SQUARED * precision + recall, _TINY)
     return np.asarray(f_beta, np.float64)
