@@ -37,6 +37,9 @@ CHUNK = (
 )
 PREFETCH = 2  # chunks each worker makes ahead
 MAX_SHARED_BYTES = 2 << 30  # all chunks under way together
+WORKER_TIMEOUT = (
+    600  # seconds without a chunk before the run stops; a network disk may be slow, not that slow
+)
 NAMED_FAILURES = 20  # failed images that are logged by name; all are counted
 
 
@@ -120,6 +123,7 @@ class Loader:
         self._maker = ChunkMaker(
             store, reader, selection, needs, seed=seed, batch_size=batch_size, scaled_decode=scaled_decode
         )
+        self._maker.check_masks()
         self._order = _TaskOrder(self._stretch, _chunk_size(needs, share, self.workers), self.steps_per_epoch)
         self._start_method = start_method
         self._chunks: Iterator[Batch | UserError] | None = None
@@ -183,12 +187,12 @@ class Loader:
         try:
             chunk = next(self._chunks)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader" not in str(error):
                 raise
             self.close()
             raise UserError(
-                f"a loader worker died ({str(error).splitlines()[0]}); it may have run out of memory: "
-                "use fewer --workers, a smaller --batch-size, or more /dev/shm"
+                f"a loader worker died or hangs ({str(error).splitlines()[0]}); it may have run out of "
+                "memory: use fewer --workers, a smaller --batch-size, or more /dev/shm"
             ) from error
         if isinstance(chunk, UserError):
             self.close()
@@ -206,7 +210,10 @@ class Loader:
                 "prefetch_factor": PREFETCH,
                 "worker_init_fn": _prepare_worker,
                 "pin_memory": self._stream is not None,
+                "timeout": WORKER_TIMEOUT,
             }
+            # stops OpenCV's threads before the fork: a child that inherits their locks can hang
+            cv2.setNumThreads(1)
         loader = DataLoader(
             self._maker,
             batch_size=None,
@@ -324,7 +331,8 @@ def _as_it_is(chunk: Any) -> Any:
 
 def _prepare_worker(_: int) -> None:
     """One thread a worker: more would fight over the cores."""
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:  # a forked worker has it from its parent and must not touch its thread pool
+        cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 

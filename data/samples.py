@@ -27,6 +27,7 @@ from .randomness import counter_generator
 from .selection import Selection
 
 MAX_REPLACED = 20  # images in a row that may fail before the run stops: then it is the disk, not an image
+CHECKED = 32  # images whose size is compared with the mask file's before the first step
 
 
 class Task(NamedTuple):
@@ -77,6 +78,23 @@ class ChunkMaker(Dataset[Batch | UserError]):
             generator = counter_generator(self.seed, epoch, 0, 0, "order")
             self._order = epoch, generator.permutation(len(self.selection.paths))
         return self._order[1]
+
+    def check_masks(self) -> None:
+        """Look at a few images spread over the list, so that masks of another folder are refused at once.
+
+        Every other image is checked when it is read.
+
+        Raises:
+            MaskError: if an image has another size than its mask was made for.
+        """
+        count = len(self.selection.paths)
+        for index in np.unique(np.linspace(0, count - 1, min(count, CHECKED), dtype=np.int64)).tolist():
+            path = decode_path(bytes(self.selection.paths[index]))
+            try:
+                size = self.store.read(path).image_size
+            except ImageError:  # replaced and reported when it is its turn
+                continue
+            self._mask(path, index, size)
 
     def __getitem__(self, task: Task) -> Batch | UserError:
         """Make one chunk; a user's mistake is returned, so that it crosses the process border as it is."""
