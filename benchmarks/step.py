@@ -1,0 +1,283 @@
+"""The training step: overhead over forward and backward, each lever by itself, share of the bandwidth floor.
+
+    python benchmarks/step.py --out step.json                       # tiny, any machine
+    python benchmarks/step.py --full --out step.json                # 224 px ResNet-50, needs a GPU
+    python benchmarks/step.py --full --masks masks.h5 --out ...     # with real input too
+
+Rivals alternate in blocks within one process, so that what else the machine does falls on both;
+medians of blocks.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import time
+
+import torch
+
+from hapicl.data.batch import Batch
+from hapicl.data.geometry import ViewGeometry
+from hapicl.data.loader import Loader
+from hapicl.pretrain.backbones import Backbone, build_backbone
+from hapicl.pretrain.engine.distributed import World, choose_device
+from hapicl.pretrain.engine.loop import LoopSettings, fit
+from hapicl.pretrain.engine.optimizers import OptimizerSettings, build_optimizer
+from hapicl.pretrain.methods.base import Context
+from hapicl.pretrain.methods.registry import method_class
+
+# samples/s at 4.3 TB/s (one H200) if BatchNorm and ReLU traffic were all: two 224 px views, ResNet-50
+BANDWIDTH_FLOOR = {"simclr": 6033, "moco_v2": 8965, "hapicl_m": 4483}
+BASE = {"channels_last": True, "fused": True, "compile": False}
+
+
+class Repeat:
+    """A source that gives one batch for ever, so that only the step is measured."""
+
+    steps_per_epoch = 10**9
+    wait_seconds = 0.0
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def batches(self, epoch, first_step=0):
+        """Give it again and again."""
+        while True:
+            yield self.batch
+
+
+class Setup:
+    """A method with its optimiser and a made-up batch, under one choice of levers."""
+
+    def __init__(self, name, options, *, precision, channels_last, fused, compile):
+        self.device, self.precision = options.device, precision
+        kind = method_class(name)
+        config = kind.Config()
+        torch.manual_seed(0)
+        backbone = build_backbone(options.arch, image_size=options.image_size)
+        side = options.image_size // backbone.stride
+        self.needs = kind.needs(config, image_size=options.image_size, grid=side)
+        context = Context(
+            data_set_size=100_000, batch_size=options.batch_size, total_steps=1000, steps_per_epoch=100
+        )
+        self.method = kind(config, context, backbone).to(self.device)
+        self.batch = made_up_batch(self.needs, options.batch_size, self.device)
+        if channels_last:
+            self.method.to(memory_format=torch.channels_last)
+            views = (view.contiguous(memory_format=torch.channels_last) for view in self.batch.views)
+            self.batch.views = tuple(views)
+        if compile:
+            for module in self.method.modules():
+                if isinstance(module, Backbone):
+                    module.compile()
+        settings = OptimizerSettings(fused=fused)
+        self.optimizer = build_optimizer(
+            self.method, settings, batch_size=options.batch_size, device=self.device
+        )
+
+    def bare(self, steps):
+        """Forward and backward, nothing else."""
+        for _ in range(steps):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                loss = self.method(self.batch).loss
+            loss.backward()
+            self.method.zero_grad(set_to_none=True)
+
+    def trained(self, steps, source=None):
+        """The trainer's loop: guard, update, EMA, meter."""
+        settings = LoopSettings(total_steps=10**6, stop_after=steps, precision=self.precision, log_every=10)
+        fit(
+            self.method,
+            source or Repeat(self.batch),
+            self.optimizer,
+            settings,
+            world=World(device=self.device),
+            after_step=self.method.after_step,
+        )
+
+
+def made_up_batch(needs, size, device):
+    """Noise in the shape of the loader's batches."""
+    zeros = torch.zeros(size, dtype=torch.int32)
+    flips = torch.zeros(size, dtype=torch.bool)
+    geometry = ViewGeometry(zeros, zeros, zeros + 200, zeros + 200, flips, flips)
+    grids = (
+        ()
+        if needs.grid is None
+        else tuple((torch.rand(size, needs.grid, needs.grid) > 0.5).float() for _ in needs.views)
+    )
+    return Batch(
+        index=torch.arange(size),
+        image_size=torch.full((size, 2), 256),
+        views=tuple(torch.randn(size, 3, policy.size, policy.size) for policy in needs.views),
+        geometry=(geometry,) * len(needs.views),
+        photometric=(),
+        occupancy=grids,
+        has_mask=None if needs.grid is None else torch.ones(size, dtype=torch.bool),
+        fallback=torch.zeros(size, len(needs.views), dtype=torch.bool),
+    ).to(device)
+
+
+def seconds(work, steps, device):
+    """Wall time of a step, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work(steps)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / steps
+
+
+def alternate(rivals, options):
+    """Time rivals in turn, block by block; gives the list of seconds a step by name."""
+    times = {name: [] for name in rivals}
+    for work in rivals.values():
+        work(options.warm_up)
+    for _ in range(options.blocks):
+        for name, work in rivals.items():
+            times[name].append(seconds(work, options.steps, options.device))
+    return times
+
+
+def measure_overhead(name, options):
+    """Ratio of the trainer's step to bare forward and backward."""
+    setup = Setup(name, options, precision=options.precision, **BASE)
+    times = alternate({"bare": setup.bare, "trainer": setup.trained}, options)
+    ratios = [one / other for one, other in zip(times["trainer"], times["bare"], strict=True)]
+    return {
+        "bare_ms": 1000 * statistics.median(times["bare"]),
+        "trainer_ms": 1000 * statistics.median(times["trainer"]),
+        "overhead": statistics.median(ratios) - 1,
+        "overhead_of_each_block": [ratio - 1 for ratio in ratios],
+    }
+
+
+def measure_levers(name, options):
+    """Samples/s with one lever changed at a time, against the trainer's own choice."""
+    changes = {"contiguous instead of channels_last": {"channels_last": False}}
+    changes |= {"foreach instead of fused update": {"fused": False}, "torch.compile": {"compile": True}}
+    precisions = {"bf16": "fp32", "fp32": "bf16"}
+    other = precisions[options.precision]
+    found = {}
+    for label, change in [
+        *changes.items(),
+        (f"{other} instead of {options.precision}", {"precision": other}),
+    ]:
+        ours = Setup(name, options, **({"precision": options.precision} | BASE))
+        theirs = Setup(name, options, **({"precision": options.precision} | BASE | change))
+        times = alternate({"base": ours.trained, "changed": theirs.trained}, options)
+        ratios = [base / changed for base, changed in zip(times["base"], times["changed"], strict=True)]
+        found[label] = {
+            "speed_against_base": statistics.median(ratios),
+            "samples_per_second": options.batch_size / statistics.median(times["changed"]),
+        }
+        print(label, json.dumps(found[label]), flush=True)
+    return found
+
+
+def measure_throughput(name, options):
+    """Samples/s with made-up and, given --masks, real input; peak memory; share of the floor on a GPU."""
+    setup = Setup(name, options, precision=options.precision, **(BASE | {"compile": options.compile}))
+    if options.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(options.device)
+    times = alternate({"made up": setup.trained}, options)["made up"]
+    found = {"samples_per_second": options.batch_size / statistics.median(times)}
+    if options.device.type == "cuda":
+        found["peak_memory_gib"] = torch.cuda.max_memory_allocated(options.device) / 2**30
+    if options.full and name in BANDWIDTH_FLOOR:
+        found["share_of_bandwidth_floor"] = found["samples_per_second"] / BANDWIDTH_FLOOR[name]
+    if options.masks:
+        found["real_input"] = measure_real_input(setup, options)
+    return found
+
+
+def measure_real_input(setup, options):
+    """Samples/s and the share of time spent waiting for the loader."""
+    with Loader(
+        None,
+        options.masks,
+        setup.needs,
+        batch_size=options.batch_size,
+        seed=0,
+        device=options.device,
+        workers=options.workers,
+    ) as loader:
+        setup.trained(options.warm_up, loader)
+        waited = []
+
+        class Watched(Repeat):
+            def batches(self, epoch, first_step=0):
+                for batch in loader.batches(epoch, first_step):
+                    waited.append(loader.wait_seconds)
+                    yield batch
+
+        watched = Watched(None)
+        watched.steps_per_epoch = loader.steps_per_epoch
+        step = seconds(lambda steps: setup.trained(steps, watched), options.steps, options.device)
+        return {
+            "samples_per_second": options.batch_size / step,
+            "data_wait_share": sum(waited) / (step * options.steps),
+            "workers": loader.workers,
+        }
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--full", action="store_true", help="224 px ResNet-50, bf16, batch 256: needs a GPU")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--methods", nargs="+", default=["simclr", "moco_v2", "hapicl_m"])
+    parser.add_argument("--only", choices=["overhead", "levers", "throughput"])
+    parser.add_argument("--masks", help="mask file, for real input")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--compile", action="store_true", help="compile in the throughput rows")
+    parser.add_argument("--steps", type=int, help="steps of a block")
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--batch-size", type=int)
+    options = parser.parse_args()
+    options.device = choose_device(options.device)
+    options.precision = "bf16" if options.device.type == "cuda" else "fp32"
+    options.arch, options.image_size = ("resnet50", 224) if options.full else ("resnet18", 64)
+    options.batch_size = options.batch_size or (256 if options.full else 16)
+    options.steps = options.steps or (30 if options.device.type == "cuda" else 3)
+    options.warm_up = 10 if options.device.type == "cuda" else 2
+    return options
+
+
+def main():
+    """Measure and write."""
+    options = parse()
+    if options.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+        name = torch.cuda.get_device_name(options.device)
+    else:
+        name = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    result = {
+        "what": "training step",
+        "device": name,
+        "machine": platform.platform(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "arch": options.arch,
+        "image_size": options.image_size,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "steps_of_a_block": options.steps,
+        "blocks": options.blocks,
+    }
+    if options.only in {None, "overhead"}:
+        result["overhead"] = {method: measure_overhead(method, options) for method in options.methods}
+    if options.only in {None, "levers"}:
+        result["levers"] = {"method": options.methods[-1], **measure_levers(options.methods[-1], options)}
+    if options.only in {None, "throughput"}:
+        result["throughput"] = {method: measure_throughput(method, options) for method in options.methods}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
