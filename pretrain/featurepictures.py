@@ -57,12 +57,12 @@ def load_backbone(folder: Path, settings: dict[str, Any]) -> tuple[Backbone, int
     state = load_checkpoint(folder / LAST)["module"]
     trained = settings["image_size"]
     backbone = build_backbone(settings["arch"], image_size=trained, stem=settings["stem"])
-    own = backbone.state_dict().keys()
-    # a method may have taken a norm out of the backbone; what it kept must all be there
     kept = {
         name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")
     }
-    backbone.load_state_dict({name: value for name, value in kept.items() if name in own}, strict=False)
+    # what the method took out of the backbone, such as SiameseIM the last norm, is taken out here too
+    backbone.adapt({name.removeprefix("trunk."): value for name, value in kept.items()})
+    backbone.load_state_dict(kept)
     flexible = not hasattr(backbone, "patch_size")  # a ViT's positions are for one size
     return backbone.eval(), trained * (ENLARGED if flexible else 1)
 
