@@ -13,7 +13,8 @@ import click
 from . import __version__
 from .data.errors import UserError
 
-# command name -> (module, attribute, one line of help shown by `hapicl --help` without importing the module)
+# command name -> (module, attribute, one line of help shown by `hapicl --help` without importing the
+# module)
 COMMANDS = {
     "demo": (
         "hapicl.demo.commands",
@@ -71,3 +72,7 @@ def main() -> None:
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":  # torchrun starts modules by name: -m hapicl.cli
+    main()

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from .errors import UserError
 from .imagestore import open_images
 from .maskfile import MaskReader
 from .maskformat import PathList
-from .samples import ChunkMaker, Task
+from .samples import Chunk, ChunkMaker, Task, join
 from .selection import select_images
 
 logger = logging.getLogger("hapicl.data")
@@ -40,6 +41,7 @@ MAX_SHARED_BYTES = 2 << 30  # all chunks under way together
 WORKER_TIMEOUT = (
     600  # seconds without a chunk before the run stops; a network disk may be slow, not that slow
 )
+GRACE_SECONDS = 60  # a worker outlives SIGTERM by so much
 NAMED_FAILURES = 20  # failed images that are logged by name; all are counted
 
 
@@ -126,7 +128,7 @@ class Loader:
         self._maker.check_masks()
         self._order = _TaskOrder(self._stretch, _chunk_size(needs, share, self.workers), self.steps_per_epoch)
         self._start_method = start_method
-        self._chunks: Iterator[Batch | UserError] | None = None
+        self._chunks: Iterator[Chunk | UserError] | None = None
         self._next: tuple[int, int] | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -173,21 +175,19 @@ class Loader:
         if self._next != (epoch, step):
             self._start(epoch, step)
         assert self._chunks is not None
-        parts: list[Batch] = []
-        for _ in self._order.chunks():
-            parts.append(self._take())
+        batch = join([self._take() for _ in self._order.chunks()])
         last = step + 1 == self.steps_per_epoch
         self._next = (epoch + 1, 0) if last else (epoch, step + 1)
-        self._log([failure for part in parts for failure in part.failures])
-        return join(parts)
+        self._log(batch.failures)
+        return batch
 
-    def _take(self) -> Batch:
+    def _take(self) -> Chunk:
         """Take the next chunk; a user's mistake found in a worker is raised here."""
         assert self._chunks is not None
         try:
             chunk = next(self._chunks)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while sending
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             self.close()
             raise UserError(
@@ -242,7 +242,7 @@ class Loader:
         moved.map_tensors(lambda tensor: _record(tensor, current))
         return moved
 
-    def _log(self, failures: list[str]) -> None:
+    def _log(self, failures: tuple[str, ...]) -> None:
         """Log images that were replaced: the first ones by name, all by number."""
         for failure in failures:
             self.replaced += 1
@@ -250,29 +250,6 @@ class Loader:
                 logger.warning("image replaced by the next one in the list: %s", failure)
             elif self.replaced % 1000 == 0:
                 logger.warning("%d images could not be read so far and were replaced", self.replaced)
-
-
-def join(parts: list[Batch]) -> Batch:
-    """Join chunks of one step, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-
-    def cat(values: list[Any]) -> Any:
-        sample = values[0]
-        if isinstance(sample, torch.Tensor):
-            return torch.cat(values)
-        if isinstance(sample, tuple):
-            columns = [cat(list(column)) for column in zip(*values, strict=True)]
-            return type(sample)(*columns) if hasattr(sample, "_fields") else tuple(columns)
-        return sample
-
-    joined = {
-        name: cat([getattr(part, name) for part in parts])
-        for name in Batch.__dataclass_fields__
-        if name != "failures"
-    }
-    return Batch(**joined, failures=sum((part.failures for part in parts), first.failures[:0]))
 
 
 def default_workers(device: torch.device, world_size: int = 1) -> int:
@@ -330,7 +307,12 @@ def _as_it_is(chunk: Any) -> Any:
 
 
 def _prepare_worker(_: int) -> None:
-    """One thread a worker: more would fight over the cores."""
+    """One thread a worker: more would fight over the cores. Signals are the trainer's business."""
+    # a scheduler or torchrun sends them to every process of a run; the trainer needs its workers until the
+    # step in progress is done, and ends them itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
     if cv2.getNumThreads() != 1:  # a forked worker has it from its parent and must not touch its thread pool
         cv2.setNumThreads(1)
     torch.set_num_threads(1)

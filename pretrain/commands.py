@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -59,7 +60,7 @@ def pretrain(
     Exit codes: 0 done (or left by stop_after), 2 a mistake in input or settings, 3 the loss was not finite,
     75 stopped by SIGTERM, SIGINT or SIGUSR1 after a checkpoint (continue with --resume auto).
 
-    Several GPUs: torchrun --standalone --nproc-per-node N -m hapicl.cli pretrain ...
+    Several GPUs: torchrun --standalone --nproc-per-node N -m hapicl pretrain ...
     """
     from .engine.guard import NonFiniteLossError
     from .engine.stop import EXIT_NOT_FINITE, EXIT_STOPPED
@@ -69,7 +70,7 @@ def pretrain(
     if compile_:
         given["compile"] = True
     settings, notes = resolve(given, recipe=recipe, overrides=overrides)
-    for note in notes:
+    for note in notes if int(os.environ.get("RANK", "0")) == 0 else []:
         click.echo(note, err=True)
     if dry_run:
         from .dry_run import dry_run_report
