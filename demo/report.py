@@ -1,0 +1,214 @@
+"""The demo's report: one page with what was made, the pictures, the curves and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ..data.files import whole_file
+from ..data.page import Code, Note, Picture, Section, Table, figure_picture, page
+from ..maskgen.score import Scores
+from ..pretrain.engine.journal import read_config
+from .folder import Folder
+from .stages import Run, mean_iou
+
+NEXT_STEPS = """\
+hapicl masks build --images photos/ --out masks.h5
+hapicl masks show masks.h5 --out gallery.png --sample 24
+hapicl pretrain --masks masks.h5 --arch resnet50 --out runs/first"""
+MORE_GPUS = (
+    "torchrun --standalone --nproc-per-node 4 -m hapicl.cli pretrain --masks masks.h5 --out runs/first"
+)
+USE_WEIGHTS = """\
+from safetensors.torch import load_file
+from torchvision.models import resnet50
+
+model = resnet50()
+model.load_state_dict(load_file("runs/first/backbone.safetensors"), strict=False)  # all but fc"""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the demo did, for its report."""
+
+    pictures: Folder
+    scores: Scores
+    gallery: NDArray[np.uint8]
+    run: Run
+    parts: Sequence[tuple[str, str, float]]  # name, what it made, seconds
+
+
+def write_report(out: Path, story: Story) -> None:
+    """Write the page, with every picture inside it."""
+    sections = [
+        _made(story),
+        _gallery(story),
+        _curves(story.run),
+        _settings(story.run),
+        _next(),
+        _credits(story),
+    ]
+    lead = (
+        "Both stages on a small folder: foreground masks without labels, then a short pretraining of "
+        "ResNet-18 with HAPiCL. It shows that everything works here; the run is far too short to give a "
+        "useful backbone."
+    )
+    text = page(
+        "hapicl demo", sections, lead=lead, footer=f"Made by hapicl {_environment(story.run)['hapicl']}."
+    )
+    with whole_file(out) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _made(story: Story) -> Section:
+    """What was made, how long it took, and how good the masks are."""
+    seconds = sum(duration for *_, duration in story.parts)
+    rows = [(name, made, f"{duration:.1f}") for name, made, duration in story.parts]
+    environment = _environment(story.run)
+    caption = f"Measured on this machine: {environment['device']}, Python {environment['python']}."
+    return Section(
+        "What was made",
+        [
+            Table(["part", "what", "seconds"], [*rows, ("all", "", f"{seconds:.1f}")], caption, numeric=[2]),
+            _score_table(story),
+            "IoU is the area that mask and truth share over the area that either covers; 1 is perfect. The "
+            "masks were found without the truth. Collages are easier than photographs: one whole object on a "
+            "strange background. What counts are the masks of your own images, so look at those.",
+        ],
+    )
+
+
+def _score_table(story: Story) -> Table:
+    """Mean IoU of photographs, of collages, and of each class of collages."""
+    pictures, scores = story.pictures, story.scores
+    rows: list[tuple[str, int, str]] = []
+    for name, group in (("photographs", pictures.photographs), ("collages", pictures.collages)):
+        rows.append((name, len(group), f"{mean_iou(scores, group):.3f}"))
+    for label in pictures.labels:
+        group = tuple(name for name in pictures.collages if name.startswith(f"{label}/"))
+        if group:
+            rows.append((f"collages of {label}", len(group), f"{mean_iou(scores, group):.3f}"))
+    return Table(["masks of", "images", "mean IoU"], rows, "Masks against the truth", numeric=[1, 2])
+
+
+def _gallery(story: Story) -> Section:
+    """The gallery picture."""
+    caption = (
+        "Every photograph, and the first collage of every class; none was chosen by its score. Where an "
+        "object fills the frame, or the scene has no single subject, the heuristics fail."
+    )
+    return Section(
+        "Gallery", [Picture(story.gallery, caption, "Images with saliency, mask and truth", lossy=True)]
+    )
+
+
+def _curves(run: Run) -> Section:
+    """Loss parts, and how far foreground and background have come apart."""
+    losses = figure_picture(
+        _loss_figure(run.metrics),
+        "Loss parts over the steps. The dashed lines are the losses of guessing. The instance loss starts "
+        "low because its queue of negatives is filled with random vectors first, and images replace them.",
+        "Curves of the instance loss and of the pixel loss",
+    )
+    gap = figure_picture(
+        _gap_figure(run.metrics),
+        "Mean cosine similarity of cell pairs with the same label minus that of pairs with different labels "
+        "(foreground, background), between two views of one image. It opens as features tell the object from "
+        "its surroundings.",
+        "Curve of the similarity gap",
+    )
+    return Section("Loss curves", [losses, gap])
+
+
+def _loss_figure(metrics: Sequence[dict[str, float]]) -> Figure:
+    """Two panels: instance and pixel loss, each with its level at chance."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    steps = [line["step"] for line in metrics]
+    panels = (("instance", "instance_at_chance", "instance loss"), ("pixel", "pixel_chance", "pixel loss"))
+    for axes, (name, chance, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.plot(steps, [line[name] for line in metrics], color="#0b63a5", linewidth=1.8)
+        axes.plot(steps, [line[chance] for line in metrics], color="#8a94a1", linestyle="--", linewidth=1)
+        axes.set(title=title, xlabel="step", ylabel="nats")
+        _plain(axes)
+    return figure
+
+
+def _gap_figure(metrics: Sequence[dict[str, float]]) -> Figure:
+    """The similarity gap."""
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots()
+    values = [line["foreground_background_gap"] for line in metrics]
+    axes.plot([line["step"] for line in metrics], values, color="#c2410c", linewidth=1.8)
+    axes.axhline(0, color="#8a94a1", linewidth=0.8)
+    axes.set(title="foreground-background similarity gap", xlabel="step", ylabel="cosine")
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: Any) -> None:
+    """A light grid and two of four borders."""
+    axes.grid(color="#e6eaef", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _settings(run: Run) -> Section:
+    """What was run, and its speed."""
+    settings, environment = run.settings, _environment(run)
+    optimizer = settings.optimizer
+    speed = float(np.median([line["samples_per_second"] for line in run.metrics]))
+    rows = [
+        ("method", settings.method),
+        ("backbone", f"{settings.arch}, views of {settings.image_size} x {settings.image_size} pixels"),
+        ("length", f"{len(run.metrics)} steps of {settings.batch_size} images"),
+        ("optimiser", f"{optimizer.name}, learning rate {optimizer.lr(settings.batch_size):g}, cosine"),
+        ("device", f"{environment['device']}, {environment['workers']} loader processes"),
+        ("speed", f"{speed:.1f} images/s, the median of the steps"),
+        ("PyTorch", environment["torch"]),
+        ("seed", settings.seed),
+        ("everything else", "run/config.json"),
+    ]
+    return Section("Settings", [Table([], rows)])
+
+
+def _next() -> Section:
+    """From the demo to a user's own images."""
+    return Section(
+        "Next: your own images",
+        [
+            "Any folder will do, flat or nested; labels are not used. Look at the gallery before you train.",
+            Code(NEXT_STEPS),
+            "An interrupted build goes on when the same command is given again; an interrupted run with "
+            "--resume auto. Several GPUs of one machine:",
+            Code(MORE_GPUS),
+            "The weights have torchvision's names:",
+            Code(USE_WEIGHTS),
+            Note(
+                "The masks are a substitute: the authors of HAPiCL used other mask sets and did not release "
+                "their generators. hapicl masks import reads theirs, or yours."
+            ),
+        ],
+    )
+
+
+def _credits(story: Story) -> Section:
+    """Who made the photographs."""
+    rows = [(name, credit) for name, credit in story.pictures.credits.items()]
+    return Section(
+        "Pictures",
+        [
+            "The photographs ship with scikit-image and scikit-learn; collages are cut from them.",
+            Table([], rows),
+        ],
+    )
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """Device and versions, as the run recorded them."""
+    environment: dict[str, Any] = read_config(run.folder)["environment"]
+    return environment

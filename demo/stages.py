@@ -1,0 +1,69 @@
+"""The demo's parts between image folder and report: each calls the function behind a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from ..data.files import whole_file
+from ..data.maskfile import MaskReader
+from ..data.page import encode_image
+from ..maskgen.build import build_masks
+from ..maskgen.score import Scores, score_masks
+from ..pretrain.engine.journal import read_metrics
+from ..pretrain.resolve import resolve
+from ..pretrain.run import pretrain
+from ..pretrain.settings import RunSettings
+from .folder import Folder
+from .gallery import gallery, shown_pictures
+
+
+@dataclass(frozen=True)
+class Run:
+    """The short pretraining run."""
+
+    folder: Path
+    settings: RunSettings
+    metrics: list[dict[str, float]]  # one line per step
+
+
+def find_masks(pictures: Folder, out: Path, console: Console) -> tuple[int, int]:
+    """Build the mask file; gives the number of masks and the size of the file in bytes."""
+    with console.status("") as status:
+
+        def tell(done: int, total: int, without_mask: int) -> None:
+            status.update(f"{done} of {total} images")
+
+        summary = build_masks(pictures.images, out, progress=tell)
+    return summary.images - len(summary.failures), out.stat().st_size
+
+
+def score(pictures: Folder, masks: Path) -> Scores:
+    """Score the masks against the truth, at the truth's size."""
+    return score_masks(masks, pictures.truth)
+
+
+def mean_iou(scores: Scores, names: Sequence[str]) -> float:
+    """Give the mean intersection over union of these pictures."""
+    return float(np.mean([scores.images[name]["iou"] for name in names]))
+
+
+def save_gallery(pictures: Folder, masks: Path, out: Path, scores: Scores) -> NDArray[np.uint8]:
+    """Draw the gallery, (H, W, 3) uint8, and save it as PNG."""
+    overlaps: Mapping[str, float] = {name: values["iou"] for name, values in scores.images.items()}
+    drawn = gallery(pictures, MaskReader(masks), shown_pictures(pictures), overlaps)
+    with whole_file(out) as part:
+        part.write_bytes(encode_image(drawn))
+    return drawn
+
+
+def pretrain_briefly(options: Mapping[str, object], recipe: str, overrides: Sequence[str]) -> Run:
+    """Pretrain by a shipped recipe with these settings laid over it."""
+    settings, _ = resolve(dict(options), recipe=recipe, overrides=overrides)
+    result = pretrain(settings)
+    return Run(result.folder, settings, list(read_metrics(result.folder)))
