@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .batch import MissingMasks
 from .errors import UserError
-from .imagestore import ImageStore
+from .imagestore import Folder, ImageStore
 from .maskfile import MaskReader
 from .maskformat import STATUSES, MaskStatus, encode_path
 
@@ -23,7 +23,8 @@ class Selection:
     """The images of a run.
 
     Attributes:
-        paths: (N,) sorted bytes; a numpy array, since a list of a million strings is copied into every worker
+        paths: (N,) sorted bytes; a numpy array, since a list of a million strings is copied into every
+        worker
             as its reference counts change.
         has_mask: (N,) bool.
         without_mask: how many images go without a mask.
@@ -63,7 +64,8 @@ def select_images(
     listed = masks.column("path") if store is None and masks is not None else _sorted_keys(store)
     paths = np.asarray(listed[:limit])
     if len(paths) == 0:
-        raise UserError("no images found: give a folder that holds images, at any depth")
+        where = f" in {store.root}" if isinstance(store, Folder) else ""
+        raise UserError(f"no images found{where}: give a folder that holds images, at any depth")
     if masks is None:
         return Selection(paths, np.zeros(len(paths), dtype=np.bool_))
     rows = _rows(paths, masks.column("path"))

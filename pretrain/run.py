@@ -22,7 +22,7 @@ from .engine.checkpoint import load_checkpoint
 from .engine.distributed import barrier, processes
 from .engine.journal import Journal, write_config
 from .engine.loop import FitResult, fit
-from .engine.optimizers import build_optimizer
+from .engine.optimizers import build_optimizer, warmup_steps
 from .online import OnlineKnn
 from .settings import RunSettings
 from .snapshot import KEPT, save_method_pictures, save_views
@@ -142,6 +142,8 @@ def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> No
     """Write the weights under the names of the library that loads them (torchvision, timm)."""
     state = {name: value.contiguous().cpu() for name, value in backbone.export_state().items()}
     about = {"arch": settings.arch, "method": settings.method, "hapicl": __version__, "format": "pt"}
+    # what the file needs to be built again without the run folder around it
+    about |= {"stem": backbone.stem, "image_size": str(settings.image_size)}
     with whole_file(path) as part:
         part.write_bytes(safetensors.torch.save(state, metadata=about))
 
@@ -167,10 +169,14 @@ def _tell_start(parts: Parts, first_step: int, journal: Journal) -> None:
     )
     if settings.accumulate > 1:
         journal.say(
-            f"warning: accumulate={settings.accumulate} computes each batch of {settings.batch_size} in parts "
-            f"of {parts.micro_batch}: negatives and BatchNorm statistics come from that many, "
+            f"warning: accumulate={settings.accumulate} computes a batch of {settings.batch_size} in parts of "
+            f"{parts.micro_batch}: negatives and BatchNorm statistics come from that many, "
             "so a contrastive loss is not that of the whole batch"
         )
+    asked = round(settings.schedule.warmup_epochs * context.steps_per_epoch)
+    warmup = warmup_steps(settings.schedule, context.total_steps, context.steps_per_epoch)
+    if warmup < asked:
+        journal.say(f"warning: the warm-up of {asked} steps is cut to {warmup}, half of this run")
     if first_step:
         journal.say(f"continuing at step {first_step}")
 

@@ -159,9 +159,14 @@ def _split(group: dict[str, Any], settings: OptimizerSettings, peak: float) -> l
     return halves
 
 
+def warmup_steps(settings: ScheduleSettings, total: int, steps_per_epoch: int) -> int:
+    """Optimiser steps of warm-up: what the settings say, but at most half the run, as in a short trial."""
+    return min(total // 2, round(settings.warmup_epochs * steps_per_epoch))
+
+
 def lr_factor(settings: ScheduleSettings, step: int, total: int, steps_per_epoch: int) -> float:
     """Share of the peak learning rate at optimiser step `step` (from 0) of `total`."""
-    warmup = min(total, round(settings.warmup_epochs * steps_per_epoch))
+    warmup = warmup_steps(settings, total, steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
     if settings.name == "constant":
