@@ -34,10 +34,11 @@ from .errors import UserError
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
-# 64 million pixels decode to 192 MB; with the file, an upright copy and libraries a worker stays under 600 MB
-MAX_PIXELS = 64_000_000
-MAX_BYTES = 256_000_000
+# 50 million pixels decode to 150 MB; with the file, an upright copy and libraries a worker stays under 600 MB
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 128_000_000
 
+_STRIP_PIXELS = 1 << 20
 _ORIENTATION_TAG = 0x0112
 # The plugin classes are opened directly: Image.open adds its own pixel limit, a process-wide setting.
 _FORMATS: dict[str, tuple[type, Callable[[bytes], bool]]] = {
@@ -179,7 +180,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
         OSError: as `open` does; the caller knows whether a missing file is a mistake.
-        ImageError: if it is no plain file, or larger than 256 MB.
+        ImageError: if it is no plain file, or larger than 128 MB.
     """
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
@@ -219,14 +220,12 @@ def decode_image(
         factor = next((by for by in (8, 4, 2) if -(-min(height, width) // by) >= reduce_to), 1)
     # a progressive JPEG keeps the coefficients of every pixel whatever the size it is decoded to
     needed = height * width if header.progressive else -(-height // factor) * -(-width // factor)
-    if needed > max_pixels:
-        raise ImageError(name, f"{width} x {height} pixels are more than the limit of {max_pixels}")
-    if header.kind in ("GIF", "TIFF"):
-        image = _decode_pillow(data, name, header.kind)
-    else:
-        image = _decode_cv2(data, name, factor)
-        if header.orientation in _UPRIGHT:
-            image = _UPRIGHT[header.orientation](image)
+    limit = (
+        max_pixels // 2 if header.kind == "TIFF" else max_pixels
+    )  # OpenCV decodes TIFF through a second copy
+    if needed > limit:
+        raise ImageError(name, f"{width} x {height} pixels are more than the limit of {limit}")
+    image = _decode_gif(data, name) if header.kind == "GIF" else _decode_cv2(data, name, header, factor)
     if factor == 1 and image.shape[:2] != header.size:
         raise ImageError(name, f"decoded to {image.shape[:2]}, but its header says {header.size}")
     return np.ascontiguousarray(image)
@@ -248,6 +247,8 @@ def _header(file: IO[bytes], name: str) -> _Header:
     width, height = image.size
     if min(width, height) < 1:
         raise ImageError(name, f"damaged {kind} header: {width} x {height} pixels")
+    if image.mode in ("F", "I"):
+        raise ImageError(name, f"pixels of 32 bits ({image.mode}) have no agreed range; give 8 or 16 bits")
     orientation = _orientation(image)
     if orientation >= 5 and kind != "TIFF":  # Pillow's TIFF plugin already gives the upright size
         width, height = height, width
@@ -255,37 +256,43 @@ def _header(file: IO[bytes], name: str) -> _Header:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; damaged EXIF data, or none, is 1 (upright)."""
+    """EXIF orientation, 1 to 8; damaged EXIF data, or none, is 1 (upright).
+
+    The plugin's own `getexif` would decode a whole PNG to look for EXIF data behind the pixels; the base
+    class's takes what the header has given.
+    """
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except (SyntaxError, struct.error, ValueError, OSError):
         return 1
     return value if value in _UPRIGHT else 1
 
 
-def _decode_cv2(data: bytes, name: str, factor: int) -> NDArray[np.uint8]:
-    """Decode with OpenCV to RGB as stored, not turned."""
+def _decode_cv2(data: bytes, name: str, header: _Header, factor: int) -> NDArray[np.uint8]:
+    """Decode with OpenCV to upright RGB."""
+    flags = _REDUCED[factor]
+    if header.kind != "TIFF":  # libtiff turns half of the orientations itself, so OpenCV has to do the rest
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        flags = _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise ImageError(name, f"cannot be decoded: {error.err}") from error
-    if image is None:
+    if decoded is None:
         raise ImageError(name, "cannot be decoded: truncated or damaged")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
+    image = np.asarray(decoded, np.uint8)
+    step = max(1, _STRIP_PIXELS // image.shape[1])
+    for top in range(
+        0, image.shape[0], step
+    ):  # in strips: OpenCV would copy the whole to convert it in place
+        image[top : top + step] = cv2.cvtColor(image[top : top + step], cv2.COLOR_BGR2RGB)
+    if header.kind != "TIFF" and header.orientation in _UPRIGHT:
+        image = _UPRIGHT[header.orientation](image)
+    return image
 
 
-def _decode_pillow(data: bytes, name: str, kind: str) -> NDArray[np.uint8]:
-    """Decode with Pillow: GIF (first frame; OpenCV has it only from 4.11) and TIFF (OpenCV half turns it)."""
+def _decode_gif(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode a GIF's first frame with Pillow; OpenCV reads GIF only from 4.11."""
     try:
-        image: Image.Image = _FORMATS[kind][0](io.BytesIO(data))
-        if image.mode in ("F", "I"):
-            raise ImageError(
-                name, f"pixels of 32 bits ({image.mode}) have no agreed range; convert to 8 or 16 bits"
-            )
-        if image.mode.startswith("I;16"):
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-        image.load()  # turns a TIFF upright
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(GifImagePlugin.GifImageFile(io.BytesIO(data)).convert("RGB"))
     except (OSError, SyntaxError, EOFError) as error:
         raise ImageError(name, f"cannot be decoded: {error}") from error

@@ -7,7 +7,10 @@ run again one by one; an image that kills its worker twice becomes a row that sa
 from __future__ import annotations
 
 import importlib
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,9 +35,20 @@ def default_workers() -> int:
     return int(cpu_count())
 
 
-def ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers itself."""
+def follow_parent(parent: int) -> None:
+    """Prepare a worker: Ctrl-C is the parent's business, and a killed parent takes its workers with it.
+
+    (An orphaned loky worker would wait for five minutes, with its memory.)
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+
+
+def _exit_with_parent(parent: int) -> None:
+    """End this process when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @dataclass
@@ -152,7 +166,7 @@ class Runner:
         if self.backend != "loky":
             return nullcontext()
         settings: AbstractContextManager[Any] = joblib.parallel_config(
-            backend="loky", inner_max_num_threads=1, initializer=ignore_interrupt
+            backend="loky", inner_max_num_threads=1, initializer=follow_parent, initargs=(os.getpid(),)
         )
         return settings
 
