@@ -219,3 +219,31 @@ def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> 
     click.echo(matched)
     click.echo(f"wrote {written.path} ({written.keys} keys, read back and compared). To use it:")
     click.echo(written.usage)
+
+
+@click.command("show-matches")
+@click.argument("weights")
+@click.argument("image", type=FOLDER)
+@click.option("--out", type=FOLDER, default=Path("matches.png"), show_default=True, help="The picture.")
+@click.option("--arch", help="Backbone, where the file does not say.")
+@click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
+@click.option("--image-size", type=int, default=224, show_default=True, help="Side of the views, pixels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the two crops.")
+def show_matches(
+    weights: str, image: Path, out: Path, arch: str | None, stem: str | None, image_size: int, seed: int
+) -> None:
+    """Draw which cells of two crops of IMAGE the backbone in WEIGHTS matches.
+
+    WEIGHTS is as for `hapicl evaluate`. Lines join cells that choose each other by the cosine of the last
+    map, as DenseCL matches them: green where both lie at the same place of the photograph, else red.
+    """
+    from ..data.files import whole_file
+    from ..data.images import read_image
+    from ..pretrain.matchpictures import find_matches, matches_picture
+    from .weights import load_backbone
+
+    backbone, _ = load_backbone(weights, arch=arch, image_size=image_size, stem=stem)
+    shown = find_matches(backbone, read_image(image), image_size=image_size, seed=seed)
+    with whole_file(out) as part:
+        part.write_bytes(matches_picture(shown))
+    click.echo(f"{shown.summary()}\nwrote {out}")

@@ -284,7 +284,8 @@ def _mismatch(match: State, reference: State, states: list[State], path: Path, a
     """Error text for a file that does not hold the backbone."""
     missing = [name for name in _counted(reference) if name not in match]
     total = len(_counted(reference))
-    offered = list(max(states, key=lambda state: len(state)))
+    largest = max(states, key=len)
+    offered = list(largest)
     return (
         f"{path}: only {total - len(missing)} of {total} keys of {arch} matched "
         f"({1 - len(missing) / total:.1%}; at least {MATCH_REQUIRED:.0%} are needed). "
