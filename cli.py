@@ -16,6 +16,7 @@ from .data.errors import UserError
 # command name -> (module, attribute, one line of help shown by `hapicl --help` without importing the
 # module)
 COMMANDS = {
+    "data": ("hapicl.data.commands", "data", "Prepare images: pack a folder into one file."),
     "demo": (
         "hapicl.demo.commands",
         "demo",
@@ -31,6 +32,11 @@ COMMANDS = {
         "Measure a backbone: segmentation, detection, kNN, linear.",
     ),
     "export": ("hapicl.evaluate.commands", "export", "Write a backbone for torchvision, timm or detectron2."),
+    "show-matches": (
+        "hapicl.evaluate.commands",
+        "show_matches",
+        "Draw which cells of two crops of an image match.",
+    ),
 }
 
 

@@ -1,0 +1,142 @@
+"""Draw which cells of two views of one photograph a backbone matches.
+
+Shape legend: H, W pixels of the photograph, S cells per side, P = S*S, V view side in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Polygon
+from torch import Tensor
+
+from ..data.errors import UserError
+from ..data.geometry import ViewGeometry, cell_centres, sample_geometry, stack
+from ..data.photometric import MEAN, STD
+from ..data.randomness import counter_generator
+from ..data.views import cut_view
+from .backbones import Backbone
+from .losses import match_cells
+from .matches import cell_distance, mutual
+
+MOST_LINES = 24  # more cannot be told apart
+
+
+@dataclass(frozen=True)
+class ShownMatches:
+    """Two views of a photograph and the matches between their cells."""
+
+    photograph: npt.NDArray[np.uint8]  # (H, W, 3)
+    views: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # (V, V, 3) each
+    geometry: tuple[ViewGeometry, ViewGeometry]  # fields (1,)
+    match: Tensor  # (P,) the second view's cell for each of the first's
+    mutual: Tensor  # (P,) bool
+    distance: Tensor  # (P,) between matched centres in the original, in cells of the first view
+    grid: int
+
+    def summary(self) -> str:
+        """Say in a line how good the matches are."""
+        share = self.mutual.float().mean().item()
+        close = (self.distance <= 1).float().mean().item()
+        return (
+            f"{self.grid} x {self.grid} cells: {share:.0%} of the matches are mutual, {close:.0%} lie within "
+            f"a cell of the same place (median {self.distance.median().item():.1f} cells)"
+        )
+
+
+@torch.no_grad()
+def find_matches(
+    backbone: Backbone, photograph: npt.NDArray[np.uint8], *, image_size: int = 224, seed: int = 0
+) -> ShownMatches:
+    """Draw two crops of a photograph as in training and match their cells by the backbone's last map.
+
+    Args:
+        backbone: in eval mode, on the CPU.
+        photograph: (H, W, 3) uint8 RGB.
+        image_size: side of the views, pixels.
+        seed: of the two crops.
+
+    Raises:
+        UserError: if the map at that size is of a single cell.
+    """
+    size = (photograph.shape[0], photograph.shape[1])
+    drawn = [sample_geometry(counter_generator(seed, 0, 0, view), size, scale=(0.3, 1.0)) for view in (0, 1)]
+    views = [cut_view(photograph, size, geometry, image_size) for geometry in drawn]
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
+    pixels = torch.stack([torch.from_numpy(view).permute(2, 0, 1) for view in views])
+    maps = backbone((pixels / 255 - mean) / std)[backbone.last]
+    grid = maps.shape[-1]
+    if grid < 2:
+        raise UserError(
+            f"--image-size {image_size} leaves a map of 1 x 1, which has nothing to match; "
+            f"use at least {4 * backbone.stride}"
+        )
+    first, second = maps.flatten(2)[:1], maps.flatten(2)[1:]
+    there, back = match_cells(first, second), match_cells(second, first)
+    geometry = (stack(drawn[:1]), stack(drawn[1:]))
+    return ShownMatches(
+        photograph=photograph,
+        views=(views[0], views[1]),
+        geometry=geometry,
+        match=there[0],
+        mutual=mutual(there, back)[0],
+        distance=cell_distance(*geometry, there, grid)[0],
+        grid=grid,
+    )
+
+
+def matches_picture(shown: ShownMatches) -> bytes:
+    """Draw the photograph with both crops, and the views with lines between mutual matches, as PNG.
+
+    Lines are green where the two cells lie within one cell of the same place in the photograph, else red.
+    """
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    whole, left, right = figure.subplots(1, 3, width_ratios=[1.1, 1, 1])
+    figure.suptitle(shown.summary(), fontsize=10)
+    for axes, picture, title in (
+        (whole, shown.photograph, "the photograph and its two crops"),
+        (left, shown.views[0], "first view"),
+        (right, shown.views[1], "second view"),
+    ):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    for geometry, colour in zip(shown.geometry, ("tab:blue", "tab:orange"), strict=True):
+        corners = cell_centres(geometry, 1)[0, 0].numpy()
+        height, width = float(geometry.height), float(geometry.width)
+        box = [(-1, -1), (-1, 1), (1, 1), (1, -1)]
+        outline = [(corners[1] + x * width / 2, corners[0] + y * height / 2) for y, x in box]
+        whole.add_patch(Polygon(outline, fill=False, edgecolor=colour, linewidth=2))
+    step = shown.views[0].shape[0] / shown.grid
+    for cell in _spread(torch.nonzero(shown.mutual).flatten().tolist()):
+        ends = [_centre(number, shown.grid, step) for number in (cell, int(shown.match[cell]))]
+        colour = "limegreen" if shown.distance[cell] <= 1 else "red"
+        for axes, end in ((left, ends[0]), (right, ends[1])):
+            axes.plot(*end, "o", color=colour, markersize=4)
+        figure.add_artist(
+            ConnectionPatch(
+                ends[0], ends[1], "data", "data", axesA=left, axesB=right, color=colour, linewidth=1
+            )
+        )
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def _centre(cell: int, grid: int, step: float) -> tuple[float, float]:
+    """Pixel (x, y) of a cell's centre in its view."""
+    return (cell % grid + 0.5) * step - 0.5, (cell // grid + 0.5) * step - 0.5
+
+
+def _spread(cells: list[int]) -> list[int]:
+    """At most MOST_LINES of the cells, evenly spread."""
+    if len(cells) <= MOST_LINES:
+        return cells
+    return [cells[int(place)] for place in np.linspace(0, len(cells) - 1, MOST_LINES)]
