@@ -46,9 +46,10 @@ def mark_cell(pixels: Pixels, cell: int, grid: int) -> Pixels:
     step = pixels.shape[1] / grid
     top, left = round(cell // grid * step), round(cell % grid * step)
     bottom, right = round((cell // grid + 1) * step), round((cell % grid + 1) * step)
-    inner = marked[:, top + 1 : bottom - 1, left + 1 : right - 1].copy()
+    wide = max(1, pixels.shape[1] // 64)
+    inner = marked[:, top + wide : bottom - wide, left + wide : right - wide].copy()
     marked[:, top:bottom, left:right] = (255, 0, 0)
-    marked[:, top + 1 : bottom - 1, left + 1 : right - 1] = inner
+    marked[:, top + wide : bottom - wide, left + wide : right - wide] = inner
     return marked
 
 

@@ -71,6 +71,11 @@ class ViTBackbone(Backbone):
         """
         self.trunk.norm = nn.Identity()
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile block by block in place, so that `tokens` gains too, which the masked methods call."""
+        for block in self.trunk.blocks:
+            block.compile(*arguments, **options)
+
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Encode the class token and the patches, all of them or the kept ones.
 

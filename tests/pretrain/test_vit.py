@@ -99,6 +99,23 @@ def test_keeping_all_in_order_is_keeping_none_out() -> None:
         )
 
 
+def test_compiling_reaches_the_path_of_kept_tokens() -> None:
+    backbone, keep = small(), torch.tensor([[3, 0, 9], [1, 2, 3]])
+    with torch.no_grad():
+        wanted = backbone.tokens(images(), keep)
+        seen = []
+
+        def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+            seen.append(graph)
+            return graph
+
+        backbone.compile(backend=backend)
+        names = set(backbone.state_dict())
+        torch.testing.assert_close(backbone.tokens(images(), keep), wanted)
+    assert seen
+    assert names == set(small().state_dict())
+
+
 def test_other_image_sizes_get_resampled_positions_and_padding() -> None:
     backbone = small()
     with torch.no_grad():
