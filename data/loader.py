@@ -130,7 +130,7 @@ class Loader:
         self._start_method = start_method
         self._chunks: Iterator[Chunk | UserError] | None = None
         self._next: tuple[int, int] | None = None
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Give the epoch's batches from `first_step` on, drop-last, on the device.

@@ -99,7 +99,7 @@ def augment(batch: Batch) -> Batch:
     patches = batch.patches
     if patches is not None and batch.patch_photometric is not None:
         flat = augment_images(patches.flatten(0, 1), batch.patch_photometric.flatten(0, 1))
-        patches = flat.unflatten(0, patches.shape[:2])
+        patches = flat.view(*patches.shape[:2], *flat.shape[1:])
     return dataclasses.replace(batch, views=views, patches=patches)
 
 
@@ -274,7 +274,8 @@ def gaussian_kernels(sigmas: Row, side: int) -> Row:
     offsets = np.arange(-radii.max(), radii.max() + 1)
     weights = np.exp(-0.5 * (offsets / sigmas[:, None].astype(np.float64)) ** 2)
     weights[np.abs(offsets) > radii[:, None]] = 0
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    kernels: Row = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return kernels
 
 
 def _convolve(images: Tensor, kernels: Tensor) -> Tensor:

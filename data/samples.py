@@ -7,7 +7,7 @@ Shape legend: n images of a chunk, S view side in pixels, G occupancy cells per 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from . import images, photometric, views
 from .batch import Batch, Needs
 from .errors import UserError
-from .geometry import stack
+from .geometry import ViewGeometry
 from .images import ImageError
 from .imagestore import ImageStore
 from .maskfile import MaskReader
@@ -39,7 +39,7 @@ class Task(NamedTuple):
     stop: int
 
 
-class ChunkMaker(Dataset[Batch | UserError]):
+class ChunkMaker(Dataset[object]):
     """Makes chunks by task; sent to every worker, so it holds no open handle.
 
     Args:
@@ -96,7 +96,7 @@ class ChunkMaker(Dataset[Batch | UserError]):
                 continue
             self._mask(path, index, size)
 
-    def __getitem__(self, task: Task) -> Batch | UserError:
+    def __getitem__(self, task: Task) -> Chunk | UserError:
         """Make one chunk; a user's mistake is returned, so that it crosses the process border as it is."""
         begin = task.step * self.batch_size
         try:
@@ -104,37 +104,36 @@ class ChunkMaker(Dataset[Batch | UserError]):
         except UserError as error:
             return error
 
-    def _make(self, task: Task, indices: npt.NDArray[np.int64]) -> Batch:
+    def _make(self, task: Task, indices: npt.NDArray[np.int64]) -> Chunk:
         """Fill the arrays of a chunk, sample by sample."""
-        arrays = _Arrays(self.needs, len(indices))
-        failures: list[str] = []
+        chunk = Chunk(self.needs, task, len(indices))
         for slot, index in enumerate(indices.tolist()):
-            self._fill(arrays, slot, task.epoch, index, failures)
-        return arrays.batch(task, failures)
+            self._fill(chunk, slot, index)
+        return chunk
 
-    def _fill(self, arrays: _Arrays, slot: int, epoch: int, index: int, failures: list[str]) -> None:
+    def _fill(self, chunk: Chunk, slot: int, index: int) -> None:
         """Make one sample; an image that fails is replaced by the next one in the path list.
 
-        The replacement depends on nothing but the data, so a resumed run repeats it; `failures` says what
-        happened, and the loader logs and counts it.
+        The replacement depends on nothing but the data, so a resumed run repeats it; `Chunk.failures` says
+        what happened, and the loader logs and counts it.
         """
         count = len(self.selection.paths)
         for attempt in range(min(MAX_REPLACED, count)):
             chosen = (index + attempt) % count
             try:
-                self._sample(arrays, slot, epoch, chosen)
+                self._sample(chunk, slot, chosen)
             except ImageError as error:
-                failures.append(str(error))
+                chunk.failures.append(str(error))
             else:
                 return
         raise UserError(
-            f"{min(MAX_REPLACED, count)} images in a row cannot be used, the last: {failures[-1]}; "
+            f"{min(MAX_REPLACED, count)} images in a row cannot be used, the last: {chunk.failures[-1]}; "
             "is the image folder still there?"
         )
 
-    def _sample(self, arrays: _Arrays, slot: int, epoch: int, index: int) -> None:
+    def _sample(self, chunk: Chunk, slot: int, index: int) -> None:
         """Read, draw, decode once, cut all views."""
-        needs, counter = self.needs, views.Counter(self.seed, epoch, index)
+        needs, counter = self.needs, views.Counter(self.seed, chunk.task.epoch, index)
         path = decode_path(bytes(self.selection.paths[index]))
         data, size = self.store.read(path)
         mask = self._mask(path, index, size)
@@ -143,19 +142,19 @@ class ChunkMaker(Dataset[Batch | UserError]):
         side = views.shortest_side(needs, draws, jigsaw, size) if self.scaled_decode else None
         image = images.decode_image(data, path, reduce_to=side)
         for number, (policy, draw) in enumerate(zip(needs.views, draws, strict=True)):
-            views.cut_view(image, size, draw.geometry, policy.size, arrays.views[number][slot])
+            views.cut_view(image, size, draw.geometry, policy.size, chunk.views[number][slot].numpy())
             if mask is not None and needs.grid is not None:
-                arrays.occupancy[number][slot] = mask.crop(draw.geometry, needs.grid)
+                chunk.occupancy[number, slot] = mask.crop(draw.geometry, needs.grid)
             row = photometric.draw_row(counter.generator(number, "photometric"), policy.photometric)
-            arrays.photometric[number][slot] = row
+            chunk.photometric[number, slot] = row
         if jigsaw is not None:
-            self._jigsaw(arrays, slot, counter, image, size, jigsaw)
-        arrays.index[slot] = index
-        arrays.image_size[slot] = size
-        arrays.geometry[slot] = [draw.geometry for draw in draws]
-        arrays.fallback[slot] = [draw.fallback for draw in draws]
-        arrays.has_mask[slot] = mask is not None
-        arrays.rotation[slot] = counter.generator(0, "rotation").integers(4)
+            self._jigsaw(chunk, slot, counter, image, size, jigsaw)
+        chunk.index[slot] = index
+        chunk.image_size[slot] = size
+        chunk.geometry[:, :, slot] = [draw.geometry for draw in draws]
+        chunk.fallback[slot] = [draw.fallback for draw in draws]
+        chunk.has_mask[slot] = mask is not None
+        chunk.rotation[slot] = counter.generator(0, "rotation").integers(4)
 
     def _mask(self, path: str, index: int, size: tuple[int, int]) -> MaskIntegral | None:
         """The image's mask, unpacked once, after checking that it was made for this image."""
@@ -166,7 +165,7 @@ class ChunkMaker(Dataset[Batch | UserError]):
 
     def _jigsaw(
         self,
-        arrays: _Arrays,
+        chunk: Chunk,
         slot: int,
         counter: views.Counter,
         image: views.Pixels,
@@ -176,51 +175,78 @@ class ChunkMaker(Dataset[Batch | UserError]):
         """Cut the patches and draw each one's photometric row."""
         policy = self.needs.jigsaw
         assert policy is not None
-        arrays.patches[slot] = views.cut_patches(image, size, policy, draw)
-        arrays.permutation[slot] = draw.permutation
+        chunk.patches[slot] = torch.from_numpy(views.cut_patches(image, size, policy, draw))
+        chunk.permutation[slot] = draw.permutation
         for cell in range(policy.grid**2):
             generator = counter.generator(cell, "patch photometric")
-            arrays.patch_photometric[slot, cell] = photometric.draw_row(generator, policy.photometric)
+            chunk.patch_photometric[slot, cell] = photometric.draw_row(generator, policy.photometric)
 
 
-class _Arrays:
-    """The arrays of a chunk while it is filled; images lie as (n, S, S, 3), torch's channels_last."""
+class Chunk:
+    """The arrays of a chunk, filled by a worker and read by the loader's process.
 
-    def __init__(self, needs: Needs, count: int) -> None:
+    Images are tensors, which cross the process border through shared memory; everything else is small and
+    goes through the pipe, because each shared tensor costs a file descriptor (a thousand are allowed).
+    They lie as (n, S, S, 3), torch's channels_last.
+    """
+
+    def __init__(self, needs: Needs, task: Task, count: int) -> None:
         self.needs = needs
-        self.index = np.zeros(count, np.int64)
-        self.image_size = np.zeros((count, 2), np.int32)
-        self.views = [np.empty((count, policy.size, policy.size, 3), np.uint8) for policy in needs.views]
-        self.photometric = [np.zeros((count, photometric.COLUMNS), np.float32) for _ in needs.views]
-        grid = needs.grid or 0
-        self.occupancy = [np.zeros((count, grid, grid), np.float32) for _ in needs.views]
-        self.geometry: list[list[Any]] = [[] for _ in range(count)]
-        self.fallback = np.zeros((count, len(needs.views)), np.bool_)
-        self.has_mask = np.zeros(count, np.bool_)
-        self.rotation = np.zeros(count, np.int64)
+        self.task = task
+        self.failures: list[str] = []
+        self.views = [
+            torch.empty((count, policy.size, policy.size, 3), dtype=torch.uint8) for policy in needs.views
+        ]
         jigsaw = needs.jigsaw
         cells, patch = (jigsaw.grid**2, jigsaw.patch) if jigsaw is not None else (0, 0)
-        self.patches = np.empty((count, cells, patch, patch, 3), np.uint8)
+        self.patches = torch.empty((count, cells, patch, patch, 3), dtype=torch.uint8)
+        self.index = np.zeros(count, np.int64)
+        self.image_size = np.zeros((count, 2), np.int32)
+        self.geometry = np.zeros((len(needs.views), 6, count), np.int32)
+        self.photometric = np.zeros((len(needs.views), count, photometric.COLUMNS), np.float32)
         self.patch_photometric = np.zeros((count, cells, photometric.COLUMNS), np.float32)
+        self.occupancy = np.zeros((len(needs.views), count, needs.grid or 0, needs.grid or 0), np.float32)
+        self.fallback = np.zeros((count, len(needs.views)), np.bool_)
+        self.has_mask = np.zeros(count, np.bool_)
         self.permutation = np.zeros((count, cells), np.int64)
+        self.rotation = np.zeros(count, np.int64)
 
-    def batch(self, task: Task, failures: list[str]) -> Batch:
-        """Hand the arrays over as tensors, without a copy."""
-        masks, jigsaw = self.needs.masks, self.needs.jigsaw is not None
-        return Batch(
-            index=torch.from_numpy(self.index),
-            image_size=torch.from_numpy(self.image_size),
-            views=tuple(torch.from_numpy(view).permute(0, 3, 1, 2) for view in self.views),
-            geometry=tuple(stack(column) for column in zip(*self.geometry, strict=True)),
-            photometric=tuple(torch.from_numpy(rows) for rows in self.photometric),
-            occupancy=tuple(torch.from_numpy(grid) for grid in self.occupancy) if masks else (),
-            has_mask=torch.from_numpy(self.has_mask) if masks else None,
-            fallback=torch.from_numpy(self.fallback),
-            patches=torch.from_numpy(self.patches).permute(0, 1, 4, 2, 3) if jigsaw else None,
-            patch_photometric=torch.from_numpy(self.patch_photometric) if jigsaw else None,
-            permutation=torch.from_numpy(self.permutation) if jigsaw else None,
-            rotation=torch.from_numpy(self.rotation),
-            epoch=task.epoch,
-            step=task.step,
-            failures=tuple(failures),
-        )
+    def pin_memory(self) -> Chunk:
+        """Pin the images; torch's DataLoader calls this by name."""
+        self.views = [view.pin_memory() for view in self.views]
+        self.patches = self.patches.pin_memory()
+        return self
+
+
+def join(chunks: list[Chunk]) -> Batch:
+    """Join the chunks of one step, in order, into a batch of uint8 views."""
+    first = chunks[0]
+    masks, jigsaw = first.needs.masks, first.needs.jigsaw is not None
+
+    def numbers(name: str, axis: int = 0) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([getattr(chunk, name) for chunk in chunks], axis))
+
+    def pictures(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    geometry = numbers("geometry", 2)
+    return Batch(
+        index=numbers("index"),
+        image_size=numbers("image_size"),
+        views=tuple(
+            pictures(list(parts)).permute(0, 3, 1, 2)
+            for parts in zip(*(chunk.views for chunk in chunks), strict=True)
+        ),
+        geometry=tuple(ViewGeometry(*view[:4], *view[4:].bool()) for view in geometry),
+        photometric=tuple(numbers("photometric", 1)),
+        occupancy=tuple(numbers("occupancy", 1)) if masks else (),
+        has_mask=numbers("has_mask") if masks else None,
+        fallback=numbers("fallback"),
+        patches=pictures([chunk.patches for chunk in chunks]).permute(0, 1, 4, 2, 3) if jigsaw else None,
+        patch_photometric=numbers("patch_photometric") if jigsaw else None,
+        permutation=numbers("permutation") if jigsaw else None,
+        rotation=numbers("rotation"),
+        epoch=first.task.epoch,
+        step=first.task.step,
+        failures=tuple(failure for chunk in chunks for failure in chunk.failures),
+    )

@@ -92,7 +92,7 @@ def settle(
         save_unfinished(out, parts)
         parts.remove_parts()
     plan = _plan(out, root, recipe, paths, update=update, fresh=not out.exists())
-    parts.write_plan(plan)
+    parts.write_plan(plan.as_dict())
     return plan
 
 

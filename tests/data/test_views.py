@@ -117,7 +117,7 @@ JIGSAW = JigsawPolicy(size=15, patch=3, grid=3, hflip=0.0)
 
 
 def test_patches_cover_the_whole_crop():
-    # each pixel's value is its row in one channel and its column in another, on a crop of the jigsaw's own size
+    # a pixel's value is its row in one channel and its column in another; the crop has the jigsaw's own size
     rows, columns = np.mgrid[0:15, 0:15].astype(np.uint8)
     image = np.stack([rows, columns, rows], axis=2)
     seen = np.zeros((15, 15), np.int64)
@@ -156,7 +156,7 @@ def test_jigsaw_crop_is_its_own_and_large():
     assert min(areas) > 0.55
 
 
-def test_reduced_decode_never_enlarges_a_view():
+def test_reduced_decode_keeps_every_crop_at_twice_its_view():
     needs = Needs(views=(ViewPolicy(size=100), ViewPolicy(size=50)))
     for sample in range(100):
         draws = draw_views(needs, Counter(0, 0, sample), (1200, 1600), None)
@@ -164,7 +164,7 @@ def test_reduced_decode_never_enlarges_a_view():
         for factor in (2, 4, 8):
             allowed = 1200 // factor >= side
             kept = all(
-                min(draw.geometry.height, draw.geometry.width) / factor >= policy.size
+                min(draw.geometry.height, draw.geometry.width) / factor >= 2 * policy.size
                 for policy, draw in zip(needs.views, draws, strict=True)
             )
             assert allowed == kept

@@ -1,0 +1,228 @@
+"""Making an image pack: in parts, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from . import images
+from .errors import UserError
+from .imagepack import ImagePack, PackRow, columns_of, write_pack
+from .images import ImageError
+from .maskformat import encode_path
+from .parts import BuildFolder, paths_digest
+
+PART_IMAGES = 256  # about 30 MB of ImageNet originals
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """How images are stored.
+
+    Attributes:
+        short_side: larger images are stored at this short side, in pixels; None keeps every file's own bytes.
+        quality: JPEG quality of what is encoded anew.
+    """
+
+    short_side: int | None = None
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.short_side < 16:
+            raise UserError(f"--short-side {self.short_side} is too small; give at least 16 pixels")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"--quality {self.quality} is not between 1 and 100")
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What a call did.
+
+    Attributes:
+        images: how many are in the file.
+        size: of the file, bytes.
+        unreadable: path -> reason of images left out.
+        already_finished: nothing had to be done.
+    """
+
+    images: int
+    size: int
+    unreadable: dict[str, str]
+    already_finished: bool = False
+
+
+def pack_images(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: PackSettings | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PackSummary:
+    """Pack the images of a folder into one file.
+
+    Run again after an interruption, it takes up the finished parts. Images that cannot be decoded are left
+    out and listed in the file's description.
+
+    Args:
+        root: the image folder.
+        out: the file to write.
+        settings: how to store them.
+        workers: processes; None takes the cores this process may use.
+        progress: called after each part.
+
+    Raises:
+        UserError: for an empty folder, a file of other images or settings at `out`, or a disk that is full.
+    """
+    settings = settings or PackSettings()
+    target, paths = Path(out), images.find_images(root)
+    if not paths:
+        raise UserError(f"no images in {root}; give a folder that holds images, at any depth")
+    plan = {
+        "image_root": str(Path(root).absolute()),
+        "short_side": settings.short_side,
+        "quality": settings.quality,
+        "images": len(paths),
+        "paths_digest": paths_digest(paths),
+    }
+    if target.exists():
+        return _finished(target, plan)
+    folder = BuildFolder(target)
+    with folder.locked():
+        _settle(folder, plan)
+        _make_parts(folder, Path(root), paths, settings, workers, progress)
+        summary = _join(folder, target, plan)
+        folder.remove()
+    return summary
+
+
+def _finished(target: Path, plan: dict[str, Any]) -> PackSummary:
+    """Say that the file is there, or refuse another one."""
+    pack = ImagePack(target)
+    made = {key: pack.description.get(key) for key in plan}
+    if made != plan:
+        different = ", ".join(key for key in plan if made[key] != plan[key])
+        raise UserError(f"{target} was made with another {different}; delete it or choose another --out")
+    return PackSummary(len(pack), target.stat().st_size, pack.description["unreadable"], True)
+
+
+def _settle(folder: BuildFolder, plan: dict[str, Any]) -> None:
+    """Go on with the parts of the same plan, refuse those of another."""
+    begun = folder.plan()
+    if begun is None:
+        folder.write_plan(plan)
+    elif begun != plan:
+        different = ", ".join(key for key in plan if begun.get(key) != plan[key])
+        raise UserError(
+            f"{folder.path} holds an unfinished pack with another {different}; delete it or choose "
+            "another --out"
+        )
+
+
+def _make_parts(
+    folder: BuildFolder,
+    root: Path,
+    paths: Sequence[str],
+    settings: PackSettings,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """Make the parts that are not there yet; a worker writes its part itself."""
+    count = -(-len(paths) // PART_IMAGES)
+    done = set(folder.finished())
+    todo = [number for number in range(count) if number not in done]
+    jobs = (
+        joblib.delayed(make_part)(
+            root, paths[number * PART_IMAGES : (number + 1) * PART_IMAGES], folder.part_path(number), settings
+        )
+        for number in todo
+    )
+    processes = min(workers or joblib.cpu_count(), max(1, len(todo)))
+    made = joblib.Parallel(n_jobs=processes, return_as="generator_unordered", pre_dispatch="2*n_jobs")(jobs)
+    for finished, _ in enumerate(made, len(done) + 1):
+        if progress is not None:
+            progress(min(len(paths), finished * PART_IMAGES), len(paths))
+
+
+def make_part(root: Path, paths: Sequence[str], out: Path, settings: PackSettings) -> None:
+    """Encode some images and write them as a pack of their own."""
+    cv2.setNumThreads(1)
+    rows: list[PackRow] = []
+    unreadable: dict[str, str] = {}
+    for path in paths:
+        try:
+            rows.append(pack_row(root, path, settings))
+        except ImageError as error:
+            unreadable[path] = error.reason
+    pieces = (np.frombuffer(row.data, np.uint8) for row in rows)
+    write_pack(out, columns_of(rows), pieces, {"unreadable": unreadable})
+
+
+def pack_row(root: Path, path: str, settings: PackSettings) -> PackRow:
+    """Read, decode (which finds damaged files), and encode one image as the settings ask.
+
+    Raises:
+        ImageError: if it cannot be read or decoded.
+    """
+    try:
+        data = images.read_bytes(root / path)
+    except OSError as error:
+        raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
+    image = images.decode_image(data, path)
+    size = (image.shape[0], image.shape[1])
+    if settings.short_side is not None and min(size) > settings.short_side:
+        data = _encode(_shrink(image, settings.short_side), settings.quality)
+    return PackRow(encode_path(path), size, data)
+
+
+def _shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+    """Area-average to a short side in pixels."""
+    ratio = short_side / min(image.shape[:2])
+    height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _encode(image: NDArray[np.uint8], quality: int) -> bytes:
+    """RGB to JPEG."""
+    _, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    return bytes(encoded.tobytes())
+
+
+def _join(folder: BuildFolder, target: Path, plan: dict[str, Any]) -> PackSummary:
+    """Join all parts into the final file."""
+    parts = [ImagePack(folder.part_path(number)) for number in folder.finished()]
+    unreadable = {path: why for part in parts for path, why in part.description["unreadable"].items()}
+    kept = [part for part in parts if len(part)]
+    if not kept:
+        raise UserError(
+            f"none of the images in {plan['image_root']} can be decoded; the first: {_first(unreadable)}"
+        )
+    columns: dict[str, Any] = {
+        name: np.concatenate([part.column(name) for part in kept]) for name in ("path", "image_size", "crc32")
+    }
+    lengths = np.concatenate([np.diff(part.column("offset")) for part in kept])
+    columns["offset"] = np.concatenate([[0], np.cumsum(lengths)])
+    write_pack(target, columns, _blobs(kept), {**plan, "unreadable": unreadable})
+    return PackSummary(len(columns["path"]), target.stat().st_size, unreadable)
+
+
+def _blobs(parts: Sequence[ImagePack]) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of the parts, one part at a time."""
+    for part in parts:
+        yield part.column("blob")
+
+
+def _first(unreadable: dict[str, str]) -> str:
+    path, reason = next(iter(unreadable.items()))
+    return f"{path}: {reason}"
