@@ -35,29 +35,32 @@ def shown_pictures(pictures: Folder) -> tuple[list[str], list[str]]:
 
 
 def gallery(
-    pictures: Folder, masks: MaskReader, columns: Sequence[Sequence[str]], overlaps: Mapping[str, float]
+    pictures: Folder, masks: MaskReader, names: Sequence[str], overlaps: Mapping[str, float]
 ) -> NDArray[np.uint8]:
-    """Draw blocks of rows side by side.
+    """Draw one row of four tiles for each picture, below the names of the columns.
 
     Args:
         pictures: the image folder.
         masks: its masks.
-        columns: names of the pictures of each block, top to bottom.
+        names: the pictures, top to bottom.
         overlaps: name -> intersection over union of mask and truth, written below the mask where it is there.
 
     Returns:
         (H, W, 3) uint8.
     """
-    blocks = [[_row(pictures, masks, name, overlaps.get(name)) for name in names] for names in columns]
-    height = max(len(block) for block in blocks)
-    empty = np.full_like(blocks[0][0], PAPER)
-    stacked = [
-        np.concatenate([_heading(empty.shape[1]), *block, *[empty] * (height - len(block))])
-        for block in blocks
+    rows = [_row(pictures, masks, name, overlaps.get(name)) for name in names]
+    drawn = np.concatenate([_heading(rows[0].shape[1]), *rows])
+    return np.pad(drawn, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=PAPER)
+
+
+def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Join two galleries, (H, W, 3) uint8; the shorter one is filled up with paper."""
+    height = max(len(left), len(right))
+    filled = [
+        np.pad(half, ((0, height - len(half)), (GAP, GAP), (0, 0)), constant_values=PAPER)
+        for half in (left, right)
     ]
-    margin = np.full((stacked[0].shape[0], 4 * GAP, 3), PAPER, np.uint8)
-    joined = [piece for block in stacked for piece in (block, margin)][:-1]
-    return np.pad(np.concatenate(joined, axis=1), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=PAPER)
+    return np.concatenate(filled, axis=1)
 
 
 def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..data.files import whole_file
-from ..data.page import Code, Note, Picture, Section, Table, figure_picture, page
+from ..data.page import Code, Note, Picture, Pictures, Section, Table, figure_picture, page
 from ..maskgen.score import Scores
 from ..pretrain.engine.journal import read_config
 from .folder import Folder
@@ -39,7 +40,7 @@ class Story:
 
     pictures: Folder
     scores: Scores
-    gallery: NDArray[np.uint8]
+    gallery: tuple[NDArray[np.uint8], NDArray[np.uint8]]  # photographs, collages; each (H, W, 3)
     run: Run
     parts: Sequence[tuple[str, str, float]]  # name, what it made, seconds
 
@@ -98,63 +99,64 @@ def _score_table(story: Story) -> Table:
 
 
 def _gallery(story: Story) -> Section:
-    """The gallery picture."""
-    caption = (
-        "Every photograph, and the first collage of every class; none was chosen by its score. Where an "
-        "object fills the frame, or the scene has no single subject, the heuristics fail."
+    """The gallery, its two halves below each other on a narrow screen."""
+    photographs, collages = story.gallery
+    halves = [
+        Picture(photographs, "Every photograph.", "Photographs with saliency, mask and truth", lossy=True),
+        Picture(
+            collages,
+            "The first collage of every class, whatever its score.",
+            "Collages with saliency, mask and truth",
+            lossy=True,
+        ),
+    ]
+    words = (
+        "Where an object fills the frame, or a scene has no single subject, the heuristics fail. The IoU of "
+        "each mask stands below it."
     )
-    return Section(
-        "Gallery", [Picture(story.gallery, caption, "Images with saliency, mask and truth", lossy=True)]
-    )
+    return Section("Gallery", [words, Pictures(halves, minimum=420)])
 
 
 def _curves(run: Run) -> Section:
     """Loss parts, and how far foreground and background have come apart."""
-    losses = figure_picture(
-        _loss_figure(run.metrics),
-        "Loss parts over the steps. The dashed lines are the losses of guessing. The instance loss starts "
-        "low because its queue of negatives is filled with random vectors first, and images replace them.",
-        "Curves of the instance loss and of the pixel loss",
-    )
-    gap = figure_picture(
-        _gap_figure(run.metrics),
-        "Mean cosine similarity of cell pairs with the same label minus that of pairs with different labels "
-        "(foreground, background), between two views of one image. It opens as features tell the object from "
-        "its surroundings.",
-        "Curve of the similarity gap",
-    )
-    return Section("Loss curves", [losses, gap])
+    chance = "The dashed line is the loss of guessing."
+    curves = [
+        _curve(
+            run.metrics,
+            ("instance", "instance_at_chance"),
+            "instance loss",
+            f"{chance} The loss starts low: the queue of negatives is filled with random vectors at first.",
+        ),
+        _curve(
+            run.metrics,
+            ("pixel", "pixel_chance"),
+            "pixel loss",
+            f"{chance} It depends on how much of each crop is foreground, so it moves too.",
+        ),
+        _curve(
+            run.metrics,
+            ("foreground_background_gap",),
+            "similarity gap",
+            "Mean cosine similarity of cells with the same label minus that of foreground with background, "
+            "between two views of an image. It opens as features tell the object from its surroundings.",
+        ),
+    ]
+    return Section("Loss curves", [Pictures(curves, minimum=340)])
 
 
-def _loss_figure(metrics: Sequence[dict[str, float]]) -> Figure:
-    """Two panels: instance and pixel loss, each with its level at chance."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    steps = [line["step"] for line in metrics]
-    panels = (("instance", "instance_at_chance", "instance loss"), ("pixel", "pixel_chance", "pixel loss"))
-    for axes, (name, chance, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        axes.plot(steps, [line[name] for line in metrics], color="#0b63a5", linewidth=1.8)
-        axes.plot(steps, [line[chance] for line in metrics], color="#8a94a1", linestyle="--", linewidth=1)
-        axes.set(title=title, xlabel="step", ylabel="nats")
-        _plain(axes)
-    return figure
-
-
-def _gap_figure(metrics: Sequence[dict[str, float]]) -> Figure:
-    """The similarity gap."""
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
+def _curve(metrics: Sequence[dict[str, float]], names: tuple[str, ...], title: str, caption: str) -> Picture:
+    """One panel: a quantity over the steps, and where there is one its level at chance."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
-    values = [line["foreground_background_gap"] for line in metrics]
-    axes.plot([line["step"] for line in metrics], values, color="#c2410c", linewidth=1.8)
-    axes.axhline(0, color="#8a94a1", linewidth=0.8)
-    axes.set(title="foreground-background similarity gap", xlabel="step", ylabel="cosine")
-    _plain(axes)
-    return figure
-
-
-def _plain(axes: Any) -> None:
-    """A light grid and two of four borders."""
+    steps = [line["step"] for line in metrics]
+    axes.plot(steps, [line[names[0]] for line in metrics], color="#0b63a5", linewidth=1.8)
+    for name in names[1:]:
+        axes.plot(steps, [line[name] for line in metrics], color="#8a94a1", linestyle="--", linewidth=1)
+    axes.set(title=title, xlabel="step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#e6eaef", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure_picture(figure, caption, f"Curve of the {title} over the steps")
 
 
 def _settings(run: Run) -> Section:

@@ -20,7 +20,7 @@ from ..pretrain.resolve import resolve
 from ..pretrain.run import pretrain
 from ..pretrain.settings import RunSettings
 from .folder import Folder
-from .gallery import gallery, shown_pictures
+from .gallery import gallery, shown_pictures, side_by_side
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,16 @@ def mean_iou(scores: Scores, names: Sequence[str]) -> float:
     return float(np.mean([scores.images[name]["iou"] for name in names]))
 
 
-def save_gallery(pictures: Folder, masks: Path, out: Path, scores: Scores) -> NDArray[np.uint8]:
-    """Draw the gallery, (H, W, 3) uint8, and save it as PNG."""
-    overlaps: Mapping[str, float] = {name: values["iou"] for name, values in scores.images.items()}
-    drawn = gallery(pictures, MaskReader(masks), shown_pictures(pictures), overlaps)
+def save_gallery(
+    pictures: Folder, masks: Path, out: Path, scores: Scores
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Save the gallery as PNG, photographs left and collages right; give the two halves, (H, W, 3) uint8."""
+    overlaps = {name: values["iou"] for name, values in scores.images.items()}
+    reader = MaskReader(masks)
+    photographs, collages = (gallery(pictures, reader, names, overlaps) for names in shown_pictures(pictures))
     with whole_file(out) as part:
-        part.write_bytes(encode_image(drawn))
-    return drawn
+        part.write_bytes(encode_image(side_by_side(photographs, collages)))
+    return photographs, collages
 
 
 def pretrain_briefly(options: Mapping[str, object], recipe: str, overrides: Sequence[str]) -> Run:

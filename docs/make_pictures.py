@@ -12,7 +12,7 @@ from hapicl.data.maskfile import MaskReader
 from hapicl.data.page import encode_image
 from hapicl.demo.collage import cutouts_by_label, make_collage
 from hapicl.demo.folder import build_folder
-from hapicl.demo.gallery import gallery
+from hapicl.demo.gallery import gallery, side_by_side
 from hapicl.demo.photographs import load_photographs
 from hapicl.demo.run import SEED
 from hapicl.maskgen.build import build_masks
@@ -48,10 +48,12 @@ def main() -> None:
         build_masks(pictures.images, folder / "masks.h5")
         scores = score_masks(folder / "masks.h5", pictures.truth)
         overlaps = {name: values["iou"] for name, values in scores.images.items()}
-        columns = (PHOTOGRAPHS, first_free_collages(4))
-        drawn = gallery(pictures, MaskReader(folder / "masks.h5"), columns, overlaps)
+        reader = MaskReader(folder / "masks.h5")
+        left, right = (
+            gallery(pictures, reader, names, overlaps) for names in (PHOTOGRAPHS, first_free_collages(4))
+        )
     with whole_file(OUT) as part:
-        part.write_bytes(encode_image(drawn))
+        part.write_bytes(encode_image(side_by_side(left, right)))
 
 
 if __name__ == "__main__":
