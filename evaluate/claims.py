@@ -135,9 +135,9 @@ def statement(table: ClaimsTable) -> list[str]:
     counted = {word: verdicts.count(word) for word in ("higher", "lower", "open")}
     decided = (
         f"Of {len(verdicts)} comparisons that the papers' claims ask for, {counted['higher']} come out as "
-        f"claimed, {counted['lower']} against it and {counted['open']} stay open. A comparison is decided only "
-        f"where the difference exceeds twice its standard error over at least {SEEDS_NEEDED} seeds; many "
-        "are made, and at that bar several of every hundred would be decided by chance alone."
+        f"claimed, {counted['lower']} against it and {counted['open']} stay open. A comparison is decided "
+        f"only where the difference exceeds twice its standard error over at least {SEEDS_NEEDED} seeds; "
+        "many are made, and at that bar several of every hundred would be decided by chance alone."
     )
     said = [SMOKE_WARNING] if table.smoke else []
     return [line for line in (*said, decided, _against_random(table), SMALL_WARNING) if line]
