@@ -276,12 +276,19 @@ def describe(options: argparse.Namespace) -> dict[str, str]:
         "machine of the last call": machine,
         "pretraining": f"recipes METHOD_small, {pretraining}, stems {scale.resnet_stem} and {scale.vit_stem}",
         "pretraining images": "all" if scale.limit is None else f"the first {scale.limit}",
-        "seg-probe on CamVid": str(scale.probe),
-        "seg-probe on people and bags": str(scale.foreground),
-        "detect-small": f"short side {scale.detect_size}, {scale.detect}",
-        "Caltech-101 images a class": "all" if scale.per_class is None else str(scale.per_class),
+        "seg-probe on CamVid": in_words(scale.probe),
+        "seg-probe on people and bags, a quarter held out": in_words(scale.foreground),
+        "detect-small": f"short side {scale.detect_size}, {in_words(scale.detect)}",
+        "Caltech-101 images a class": "all"
+        if scale.per_class is None
+        else f"the first {scale.per_class[0]} for training, {scale.per_class[1]} for testing",
         "seeds asked for": str(options.seeds),
     }
+
+
+def in_words(changes: dict[str, str]) -> str:
+    """Changed parameters as a phrase."""
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
 def write_page(options: argparse.Namespace, table: ClaimsTable, date: str) -> None:
