@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -31,6 +32,7 @@ from .maskformat import (
 )
 
 ZLIB_LEVEL = 6  # 256 bytes a mask at 160 pixels; level 9 saves 2 % and takes twice as long
+_HDF5_OVERHEAD = 1 << 16  # bytes; headers and attributes take about a quarter of it
 _Columns = dict[str, NDArray[Any]]
 
 
@@ -202,7 +204,7 @@ def _write(
 ) -> None:
     """Write columns and the masks' bytes; the pieces are gathered to megabytes before each HDF5 call."""
     digest = hashlib.blake2b(digest_size=16)
-    with whole_file(out) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+    with whole_file(out) as part, _spacious(part, columns) as file:
         for name in COLUMNS:  # always in this order: equal content, equal bytes
             file.create_dataset(name, data=columns[name])
         blob = file.create_dataset("blob", shape=(int(columns["offset"][-1]),), dtype="|u1")
@@ -216,6 +218,20 @@ def _write(
         file.attrs["description"] = json.dumps(dict(description), sort_keys=True)
         file.attrs["content_digest"] = content_digest(columns, description["recipe"])
         file.attrs["blob_digest"] = digest.hexdigest()
+
+
+def _spacious(part: Path, columns: _Columns) -> h5py.File:
+    """Open a new HDF5 file once the disk is known to hold it.
+
+    HDF5 crashes the process when the disk fills up under it; the kernel, asked first, answers with an error.
+
+    Raises:
+        OSError: if there is no space.
+    """
+    size = sum(values.nbytes for values in columns.values()) + int(columns["offset"][-1]) + _HDF5_OVERHEAD
+    with open(part, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    return h5py.File(part, "w", libver=("earliest", "v110"))
 
 
 def _chunks(pieces: Iterable[NDArray[np.uint8]], least: int = 1 << 22) -> Iterator[NDArray[np.uint8]]:
