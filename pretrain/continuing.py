@@ -31,8 +31,15 @@ def _refuse_without_checkpoint(folder: Path) -> None:
         refuse_used_folder(folder)
 
 
-def check_same_training(before: dict[str, Any], now: dict[str, Any], checkpoint: Path | None) -> None:
+def check_same_training(
+    before: dict[str, Any], now: dict[str, Any], checkpoint: Path | None, *, images_differ_in: str = ""
+) -> None:
     """Refuse to continue a run as another one.
+
+    Args:
+        before, now: config.json of the checkpoint and of this session.
+        checkpoint: named in the refusal.
+        images_differ_in: how the images differ, where the checkpoint tells (it has a memory bank).
 
     Raises:
         UserError: naming the settings or the data that differ.
@@ -45,7 +52,8 @@ def check_same_training(before: dict[str, Any], now: dict[str, Any], checkpoint:
     ]
     if before["data"] != now["data"]:
         differing.append(
-            f"the images are others ({before['data']['images']} then, {now['data']['images']} now)"
+            f"the images are others ({before['data']['images']} then, {now['data']['images']} now"
+            f"{': ' if images_differ_in else ''}{images_differ_in})"
         )
     if differing:
         raise UserError(

@@ -6,6 +6,7 @@ Shape legend: B samples, D embedding, K queue entries, n images of the data set.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class Bank(nn.Module):
         elif self.paths != paths:
             raise UserError(
                 "the images are not those of the checkpoint's memory bank: "
-                f"{_difference(self.paths, paths)}. Restore the folder, or start a new run"
+                f"{path_difference(self.paths, paths)}. Restore the folder, or start a new run"
             )
 
     def get_extra_state(self) -> Tensor:
@@ -127,11 +128,24 @@ class Bank(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the paths of a checkpoint."""
-        joined = state.cpu().numpy().tobytes().decode("utf-8", "surrogateescape")
-        self.paths = joined.split("\0")[:-1]
+        self.paths = _decode(state)
 
 
-def _difference(before: list[str], now: list[str]) -> str:
+def remembered_paths(state: dict[str, Any]) -> list[str] | None:
+    """Image paths of the memory bank in a method's saved state; None where it has no bank."""
+    for name, value in state.items():
+        if name.endswith("bank._extra_state"):
+            return _decode(value)
+    return None
+
+
+def _decode(state: Tensor) -> list[str]:
+    """Paths from `Bank.get_extra_state`."""
+    joined = state.cpu().numpy().tobytes().decode("utf-8", "surrogateescape")
+    return joined.split("\0")[:-1]
+
+
+def path_difference(before: list[str], now: list[str]) -> str:
     """Say in words how two path lists differ."""
     gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
     if not gone and not new:

@@ -23,6 +23,7 @@ from .engine.distributed import barrier, processes
 from .engine.journal import Journal, write_config
 from .engine.loop import FitResult, fit
 from .engine.optimizers import build_optimizer, warmup_steps
+from .memory import path_difference, remembered_paths
 from .online import OnlineKnn
 from .settings import RunSettings
 from .snapshot import KEPT, save_method_pictures, save_views
@@ -71,7 +72,9 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
         stack.enter_context(parts.loader)
         config = describe(parts)
         if state is not None:
-            check_same_training(state["settings"], config, checkpoint)
+            paths = remembered_paths(state["module"])
+            difference = "" if paths is None else path_difference(paths, list(parts.loader.paths))
+            check_same_training(state["settings"], config, checkpoint, images_differ_in=difference)
         journal = stack.enter_context(
             Journal(
                 folder if world.first else None,
@@ -169,7 +172,7 @@ def _tell_start(parts: Parts, first_step: int, journal: Journal) -> None:
     )
     if settings.accumulate > 1:
         journal.say(
-            f"warning: accumulate={settings.accumulate} computes a batch of {settings.batch_size} in parts of "
+            f"warning: accumulate={settings.accumulate} computes {settings.batch_size} samples in parts of "
             f"{parts.micro_batch}: negatives and BatchNorm statistics come from that many, "
             "so a contrastive loss is not that of the whole batch"
         )

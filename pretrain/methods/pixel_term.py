@@ -142,7 +142,7 @@ def pixel_output(
     terms, counts = zip(*(_global_terms(*pair, batch.has_mask, config) for pair in flat), strict=True)
     loss = torch.stack(terms).mean()
     parts = {"pixel": loss.detach(), "pixel_dropped": 1 - torch.stack(counts).mean()}
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
         parts |= _health(*flat[0], batch.has_mask, config)
         if batch.fallback is not None:
             parts["crop_fallback"] = batch.fallback.float().mean()
@@ -201,6 +201,7 @@ def _health(
         "pixel_similarity_negative": other,
         "foreground_background_gap": same - other,
         "foreground_share": (m1 > 0).float().mean(),
+        "mask_empty": 1 - (m1 > 0).any(dim=1).float().mean(),
     }
 
 
