@@ -54,7 +54,8 @@ def wheel(repository, tmp_path_factory):
     shutil.copytree(repository, source, ignore=shutil.ignore_patterns(*NEVER_COPIED))
     out = tmp_path_factory.mktemp("wheels")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
     (built,) = out.iterdir()
     return zipfile.ZipFile(built)
 
