@@ -24,6 +24,11 @@ COMMANDS = {
     ),
     "masks": ("hapicl.maskgen.commands", "masks", "Stage one: find the foreground of every image, once."),
     "pretrain": ("hapicl.pretrain.commands", "pretrain", "Stage two: train a backbone on images and masks."),
+    "doctor": (
+        "hapicl.pretrain.doctor_command",
+        "doctor",
+        "Time every stage on your machine and name the slowest.",
+    ),
     "report": ("hapicl.pretrain.commands", "report", "Compare runs on one page."),
     "methods": ("hapicl.pretrain.commands", "methods", "List the methods, what each needs, and its source."),
     "evaluate": (

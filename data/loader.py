@@ -72,6 +72,7 @@ class Loader:
     Attributes:
         wait_seconds: how long the last batch was waited for.
         replaced: images replaced so far because they could not be read.
+        maker: what the workers run; `hapicl doctor` times it.
 
     Raises:
         UserError: for no images, missing masks, masks of other images, or a batch that does not fit.
@@ -119,13 +120,13 @@ class Loader:
         self.workers = default_workers(self.device, world_size) if workers is None else workers
         self.wait_seconds = 0.0
         self.replaced = 0
-        self._augment = augment
+        self.augment = augment
         share = batch_size // world_size
         self._stretch = (rank * share, (rank + 1) * share)
-        self._maker = ChunkMaker(
+        self.maker = ChunkMaker(
             store, reader, selection, needs, seed=seed, batch_size=batch_size, scaled_decode=scaled_decode
         )
-        self._maker.check_masks()
+        self.maker.check_masks()
         self._order = _TaskOrder(self._stretch, _chunk_size(needs, share, self.workers), self.steps_per_epoch)
         self._start_method = start_method
         self._chunks: Iterator[Chunk | UserError] | None = None
@@ -215,7 +216,7 @@ class Loader:
             # stops OpenCV's threads before the fork: a child that inherits their locks can hang
             cv2.setNumThreads(1)
         loader = DataLoader(
-            self._maker,
+            self.maker,
             batch_size=None,
             sampler=self._order,
             collate_fn=_as_it_is,
@@ -231,11 +232,11 @@ class Loader:
     def _to_device(self, batch: Batch) -> Batch:
         """Copy and augment, on a stream of its own if there is one; parameter rows stay on the host."""
         if self._stream is None:
-            return photometric.augment(batch) if self._augment else batch
+            return photometric.augment(batch) if self.augment else batch
         with torch.cuda.stream(self._stream):
             moved = batch.to(self.device)
             moved.photometric, moved.patch_photometric = batch.photometric, batch.patch_photometric
-            if self._augment:
+            if self.augment:
                 moved = photometric.augment(moved)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)

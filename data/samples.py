@@ -94,7 +94,7 @@ class ChunkMaker(Dataset[object]):
                 size = self.store.read(path).image_size
             except ImageError:  # replaced and reported when it is its turn
                 continue
-            self._mask(path, index, size)
+            self.mask(path, index, size)
 
     def __getitem__(self, task: Task) -> Chunk | UserError:
         """Make one chunk; a user's mistake is returned, so that it crosses the process border as it is."""
@@ -136,7 +136,7 @@ class ChunkMaker(Dataset[object]):
         needs, counter = self.needs, views.Counter(self.seed, chunk.task.epoch, index)
         path = decode_path(bytes(self.selection.paths[index]))
         data, size = self.store.read(path)
-        mask = self._mask(path, index, size)
+        mask = self.mask(path, index, size)
         draws = views.draw_views(needs, counter, size, mask)
         jigsaw = views.draw_jigsaw(needs.jigsaw, counter, size) if needs.jigsaw is not None else None
         side = views.shortest_side(needs, draws, jigsaw, size) if self.scaled_decode else None
@@ -151,12 +151,13 @@ class ChunkMaker(Dataset[object]):
             self._jigsaw(chunk, slot, counter, image, size, jigsaw)
         chunk.index[slot] = index
         chunk.image_size[slot] = size
-        chunk.geometry[:, :, slot] = [draw.geometry for draw in draws]
+        if draws:  # jigsaw classification has patches and no view
+            chunk.geometry[:, :, slot] = [draw.geometry for draw in draws]
         chunk.fallback[slot] = [draw.fallback for draw in draws]
         chunk.has_mask[slot] = mask is not None
         chunk.rotation[slot] = counter.generator(0, "rotation").integers(4)
 
-    def _mask(self, path: str, index: int, size: tuple[int, int]) -> MaskIntegral | None:
+    def mask(self, path: str, index: int, size: tuple[int, int]) -> MaskIntegral | None:
         """The image's mask, unpacked once, after checking that it was made for this image."""
         if self.masks is None or not self.selection.has_mask[index]:
             return None
