@@ -1,6 +1,6 @@
-"""From an image to its foreground mask: saliency, mean over regions, threshold, cleaning.
+"""From an image to its foreground mask: saliency maps, fusion, mean over regions, threshold, cut.
 
-Shapes: H, W the image; h, w the working image (long side 160 pixels); R regions.
+Shapes: H, W the image; h, w the working image (long side 160 pixels in most recipes); R regions.
 """
 
 from typing import NamedTuple
@@ -9,9 +9,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .barrier import barrier_saliency
+from .barrier import barrier_saliency, unit_scaled
+from .binarise import cleaned, confidence, grab_cut, otsu_split, overlap
+from .boundary import boundary_saliency
+from .ranking import SIGMA_SQUARED, ranking_saliency
 from .recipes import Recipe, get_recipe
 from .regions import felzenszwalb, region_means
+from .spectral import spectral_saliency
+from .superpixels import superpixel_graph
+
+SMALLEST_SIDE = 4  # pixels of the working image; below there is no inside and outside
 
 
 class Foreground(NamedTuple):
@@ -38,48 +45,6 @@ def working_image(image: NDArray[np.uint8], work_size: int) -> NDArray[np.uint8]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def otsu_split(values: NDArray[np.float32], area: NDArray[np.int64]) -> tuple[float, float]:
-    """Otsu's threshold over values that weigh by area (Otsu 1979), exact, without a histogram.
-
-    Args:
-        values: (R,) one per region.
-        area: (R,) pixels per region.
-
-    Returns:
-        The threshold (values above it are foreground) and the between-class share of the variance in [0, 1];
-        for constant values that constant and 0.
-    """
-    order = np.argsort(values, kind="stable")
-    value, weight = values[order].astype(np.float64), area[order].astype(np.float64)
-    below, sums = np.cumsum(weight), np.cumsum(weight * value)
-    total, mean = below[-1], sums[-1] / below[-1]
-    variance = float((weight * (value - mean) ** 2).sum() / total)
-    if len(value) < 2 or variance < 1e-9:
-        return float(value[-1]), 0.0
-    share = below[:-1] / total
-    difference = mean * share - sums[:-1] / total
-    between = difference**2 / (share * (1 - share))
-    best = int(between.argmax())
-    return float((value[best] + value[best + 1]) / 2), float(min(1.0, between[best] / variance))
-
-
-def cleaned(mask: NDArray[np.bool_], min_part: float) -> NDArray[np.bool_]:
-    """Fill holes and drop parts smaller than `min_part` of the largest one."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
-    height, width = mask.shape
-    left, top, wide, high = stats[:, 0], stats[:, 1], stats[:, 2], stats[:, 3]
-    inside = (left > 0) & (top > 0) & (left + wide < width) & (top + high < height)
-    inside[0] = False
-    filled: NDArray[np.bool_] = mask | inside[labels]
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(filled.astype(np.uint8), connectivity=8)
-    if count < 2:
-        return filled
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_part * stats[1:, cv2.CC_STAT_AREA].max()
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
-    return kept
-
-
 def segment(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> Foreground:
     """Find the foreground of an image at the working size.
 
@@ -88,28 +53,85 @@ def segment(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> Foreg
         recipe: a recipe or its name.
 
     Returns:
-        The mask, saliency and confidence at the working size (long side 160 pixels; smaller images keep
-        theirs).
+        The mask, saliency and confidence at the working size (smaller images keep theirs). An image without
+        two sides to tell apart (constant, or thinner than 4 pixels at the working size) has an empty mask and
+        confidence 0.
 
     Raises:
         UserError: for an unknown recipe.
-        ValueError: if `image` is not (H, W, 3) uint8.
+        ValueError: if `image` is not (H, W, 3) uint8, or for a recipe that needs a trained regressor.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
     recipe = get_recipe(recipe)
-    work = working_image(image, recipe.work_size)
-    lab = cv2.cvtColor(work, cv2.COLOR_RGB2LAB).astype(np.float32)
-    saliency = barrier_saliency(lab)
-    labels = felzenszwalb(
-        work, scale=recipe.region_scale, sigma=recipe.region_sigma, min_size=recipe.region_min_size
-    )
+    if recipe.learned:
+        raise ValueError(f"recipe {recipe.name} needs a regressor trained on your images: use maskgen.refine")
+    work, lab = _prepared(image, recipe)
+    if _hopeless(work):
+        return _nothing(work)
+    if not recipe.maps:
+        return _largest_inner_region(work, lab, recipe)
+    saliency, superpixels = saliency_map(work, lab, recipe)
+    return binarised(work, lab, saliency, superpixels, recipe)
+
+
+def saliency_map(
+    work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: Recipe
+) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
+    """Compute and fuse a recipe's maps.
+
+    Args:
+        work: (h, w, 3) uint8 RGB.
+        lab: the same in CIE Lab, L in 0 .. 100.
+        recipe: says which maps.
+
+    Returns:
+        (h, w) float32 in [0, 1], and the superpixel labels where a map needed them.
+    """
+    names = {name for name, _ in recipe.maps}
+    needs_graph = names & {"boundary", "ranking", "ranking_wide"}
+    graph = superpixel_graph(lab, recipe.superpixels) if needs_graph else None
+    fused = np.zeros(work.shape[:2], np.float32)
+    for name, weight in recipe.maps:
+        if name == "barrier":
+            values = barrier_saliency(cv2.cvtColor(work, cv2.COLOR_RGB2LAB).astype(np.float32))
+        elif name == "spectral":
+            values = spectral_saliency(np.ascontiguousarray(lab[:, :, 0]))
+        else:
+            assert graph is not None
+            if name == "boundary":
+                nodes = boundary_saliency(graph, recipe.bottom)
+            else:
+                width = SIGMA_SQUARED * (2 if name == "ranking_wide" else 1)
+                nodes = ranking_saliency(graph, width, recipe.bottom)
+            values = nodes[graph.labels]
+        fused += np.float32(weight) * unit_scaled(values)
+    return unit_scaled(fused), None if graph is None else graph.labels
+
+
+def binarised(
+    work: NDArray[np.uint8],
+    lab: NDArray[np.float32],
+    saliency: NDArray[np.float32],
+    superpixels: NDArray[np.int32] | None,
+    recipe: Recipe,
+) -> Foreground:
+    """Average the map over regions, split it by Otsu, clean, and cut along colour edges where that agrees."""
+    if recipe.regions == "superpixels" and superpixels is not None:
+        labels = superpixels
+    elif recipe.regions == "pixels":
+        labels = np.unique((saliency * 255).astype(np.int32), return_inverse=True)[1].astype(np.int32)
+        labels = labels.reshape(saliency.shape)
+    else:
+        labels = _felzenszwalb(work, recipe)
     means = region_means(labels, saliency)
-    threshold, confidence = otsu_split(means, np.bincount(labels.ravel()))
+    threshold, separation = otsu_split(means, np.bincount(labels.ravel()))
     mask = cleaned((means > threshold)[labels], recipe.min_part)
-    if not mask.any():
-        confidence = 0.0
-    return Foreground(mask, means[labels], confidence)
+    agreement = 1.0
+    if recipe.cut:
+        cut = cleaned(grab_cut(work, mask, recipe.cut), recipe.min_part)
+        agreement = overlap(mask, cut)
+        # a cut that leaves most of the mask has lost the object to its colour model: keep the mask
+        mask = cut if agreement >= recipe.cut_agreement else mask
+    return Foreground(mask, means[labels], confidence(lab, mask, separation, agreement))
 
 
 def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> NDArray[np.bool_]:
@@ -122,6 +144,9 @@ def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> ND
     Returns:
         (H, W) bool at the image's own size.
 
+    Raises:
+        UserError, ValueError: as `segment`.
+
     Examples:
         >>> from skimage.data import chelsea
         >>> foreground(chelsea(), "fast").shape
@@ -129,7 +154,42 @@ def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> ND
     """
     mask = segment(image, recipe).mask
     height, width = image.shape[:2]
-    full: NDArray[np.bool_] = (
-        cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
-    )
+    enlarged = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    full: NDArray[np.bool_] = enlarged > 0.5
     return full
+
+
+def _prepared(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Check an image and return the working image in RGB and in CIE Lab."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    work = working_image(image, recipe.work_size)
+    lab = cv2.cvtColor(work.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
+    return work, lab.astype(np.float32, copy=False)
+
+
+def _hopeless(work: NDArray[np.uint8]) -> bool:
+    """Say whether an image is too thin or too flat to have a foreground."""
+    return min(work.shape[:2]) < SMALLEST_SIDE or int(np.ptp(work.reshape(-1, 3), axis=0).max()) < 2
+
+
+def _nothing(work: NDArray[np.uint8]) -> Foreground:
+    """Return the empty answer."""
+    return Foreground(np.zeros(work.shape[:2], bool), np.zeros(work.shape[:2], np.float32), 0.0)
+
+
+def _felzenszwalb(work: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.int32]:
+    return felzenszwalb(
+        work, scale=recipe.region_scale, sigma=recipe.region_sigma, min_size=recipe.region_min_size
+    )
+
+
+def _largest_inner_region(work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: Recipe) -> Foreground:
+    """Take the largest region that does not touch the border; its confidence is its colour contrast."""
+    labels = _felzenszwalb(work, recipe)
+    area = np.bincount(labels.ravel())
+    area[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
+    if not area.any():
+        return _nothing(work)
+    mask = labels == int(area.argmax())
+    return Foreground(mask, mask.astype(np.float32), confidence(lab, mask, 1.0, 1.0))

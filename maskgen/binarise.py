@@ -1,0 +1,109 @@
+"""From a saliency map to a mask: threshold, cleaning, a cut along colour edges, and how sure the mask is.
+
+Shapes: h, w the working image; R regions.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+
+def otsu_split(values: NDArray[np.float32], area: NDArray[np.int64]) -> tuple[float, float]:
+    """Otsu's threshold over values that weigh by area (Otsu 1979), exact, without a histogram.
+
+    Args:
+        values: (R,) one per region.
+        area: (R,) pixels per region.
+
+    Returns:
+        The threshold (values above it are foreground) and the between-class share of the variance in [0, 1];
+        for constant values that constant and 0.
+    """
+    order = np.argsort(values, kind="stable")
+    value, weight = values[order].astype(np.float64), area[order].astype(np.float64)
+    total, mean = weight.sum(), float((weight * value).sum() / weight.sum())
+    variance = float((weight * (value - mean) ** 2).sum() / total)
+    if len(value) < 2 or variance < 1e-9:
+        return float(value[-1]), 0.0
+    share = np.cumsum(weight)[:-1] / total
+    difference = mean * share - np.cumsum(weight * value)[:-1] / total
+    between = difference**2 / (share * (1 - share))
+    best = int(between.argmax())
+    return float((value[best] + value[best + 1]) / 2), float(min(1.0, between[best] / variance))
+
+
+def cleaned(mask: Mask, min_part: float) -> Mask:
+    """Fill holes and drop parts smaller than `min_part` of the largest one."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    height, width = mask.shape
+    left, top, wide, high = stats[:, 0], stats[:, 1], stats[:, 2], stats[:, 3]
+    inside = (left > 0) & (top > 0) & (left + wide < width) & (top + high < height)
+    inside[0] = False
+    filled: Mask = mask | inside[labels]
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(filled.astype(np.uint8), connectivity=8)
+    if count < 2:
+        return filled
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_part * stats[1:, cv2.CC_STAT_AREA].max()
+    keep[0] = False
+    kept: Mask = keep[labels]
+    return kept
+
+
+def overlap(first: Mask, second: Mask) -> float:
+    """Intersection over union; 1 where both are empty."""
+    union = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / union if union else 1.0
+
+
+def grab_cut(work: NDArray[np.uint8], mask: Mask, iterations: int) -> Mask:
+    """Cut along colour edges, starting from a mask (Rother et al., "GrabCut", SIGGRAPH 2004; OpenCV's).
+
+    Border pixels outside the mask are background for good; everything else may change sides. OpenCV's random
+    generator is seeded, so that a mask depends on its image alone.
+
+    Args:
+        work: (h, w, 3) uint8.
+        mask: (h, w) bool.
+        iterations: rounds of colour models and cut.
+
+    Returns:
+        (h, w) bool; `mask` itself if it leaves nothing to model on one side.
+    """
+    inner, outer = np.count_nonzero(mask), np.count_nonzero(~mask)
+    if min(inner, outer) < 25:  # fewer pixels than five per colour component are no model
+        return mask
+    marks = np.where(mask, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    for side, inside in ((marks[0], mask[0]), (marks[-1], mask[-1]), (marks[:, 0], mask[:, 0])):
+        side[~inside] = cv2.GC_BGD
+    marks[:, -1][~mask[:, -1]] = cv2.GC_BGD
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(work, marks, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
+    cut: Mask = (marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD)
+    return cut
+
+
+def confidence(lab: NDArray[np.float32], mask: Mask, separation: float, agreement: float) -> float:
+    """How sure a mask is, in [0, 1]; for ranking masks, not a probability.
+
+    The product of three: how far the saliency falls into two classes (Otsu's between-class share; a uniform
+    spread has .75, so .5 counts as nothing), how much mask and cut agree, and how far apart the mean colours
+    of foreground and background lie (a saliency map is stretched to [0, 1] and would hide a flat image).
+
+    Args:
+        lab: (h, w, 3) float32 CIE Lab, L in 0 .. 100.
+        mask: (h, w) bool.
+        separation: between-class share of the variance.
+        agreement: IoU of the mask before and after the cut; 1 without a cut.
+
+    Returns:
+        0 for an empty or full mask.
+    """
+    if not mask.any() or mask.all():
+        return 0.0
+    inside = np.array(cv2.mean(lab, mask.astype(np.uint8))[:3])
+    outside = np.array(cv2.mean(lab, (~mask).astype(np.uint8))[:3])
+    contrast = 1 - np.exp(-np.linalg.norm(inside - outside) / 5.0)  # 5 Lab units: a difference one notices
+    return float(max(0.0, 2 * separation - 1) * agreement * contrast)
