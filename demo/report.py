@@ -24,7 +24,7 @@ hapicl masks build --images photos/ --out masks.h5
 hapicl masks show masks.h5 --out gallery.png --sample 24
 hapicl pretrain --masks masks.h5 --arch resnet50 --out runs/first"""
 MORE_GPUS = (
-    "torchrun --standalone --nproc-per-node 4 -m hapicl.cli pretrain --masks masks.h5 --out runs/first"
+    "torchrun --standalone --nproc-per-node 4 -m hapicl pretrain --masks masks.h5 --out runs/first"
 )
 USE_WEIGHTS = """\
 from safetensors.torch import load_file
