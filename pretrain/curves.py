@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..data.page import Picture, figure_picture
+from .engine.journal import CHANCE
 
 HIDDEN = {"step", "epoch", "seconds"}
 FIRST = ("loss", "knn_accuracy", "instance", "pixel", "feature_std", "effective_rank")
 LAST = ("lr", "samples_per_second", "data_wait_share", "peak_memory_gib")
-CHANCE = "_at_chance"
 
 Metrics = dict[str, list[dict[str, float]]]
 

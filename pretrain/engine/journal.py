@@ -19,6 +19,8 @@ from ...data.files import whole_file
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+CHANCE = "_at_chance"  # what a part's name ends in where its value at chance level is logged
+HOST_NUMBERS, SHOWN_PARTS = {"step", "epoch", "lr", "momentum", "seconds"}, 5
 METRICS, LOG, CONFIG, EVENTS = "metrics.jsonl", "train.log", "config.json", "tensorboard"
 
 
@@ -53,7 +55,7 @@ class Journal:
                 TimeRemainingColumn(),
                 TextColumn("{task.description}"),
                 console=self._console,
-                transient=False,
+                refresh_per_second=4,
             )
             self._bar.add_task("", total=self._total, completed=self._start)
             self._bar.start()
@@ -146,10 +148,12 @@ def _drop_from(path: Path, step: int) -> None:
 
 
 def _one_line(values: dict[str, float]) -> str:
-    """Loss parts and rates for the bar."""
-    shown = {name: value for name, value in values.items() if name not in {"epoch", "lr", "seconds"}}
-    words = [f"{name} {value:.4g}" for name, value in list(shown.items())[:8]]
-    rates = [
-        f"{name} {values[name]:.3g}" for name in ("samples_per_second", "data_wait_share") if name in values
-    ]
-    return "  ".join(dict.fromkeys([*words, *rates]))
+    """Loss, its parts and the rates, short enough for a terminal's line."""
+    # parts of the loss have names of one word; what is only watched (similarity_positive, ...) has more
+    parts = [name for name in values if "_" not in name and name not in HOST_NUMBERS][:SHOWN_PARTS]
+    first = [*parts, *(name for name in ("knn_accuracy",) if name in values)]
+    words = [f"{name} {values[name]:.4g}" for name in first]
+    if "samples_per_second" in values:
+        words.append(f"{values['samples_per_second']:.3g} samples/s")
+        words.append(f"data wait {values['data_wait_share']:.0%}")
+    return "  ".join(words) or "  ".join(f"{name} {value:.4g}" for name, value in values.items())

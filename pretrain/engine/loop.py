@@ -21,7 +21,7 @@ from .checkpoint import save_checkpoint
 from .distributed import DataParallel, World, any_process, barrier, host_group
 from .guard import FiniteGuard
 from .health import complaints, spread
-from .journal import Journal
+from .journal import CHANCE, Journal
 from .meter import Meter
 from .optimizers import ScheduleSettings, lr_factor, mask_updates, set_lr
 from .stop import StopRequest
@@ -267,7 +267,7 @@ class _Fit:
             values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
         else:
             values["peak_memory_gib"] = _peak_resident_bytes() / 2**30
-        values |= {f"{name}_at_chance": value for name, value in self.references.items()}
+        values |= {name + CHANCE: value for name, value in self.references.items()}
         self.last = values
         self.journal.record(self.step, values)
         progress = self.step / self.settings.total_steps

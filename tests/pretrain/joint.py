@@ -20,6 +20,7 @@ from hapicl.data.geometry import ViewGeometry
 from hapicl.data.randomness import counter_generator
 from hapicl.pretrain.backbones import Backbone
 from hapicl.pretrain.engine import batchnorm, distributed
+from hapicl.pretrain.engine.checkpoint import load_checkpoint
 from hapicl.pretrain.engine.guard import NonFiniteLossError
 from hapicl.pretrain.engine.loop import LoopSettings, fit
 from hapicl.pretrain.engine.optimizers import OptimizerSettings, build_optimizer
@@ -258,6 +259,53 @@ def accumulated(rank, size):
         world=distributed.World(rank=rank, size=size),
     )
     return module.layer.weight.detach()
+
+
+class JointSource:
+    """Made-up batches for `fit`, of this process's slice."""
+
+    steps_per_epoch = 3
+    wait_seconds = 0.0
+
+    def __init__(self, needs, rank=0, size=1):
+        self.needs, self.rank, self.size = needs, rank, size
+
+    def batches(self, epoch, first_step=0):
+        for step in range(first_step, self.steps_per_epoch):
+            batch = slice_of(made_up_batch(self.needs, 3 * epoch + step), self.rank, self.size)
+            batch.epoch, batch.step = epoch, step
+            yield batch
+
+
+def fitted(name, folder, rank=0, size=1, *, stop_after=None):
+    """Train a method for 5 steps, from the checkpoint in the folder if there is one."""
+    method, needs = build(name, **CONFIGS[name])
+    optimizer = build_optimizer(method, OptimizerSettings(lr_per_256=0.5), batch_size=BATCH, device=CPU)
+    first_step = 0
+    if (folder / "last.pt").exists():
+        state = load_checkpoint(folder / "last.pt")
+        method.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_step = state["step"]
+    fit(
+        method,
+        JointSource(needs, rank, size),
+        optimizer,
+        LoopSettings(total_steps=5, stop_after=stop_after),
+        world=distributed.World(rank=rank, size=size),
+        folder=folder,
+        first_step=first_step,
+        after_step=method.after_step,
+    )
+    return method.state_dict()
+
+
+def begun_in_two(rank, size):
+    """Leave a checkpoint of two steps by two processes in the folder given on the command line."""
+    for name in ("hapicl_m", "npid"):
+        folder = pathlib.Path(sys.argv[2]) / name
+        folder.mkdir(exist_ok=True)
+        fitted(name, folder, rank, size, stop_after=2)
 
 
 def run_in_two(check, folder):

@@ -41,3 +41,15 @@ def close(value, expected, what):
     torch.testing.assert_close(
         value, expected, rtol=1e-6, atol=1e-6, msg=lambda text: f"{what}: {text}", check_dtype=True
     )
+
+
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
+    joint.run_in_two("begun_in_two", tmp_path)
+    for name in ("hapicl_m", "npid"):
+        assert joint.load_checkpoint(tmp_path / name / "last.pt")["step"] == 2
+        went_on = joint.fitted(name, tmp_path / name)
+        (tmp_path / f"{name} alone").mkdir()
+        alone = joint.fitted(name, tmp_path / f"{name} alone")
+        for key, value in alone.items():
+            if isinstance(value, torch.Tensor):
+                close(went_on[key], value, f"{name}: {key}")
