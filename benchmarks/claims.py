@@ -152,7 +152,7 @@ def fill(
             weights=weights,
             protocol="",
             arch=RANDOM_ARCH.get(row),
-            stem=(scale.vit_stem if vit else scale.resnet_stem) if weights == "random" else None,
+            stem=scale.vit_stem if vit else scale.resnet_stem,
             seed=seed,
             runtime=Runtime(
                 device=torch.device(options.device), workers=options.workers, folder=out.with_suffix(".runs")
@@ -177,7 +177,7 @@ def rows_of(options: argparse.Namespace) -> list[str]:
     if unknown:
         raise UserError(f"--methods {unknown[0]}: choose of {', '.join(METHODS)}")
     starts = ["random", "random_vit"] if any(name in VIT for name in chosen) else ["random"]
-    return [*starts, *chosen]
+    return [*starts, *(["supervised"] if options.supervised else []), *chosen]
 
 
 def run_all(options: argparse.Namespace, todo: list[Column]) -> list[str]:
@@ -189,6 +189,8 @@ def run_all(options: argparse.Namespace, todo: list[Column]) -> list[str]:
             try:
                 if row in RANDOM_ARCH:
                     weights = "random"
+                elif row == "supervised":
+                    weights = f"supervised:{options.supervised}"
                 else:
                     weights = str(pretrain_row(row, seed, scale, masks, work, options.budget, options.device))
                 fill(work, row, seed, weights, todo, options)
@@ -213,6 +215,8 @@ def gather(options: argparse.Namespace, every: list[Column], failed: list[str]) 
         if lacking(options, column)
     ]
     missing += [*failed, "instance mask AP: no data set with instance masks at hand"]
+    missing += ["detectors and fine-tuned FCNs on the ViT rows: both need a ResNet"]
+    missing += [] if options.supervised else ["a supervised row: no weight file given (--supervised FILE)"]
     missing += [
         f"{row}: no result yet" for row in rows if not any((row, column) in values for column in shown)
     ]
@@ -333,6 +337,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="runs and result files")
     parser.add_argument("--scale", choices=list(SCALES), default="small" if cuda else "smoke")
     parser.add_argument("--methods", nargs="*", help="rows  [all, most telling first]")
+    parser.add_argument(
+        "--supervised", metavar="FILE", help="torchvision weights of a ResNet-18: one more row"
+    )
     parser.add_argument("--columns", nargs="*", help="words of the titles to run  [all]")
     parser.add_argument("--seeds", type=int, default=3 if cuda else 2)
     parser.add_argument("--budget-minutes", type=float, default=25.0)

@@ -31,7 +31,7 @@ from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings
 from .batches import TaskBatches, ordered_batches
 from .detection_data import DetectionSamples, LabelledObjects, coco_truth, collate_lists
 from .detection_models import DetectionTask, DetectorShape, build_detector
-from .finetune import Runtime, train
+from .finetune import Curve, Runtime, train
 from .pictures import detection_picture
 from .result import Outcome
 from .voc_metric import Detections, Truth, voc_mean_ap
@@ -156,7 +156,22 @@ def evaluate_detection(
         device=runtime.device,
         collate=collate_lists,
     )
-    curve = train(
+    curve = _train(detector, batches, protocol, seed, runtime, {"masks": masks, **(identity or {})})
+    found = _predict(detector.eval(), test_data, runtime, masks=masks)
+    metrics, per_class = measure(found.boxes, found.masks if masks else None, test_data)
+    return Outcome(metrics=metrics, per_class=per_class, curves={"loss": curve}, pictures=found.pictures)
+
+
+def _train(
+    detector: nn.Module,
+    batches: TaskBatches,
+    protocol: DetectionProtocol,
+    seed: int,
+    runtime: Runtime,
+    identity: dict[str, Any],
+) -> Curve:
+    """Fine-tune the detector; give the loss curve."""
+    return train(
         DetectionTask(detector),
         batches,
         steps=protocol.steps,
@@ -173,12 +188,9 @@ def evaluate_detection(
         ),
         seed=seed,
         runtime=runtime,
-        config={"protocol": _jsonable(protocol), "masks": masks, "seed": seed, **(identity or {})},
+        config={"protocol": _jsonable(protocol), "seed": seed, **identity},
         clip_norm=protocol.clip_norm,
     )
-    found = _predict(detector.eval(), test_data, runtime, masks=masks)
-    metrics, per_class = measure(found.boxes, found.masks if masks else None, test_data)
-    return Outcome(metrics=metrics, per_class=per_class, curves={"loss": curve}, pictures=found.pictures)
 
 
 def _jsonable(value: Any) -> Any:

@@ -57,7 +57,8 @@ class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         """Maps (B, C, S, S) and boxes (R, 4) per image to (sum of R, C, size, size)."""
         chosen = [maps[name] for name in self.featmap_names]
         image = torch.cat([values.new_full((len(values), 1), number) for number, values in enumerate(boxes)])
-        rows = torch.cat([image, torch.cat(boxes)], dim=1).to(chosen[0].dtype)
+        # in float32 also under autocast: bfloat16 has no room for a box's fractions of a pixel
+        rows = torch.cat([image, torch.cat(boxes)], dim=1).float()
         padded = max(height for height, _ in image_shapes)
         # the maps are of the padded batch, whose height is the next multiple of 32 of its tallest image
         scales = [2.0 ** round(torch.tensor(each.shape[2] / padded).log2().item()) for each in chosen]
@@ -67,9 +68,14 @@ class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         for number, (each, scale) in enumerate(zip(chosen, scales, strict=True)):
             here = torch.nonzero(level == number)[:, 0]
             found = roi_align(
-                each, rows[here], self.output_size, spatial_scale=scale, sampling_ratio=0, aligned=True
+                each.float(),
+                rows[here],
+                self.output_size,
+                spatial_scale=scale,
+                sampling_ratio=0,
+                aligned=True,
             )
-            pooled = pooled.index_put((here,), found.to(pooled.dtype))
+            pooled = pooled.index_put((here,), found)
         return pooled
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from ..data.errors import UserError
 from ..pretrain.engine.checkpoint import LAST, load_checkpoint
 from ..pretrain.engine.distributed import World
+from ..pretrain.engine.guard import NonFiniteLossError
 from ..pretrain.engine.journal import Journal, read_metrics
 from ..pretrain.engine.loop import LoopSettings, fit
 from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer
@@ -98,29 +99,47 @@ def train(
         stop_after=runtime.stop_after,
         seed=seed,
     )
-    world = World(device=runtime.device)
     if first_step < steps:
-        with Journal(folder, total=steps, resumed_step=first_step, show=False) as journal:
+        _fit(module, batches, made, settings, folder, config, first_step)
+    module.eval()
+    if folder is None:
+        return []
+    return [(int(line["step"]), line["loss"]) for line in read_metrics(folder) if "loss" in line]
+
+
+def _fit(
+    module: nn.Module,
+    batches: TaskBatches,
+    optimizer: torch.optim.Optimizer,
+    settings: LoopSettings,
+    folder: Path | None,
+    config: dict[str, Any],
+    first_step: int,
+) -> None:
+    """Run the engine's loop; a stop and a loss that is not finite end in a line for the user."""
+    total = settings.total_steps
+    with Journal(folder, total=total, resumed_step=first_step, show=False) as journal:
+        try:
             ended = fit(
                 module,
                 batches,
-                made,
+                optimizer,
                 settings,
-                world=world,
+                world=World(device=batches.device),
                 journal=journal,
                 folder=folder,
                 config=config,
                 first_step=first_step,
             )
-        if ended.stopped_by is not None:
-            raise RunStopped(
-                f"stopped by {ended.stopped_by} after step {ended.step} of {steps}; "
-                + (f"the same command continues from {folder}" if folder else "nothing was kept (no --out)")
-            )
-    module.eval()
-    if folder is None:
-        return []
-    return [(int(line["step"]), line["loss"]) for line in read_metrics(folder) if "loss" in line]
+        except NonFiniteLossError as error:
+            reason = str(error).partition(". ")[0]
+            raise UserError(
+                f"{reason}. Lower the learning rate (--set lr=... or --set lr_per_256=...)"
+                + (f" and remove {folder}" if folder else "")
+            ) from error
+    if ended.stopped_by is not None:
+        kept = f"the same command continues from {folder}" if folder else "nothing was kept"
+        raise RunStopped(f"stopped by {ended.stopped_by} after step {ended.step} of {total}; {kept}")
 
 
 def _restore(

@@ -87,7 +87,7 @@ def measure(
         task=task,
         protocol=request.protocol,
         headline=headline,
-        parameters=parameters,
+        parameters={**parameters, "precision": request.runtime.precision},
         data=data,
         runs=runs,
     )

@@ -106,6 +106,8 @@ def test_top5_and_absent_classes() -> None:
 def test_linear_classifiers_learn_colours(name: str, backbone: Backbone, colour_folders: Path) -> None:
     train, test = class_folders(colour_folders / "train"), class_folders(colour_folders / "test")
     changes = {"image_size": str(SIZE), "epochs": "12", "batch_size": "12", "lr_per_256": "20"}
+    if name == "linear-mae":  # LARS moves a weight by a thousandth of itself times the rate
+        changes |= {"lr_per_256": "2000", "warmup_epochs": "0"}
     protocol = settings_from(linear.PROTOCOLS[name], changes)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     outcome = linear.evaluate_linear(backbone, train, test, protocol, seed=0, runtime=Runtime())
