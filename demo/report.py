@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,7 @@ NEXT_STEPS = """\
 hapicl masks build --images photos/ --out masks.h5
 hapicl masks show masks.h5 --out gallery.png --sample 24
 hapicl pretrain --masks masks.h5 --arch resnet50 --out runs/first"""
-MORE_GPUS = (
-    "torchrun --standalone --nproc-per-node 4 -m hapicl pretrain --masks masks.h5 --out runs/first"
-)
+MORE_GPUS = "torchrun --standalone --nproc-per-node 4 -m hapicl pretrain --masks masks.h5 --out runs/first"
 USE_WEIGHTS = """\
 from safetensors.torch import load_file
 from torchvision.models import resnet50
@@ -72,7 +71,8 @@ def _made(story: Story) -> Section:
     seconds = sum(duration for *_, duration in story.parts)
     rows = [(name, made, f"{duration:.1f}") for name, made, duration in story.parts]
     environment = _environment(story.run)
-    caption = f"Measured on this machine: {environment['device']}, Python {environment['python']}."
+    cores = len(os.sched_getaffinity(0))
+    caption = f"Measured on this machine: training on {environment['device']}, {cores} CPU cores in use."
     return Section(
         "What was made",
         [

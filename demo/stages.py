@@ -69,4 +69,6 @@ def pretrain_briefly(options: Mapping[str, object], recipe: str, overrides: Sequ
     """Pretrain by a shipped recipe with these settings laid over it."""
     settings, _ = resolve(dict(options), recipe=recipe, overrides=overrides)
     result = pretrain(settings)
+    if result.stopped_by is not None:  # Ctrl-C: the engine has saved a checkpoint and returned
+        raise KeyboardInterrupt(result.stopped_by)
     return Run(result.folder, settings, list(read_metrics(result.folder)))
