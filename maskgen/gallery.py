@@ -109,12 +109,13 @@ def mask_tiles(reader: MaskReader, root: Path, paths: Sequence[str], side: int =
     """
     tiles = []
     for path in paths:
+        mask = reader[path]
         try:
             image = read_image(root / path, reduce_to=side)
         except ImageError as error:
             raise UserError(f"{error}; if the images were moved, say where they are with --images") from error
         label = f"{reader.coverage(path):.0%} c {reader.confidence(path):.2f} {Path(path).name}"
-        tiles.append(tile([image, overlay(image, reader[path])], label, side))
+        tiles.append(tile([image, overlay(image, mask)], label, side))
     return tiles
 
 
