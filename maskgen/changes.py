@@ -102,6 +102,8 @@ def refuse_other(
     """Raise if recipe or folder are not the same."""
     recipe = as_json(recipe)
     keys = sorted(key for key in {*old_recipe, *recipe} if old_recipe.get(key) != recipe.get(key))
+    if len(keys) > 1:  # the description of a recipe goes with its parameters
+        keys = [key for key in keys if key != "about"]
     if keys:
         told = ", ".join(f"{key}: {old_recipe.get(key)!r}, now {recipe.get(key)!r}" for key in keys[:4])
         raise UserError(f"{what} with other parameters ({told}); choose another --out, or delete it")
