@@ -113,6 +113,27 @@ def augment_images(images: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (B, 3, S, S) float32 on the device and in the memory format of `images`.
     """
+    if images.device.type == "cpu":
+        return _compiled(images, rows)
+    return augment_tensors(images, rows)
+
+
+def _compiled(images: Tensor, rows: Tensor) -> Tensor:
+    """`augment_images` on the CPU: 4 times as fast there as tensor operations (docs/speed.md)."""
+    from .photometric_cpu import augment_on_cpu
+
+    host = rows.numpy()
+    sigmas = np.where(host[:, SIGMA] > 0, host[:, SIGMA], 1.0).astype(np.float32)
+    kernels = gaussian_kernels(sigmas, min(images.shape[-2:]))
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    done = augment_on_cpu(pixels, host, ORDERS, kernels, torch.get_num_threads())
+    values = torch.from_numpy(done).permute(0, 3, 1, 2)
+    # a batch that came as planes goes on as planes
+    return values.contiguous() if images.is_contiguous() else values
+
+
+def augment_tensors(images: Tensor, rows: Tensor) -> Tensor:
+    """`augment_images` by tensor operations, on any device."""
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         values = images.float().div_(255)
         host = rows.cpu().numpy()

@@ -71,9 +71,14 @@ def _unstable(image, row):
     )
 
 
-def test_agrees_with_torchvision_per_sample():
+# the compiled form of the CPU, and the tensor operations that run on a GPU
+BOTH = pytest.mark.parametrize("augmented", [augment_images, photometric.augment_tensors])
+
+
+@BOTH
+def test_agrees_with_torchvision_per_sample(augmented):
     images, rows = _images(96), _rows(EVERYTHING, 96)
-    ours = augment_images(images, rows)
+    ours = augmented(images, rows)
     for image, row, got in zip(images, rows, ours, strict=True):
         difference = (got - _one_by_one(image, row)).abs() * 0.225
         if _unstable(image, row):
@@ -83,31 +88,35 @@ def test_agrees_with_torchvision_per_sample():
             assert difference.max() < 1e-3
 
 
+@BOTH
 @pytest.mark.parametrize("kind", range(1, 5))
-def test_each_extra_alone_agrees_with_torchvision(kind):
+def test_each_extra_alone_agrees_with_torchvision(kind, augmented):
     images = _images(8)
     rows = _rows(NO_PHOTOMETRIC, 8)
     rows[:, photometric.EXTRA] = kind
     rows[:, photometric.STRENGTH] = {1: 5.0, 2: 1.7, 3: 0.4, 4: 0.0}[kind]
     expected = torch.stack([_one_by_one(image, row) for image, row in zip(images, rows, strict=True)])
-    torch.testing.assert_close(augment_images(images, rows), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(augmented(images, rows), expected, atol=1e-4, rtol=0)
 
 
-def test_result_of_one_image_does_not_depend_on_its_batch():
+@BOTH
+def test_result_of_one_image_does_not_depend_on_its_batch(augmented):
     images, rows = _images(16), _rows(EVERYTHING, 16)
-    together = augment_images(images, rows)
+    together = augmented(images, rows)
     for index in range(16):
-        alone = augment_images(images[index : index + 1], rows[index : index + 1])
+        alone = augmented(images[index : index + 1], rows[index : index + 1])
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=0)
 
 
-def test_keeps_channels_last_and_float32_under_autocast():
+@BOTH
+def test_keeps_channels_last_and_float32_under_autocast(augmented):
     images = _images(4).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = augment_images(images, _rows(EVERYTHING, 4))
+        result = augmented(images, _rows(EVERYTHING, 4))
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(result, augment_images(images, _rows(EVERYTHING, 4)))
+    torch.testing.assert_close(result, augmented(images, _rows(EVERYTHING, 4)))
+    assert augmented(images.contiguous(), _rows(EVERYTHING, 4)).is_contiguous()
 
 
 def test_nothing_drawn_only_normalises():
@@ -170,6 +179,26 @@ def test_augment_handles_patches_and_leaves_the_rest():
     assert done.index is batch.index
     assert batch.views[0].dtype == torch.uint8
     assert torch.equal(batch.views[0], _images(8)[:2])
+
+
+def test_images_shared_among_threads_come_out_the_same():
+    images, rows = _images(7), _rows(EVERYTHING, 7)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = augment_images(images, rows)
+        torch.set_num_threads(3)
+        torch.testing.assert_close(augment_images(images, rows), alone, atol=0, rtol=0)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_images_that_are_not_square_and_tiny_ones():
+    for height, width in ((5, 9), (3, 2), (1, 1)):
+        images = torch.randint(0, 256, (24, 3, height, width), dtype=torch.uint8)
+        rows = _rows(PhotometricPolicy(blur=1.0, pirl_extra=0.0), 24)
+        difference = augment_images(images, rows) - photometric.augment_tensors(images, rows)
+        assert difference.abs().max() < 1e-3
 
 
 @pytest.mark.gpu
