@@ -64,7 +64,6 @@ class Mae(Method):
     @classmethod
     def needs(cls, config: MaeConfig, *, image_size: int, grid: int) -> Needs:
         """One view; masks only where they decide which patches are hidden."""
-        config.mask_policy().count(grid)
         masks = grid if config.foreground_bias else None
         return Needs(views=(config.view(image_size),), grid=masks, min_foreground=0.0)
 

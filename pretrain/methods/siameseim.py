@@ -115,7 +115,6 @@ class SiameseIM(Method):
     @classmethod
     def needs(cls, config: SiameseIMConfig, *, image_size: int, grid: int) -> Needs:
         """Two views; masks only where they decide which patches are hidden."""
-        config.mask_policy().count(grid)
         first = config.view(image_size, None if config.colour else NO_PHOTOMETRIC)
         second = config.view(image_size, config.photometric_second if config.colour else NO_PHOTOMETRIC)
         if config.views == "same":

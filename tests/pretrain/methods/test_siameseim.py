@@ -225,9 +225,9 @@ def test_settings_that_make_no_sense_are_refused(config, message) -> None:
 
 
 def test_a_small_grid_and_a_resnet_are_refused_with_a_next_step() -> None:
-    with pytest.raises(UserError, match="stem=patch8"):
-        SiameseIM.needs(SiameseIMConfig(), image_size=64, grid=4)
     context = Context(data_set_size=8, batch_size=8, total_steps=1, steps_per_epoch=1)
+    with pytest.raises(UserError, match="stem=patch8"):
+        SiameseIM(SiameseIMConfig(), context, small_vit(32))
     with pytest.raises(UserError, match="--arch vit_tiny_patch16_224"):
         SiameseIM(SiameseIMConfig(), context, build_backbone("resnet18", image_size=64))
     with pytest.raises(UserError, match=r"config\.heads"):
