@@ -95,6 +95,9 @@ class TaskBatches:
             batch_sampler=rows,
             num_workers=self.workers,
             collate_fn=self.collate,
+            # of its own: the loader draws a number when it starts, and from torch's generator that would move
+            # the dropout of a run that resumes within an epoch
+            generator=torch.Generator(),
         )
         for step, values in enumerate(loader, start=first_step):
             number = epoch * self.steps_per_epoch + step

@@ -235,7 +235,8 @@ def show_matches(
     """Draw which cells of two crops of IMAGE the backbone in WEIGHTS matches.
 
     WEIGHTS is as for `hapicl evaluate`. Lines join cells that choose each other by the cosine of the last
-    map, as DenseCL matches them: green where both lie at the same place of the photograph, else red.
+    map, as DenseCL matches them: with dots where both lie at the same place of the photograph, else
+    crosses.
     """
     from ..data.files import whole_file
     from ..data.images import read_image

@@ -107,7 +107,7 @@ def test_linear_classifiers_learn_colours(name: str, backbone: Backbone, colour_
     train, test = class_folders(colour_folders / "train"), class_folders(colour_folders / "test")
     changes = {"image_size": str(SIZE), "epochs": "12", "batch_size": "12", "lr_per_256": "20"}
     if name == "linear-mae":  # LARS moves a weight by a thousandth of itself times the rate
-        changes |= {"lr_per_256": "2000", "warmup_epochs": "0"}
+        changes |= {"lr_per_256": "200", "warmup_epochs": "0", "epochs": "30"}
     protocol = settings_from(linear.PROTOCOLS[name], changes)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     outcome = linear.evaluate_linear(backbone, train, test, protocol, seed=0, runtime=Runtime())

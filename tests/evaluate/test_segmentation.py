@@ -124,7 +124,10 @@ def test_fine_tuned_fcns_learn_halves(name: str, data: tuple[LabelledPixels, Lab
     assert outcome.metrics["miou"] > 0.75
 
 
-def test_fine_tuning_resumes_bit_for_bit(data: tuple[LabelledPixels, LabelledPixels], tmp_path: Path) -> None:
+def test_fine_tuning_resumes_bit_for_bit_within_an_epoch(
+    data: tuple[LabelledPixels, LabelledPixels], tmp_path: Path
+) -> None:
+    # four steps an epoch, stopped after the third
     tiny = {**FCN, "steps": "4", "crop": "32", "batch_size": "2"}
     protocol = settings_from(PROTOCOLS["seg-densecl-fcn8"], tiny)
 
