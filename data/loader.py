@@ -221,6 +221,8 @@ class Loader:
             sampler=self._order,
             collate_fn=_as_it_is,
             num_workers=self.workers,
+            # of its own: starting draws a number, which would move torch's draws in a step after a resume
+            generator=torch.Generator(),
             **settings,
         )
         with warnings.catch_warnings():
