@@ -134,14 +134,15 @@ def prepare(folder: Path, *, small: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
-        raise UserError(f"{folder} is not empty and was not made by `hapicl demo`; choose another --out")
-    for name in MADE:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    if folder.is_dir():
+        if any(folder.iterdir()) and not (folder / MARKER).is_file():
+            raise UserError(f"{folder} is not empty and was not made by `hapicl demo`; choose another --out")
+        for name in MADE:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     with whole_file(folder / MARKER) as part:
         part.write_text(json.dumps({"made by": "hapicl demo", "small": small}) + "\n", encoding="utf-8")
 

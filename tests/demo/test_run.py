@@ -64,6 +64,8 @@ def test_a_file_is_refused(tmp_path):
     path.write_text("x")
     with pytest.raises(UserError, match="taken is a file"):
         prepare(path, small=False)
+    with pytest.raises(UserError, match="taken/below"):
+        prepare(path / "below", small=False)
 
 
 def test_only_what_the_demo_made_is_removed(tmp_path):
