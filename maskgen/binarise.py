@@ -60,7 +60,8 @@ def overlap(first: Mask, second: Mask) -> float:
 def grab_cut(work: NDArray[np.uint8], mask: Mask, iterations: int) -> Mask:
     """Cut along colour edges, starting from a mask (Rother et al., "GrabCut", SIGGRAPH 2004; OpenCV's).
 
-    Border pixels outside the mask are background for good; everything else may change sides. OpenCV's random
+    Pixels outside the mask on the top, left and right border are background for good; everything else may
+    change sides, also at the bottom, where objects stand. OpenCV's random
     generator is seeded, so that a mask depends on its image alone.
 
     Args:
@@ -75,9 +76,8 @@ def grab_cut(work: NDArray[np.uint8], mask: Mask, iterations: int) -> Mask:
     if min(inner, outer) < 25:  # fewer pixels than five per colour component are no model
         return mask
     marks = np.where(mask, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    for side, inside in ((marks[0], mask[0]), (marks[-1], mask[-1]), (marks[:, 0], mask[:, 0])):
+    for side, inside in ((marks[0], mask[0]), (marks[:, 0], mask[:, 0]), (marks[:, -1], mask[:, -1])):
         side[~inside] = cv2.GC_BGD
-    marks[:, -1][~mask[:, -1]] = cv2.GC_BGD
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(work, marks, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)

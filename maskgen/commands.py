@@ -154,6 +154,51 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
     click.echo(f"wrote {written} masks to {out}; {total - written} images have none")
 
 
+@masks.command()
+@click.option(
+    "--images", required=True, type=click.Path(path_type=Path), help="Image folder of the first masks."
+)
+@click.option(
+    "--masks",
+    "masks_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="First masks, from `masks build`.",
+)
+@click.option(
+    "--out",
+    default=Path("refined.h5"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Mask file to write.",
+)
+@click.option(
+    "--train-images", default=400, show_default=True, type=click.IntRange(1), help="Images to learn from."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the draw of images.")
+@click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
+def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: int, **options: Any) -> None:
+    """Learn from the first masks what your images' foreground looks like, and make better ones.
+
+    No labels: a region regressor is trained on the surer half of the first masks.
+    """
+    from .build import BuildInterrupted, build_rows
+    from .refine import train_on_mask_file
+
+    if out.resolve() == masks_file.resolve():
+        raise click.UsageError(f"--out {out} is the file of the first masks; choose another name")
+    click.echo(f"learning from {masks_file}")
+    maker = train_on_mask_file(images, masks_file, limit=train_images, seed=seed)
+    click.echo(f"learned from {maker.regressor.images} images, {maker.regressor.regions} regions")
+    try:
+        with progress_bar("masks") as progress:
+            summary = build_rows(images, out, maker, progress=progress, **options)
+    except BuildInterrupted as interruption:
+        click.echo(str(interruption), err=True)
+        sys.exit(128 + interruption.number)
+    _print_summary(summary)
+
+
 @masks.command("import")
 @click.option(
     "--from",

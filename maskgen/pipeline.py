@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.errors import UserError
 from .barrier import barrier_saliency, unit_scaled
 from .binarise import cleaned, confidence, grab_cut, otsu_split, overlap
 from .boundary import boundary_saliency
@@ -58,15 +59,18 @@ def segment(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> Foreg
         confidence 0.
 
     Raises:
-        UserError: for an unknown recipe.
-        ValueError: if `image` is not (H, W, 3) uint8, or for a recipe that needs a trained regressor.
+        UserError: for an unknown recipe, or one that needs a trained regressor.
+        ValueError: if `image` is not (H, W, 3) uint8.
     """
     recipe = get_recipe(recipe)
     if recipe.learned:
-        raise ValueError(f"recipe {recipe.name} needs a regressor trained on your images: use maskgen.refine")
-    work, lab = _prepared(image, recipe)
-    if _hopeless(work):
-        return _nothing(work)
+        raise UserError(
+            f"recipe {recipe.name} learns from first masks of your images: build with another recipe, then "
+            "`hapicl masks refine --images DIR --masks first.h5`"
+        )
+    work, lab = prepared(image, recipe)
+    if is_hopeless(work):
+        return nothing(work)
     if not recipe.maps:
         return _largest_inner_region(work, lab, recipe)
     saliency, superpixels = saliency_map(work, lab, recipe)
@@ -159,7 +163,7 @@ def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> ND
     return full
 
 
-def _prepared(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def prepared(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Check an image and return the working image in RGB and in CIE Lab."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
@@ -168,12 +172,12 @@ def _prepared(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint
     return work, lab.astype(np.float32, copy=False)
 
 
-def _hopeless(work: NDArray[np.uint8]) -> bool:
+def is_hopeless(work: NDArray[np.uint8]) -> bool:
     """Say whether an image is too thin or too flat to have a foreground."""
     return min(work.shape[:2]) < SMALLEST_SIDE or int(np.ptp(work.reshape(-1, 3), axis=0).max()) < 2
 
 
-def _nothing(work: NDArray[np.uint8]) -> Foreground:
+def nothing(work: NDArray[np.uint8]) -> Foreground:
     """Return the empty answer."""
     return Foreground(np.zeros(work.shape[:2], bool), np.zeros(work.shape[:2], np.float32), 0.0)
 
@@ -190,6 +194,6 @@ def _largest_inner_region(work: NDArray[np.uint8], lab: NDArray[np.float32], rec
     area = np.bincount(labels.ravel())
     area[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
     if not area.any():
-        return _nothing(work)
+        return nothing(work)
     mask = labels == int(area.argmax())
     return Foreground(mask, mask.astype(np.float32), confidence(lab, mask, 1.0, 1.0))
