@@ -94,15 +94,16 @@ def find_matches(
 def matches_picture(shown: ShownMatches) -> bytes:
     """Draw the photograph with both crops, and the views with lines between mutual matches, as PNG.
 
-    Lines are green where the two cells lie within one cell of the same place in the photograph, else red.
+    A pair has a colour of its own. Its ends are dots where the two cells lie within one cell of the same
+    place of the photograph, else crosses.
     """
     figure = Figure(figsize=(13, 5), layout="constrained")
     whole, left, right = figure.subplots(1, 3, width_ratios=[1.1, 1, 1])
     figure.suptitle(shown.summary(), fontsize=10)
     for axes, picture, title in (
         (whole, shown.photograph, "the photograph and its two crops"),
-        (left, shown.views[0], "first view"),
-        (right, shown.views[1], "second view"),
+        (left, shown.views[0], "first view; dots: matched to the same place"),
+        (right, shown.views[1], "second view; crosses: matched elsewhere"),
     ):
         axes.imshow(picture)
         axes.set_title(title, fontsize=9)
@@ -114,14 +115,29 @@ def matches_picture(shown: ShownMatches) -> bytes:
         outline = [(corners[1] + x * width / 2, corners[0] + y * height / 2) for y, x in box]
         whole.add_patch(Polygon(outline, fill=False, edgecolor=colour, linewidth=2))
     step = shown.views[0].shape[0] / shown.grid
-    for cell in _spread(torch.nonzero(shown.mutual).flatten().tolist()):
-        ends = [_centre(number, shown.grid, step) for number in (cell, int(shown.match[cell]))]
-        colour = "limegreen" if shown.distance[cell] <= 1 else "red"
+    cells = _spread(torch.nonzero(shown.mutual).flatten().tolist())
+    for number, cell in enumerate(cells):
+        ends = [_centre(place, shown.grid, step) for place in (cell, int(shown.match[cell]))]
+        look = {
+            "color": matplotlib.colormaps["hsv"](number / max(1, len(cells))),
+            "marker": "o" if shown.distance[cell] <= 1 else "X",
+            "markeredgecolor": "black",
+            "markersize": 9,
+        }
         for axes, end in ((left, ends[0]), (right, ends[1])):
-            axes.plot(*end, "o", color=colour, markersize=4)
+            axes.plot(*end, **look)
+        bend = 0.08 * (cell % shown.grid - (shown.grid - 1) / 2)  # lines of one row lie beside each other
         figure.add_artist(
             ConnectionPatch(
-                ends[0], ends[1], "data", "data", axesA=left, axesB=right, color=colour, linewidth=1
+                ends[0],
+                ends[1],
+                "data",
+                "data",
+                axesA=left,
+                axesB=right,
+                color=look["color"],
+                linewidth=1.2,
+                connectionstyle=f"arc3,rad={bend:.3f}",
             )
         )
     stream = io.BytesIO()
