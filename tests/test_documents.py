@@ -1,0 +1,51 @@
+"""What the pages promise is there: linked files exist, and every command shown has the options shown."""
+
+import pathlib
+import re
+import shlex
+
+import click
+import pytest
+
+from hapicl.cli import command_line
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page):
+    text = page.read_text(encoding="utf-8")
+    missing = [target for target in LINK.findall(text) if not (page.parent / target).exists()]
+    assert missing == []
+
+
+def shown_commands(text):
+    """Lines of code blocks, fenced or indented, that start with `hapicl`; continued lines joined."""
+    fenced = False
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            words = re.sub(r"^(\$ )?(\.venv/bin/)?", "", line.strip())
+            if words.startswith("hapicl "):
+                yield words.removeprefix("hapicl ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shown_commands_have_the_options_shown(page):
+    for shown in shown_commands(page.read_text(encoding="utf-8")):
+        command, words = command_line, shlex.split(shown, comments=True)
+        while isinstance(command, click.Group) and words and not words[0].isupper():
+            found = command.get_command(click.Context(command), words[0])
+            assert found is not None, f"{page.name}: hapicl {shown}"
+            command, words = found, words[1:]
+        known = {name for option in command.params for name in [*option.opts, *option.secondary_opts]}
+        used = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert used <= known, f"{page.name}: hapicl {shown}"
+
+
+def test_the_commands_of_the_readme_are_seen():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sum(1 for _ in shown_commands(text)) >= 5
