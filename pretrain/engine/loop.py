@@ -114,7 +114,9 @@ def fit(
         prepare: applied to every batch first (memory format, augmentation on the device).
         after_step: called with (step, total) after every update; returns numbers known on the host.
         look: called once, with the first prepared batch (pictures for the report).
-        check: called every `check_every` steps on the first process, between steps; returns numbers to log.
+        check: called before the first step and then every `check_every` steps, on the first process;
+        returns
+            numbers to log.
 
     Returns:
         How it ended.
@@ -129,6 +131,8 @@ def fit(
         stop = stack.enter_context(StopRequest())
         trace = stack.enter_context(tracer(settings.profile, folder, world))
         batches = state.stream()
+        if first_step == 0:
+            state.run_check()  # the row of random weights, and a mistake in its data shows at once
         last_step = settings.total_steps
         if settings.stop_after is not None:
             last_step = min(last_step, first_step + settings.stop_after)
@@ -182,6 +186,7 @@ class _Fit:
         self.references: dict[str, float] = {}
         self.embeddings: Tensor | None = None
         self.said: set[str] = set()
+        self.logged = False
 
     def stream(self) -> Iterator[Any]:
         """Batches from the current position on, epoch after epoch."""
@@ -245,18 +250,20 @@ class _Fit:
         self.journal.advance(self.step)
         if final or self.step % settings.log_every == 0 or self.step == 1:
             self._log()
-        if (
-            settings.check_every
-            and self.check is not None
-            and (final or self.step % settings.check_every == 0)
-        ):
-            if self.world.first:
-                self.journal.record(self.step, self.check())
-            barrier()
-            self.meter.restart()
+        if settings.check_every and (final or self.step % settings.check_every == 0):
+            self.run_check()
         keep = settings.keep_every > 0 and self.step % settings.keep_every == 0
         if final or keep or self.step % settings.checkpoint_every == 0:
             self._save(keep=keep)
+
+    def run_check(self) -> None:
+        """Let the first process measure something between two steps, and log it."""
+        if not self.settings.check_every:
+            return
+        if self.world.first and self.check is not None:
+            self.journal.record(self.step, self.check())
+        barrier()
+        self.meter.restart()
 
     def _log(self) -> None:
         """Read the means, stop if a loss was not finite, write one line, complain in words."""
@@ -271,7 +278,11 @@ class _Fit:
         self.last = values
         self.journal.record(self.step, values)
         progress = self.step / self.settings.total_steps
-        for sentence in complaints(values, self.references, progress=progress, workers=self.settings.workers):
+        judged = values
+        if not self.logged:  # the first line of a session holds the start of the workers
+            judged = {name: value for name, value in values.items() if name != "data_wait_share"}
+        self.logged = True
+        for sentence in complaints(judged, self.references, progress=progress, workers=self.settings.workers):
             kind = sentence.split(":")[0]
             if kind not in self.said:  # once per kind and session; the numbers go on in the metrics
                 self.said.add(kind)

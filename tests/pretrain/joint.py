@@ -44,6 +44,7 @@ class TinyBackbone(Backbone):
         self.first = nn.Sequential(nn.Conv2d(3, 6, 3, 8, 1), nn.BatchNorm2d(6), nn.Tanh())
         self.second = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Tanh())
         self.channels, self.last, self.stride = {"layer3": 6, "layer4": 8}, "layer4", 16
+        self.stem = "tiny"
 
     def forward(self, images):
         first = self.first(images)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import joint
 import numpy as np
 import pytest
 import safetensors.torch
@@ -17,6 +18,7 @@ import torchvision
 from hapicl.data.errors import UserError
 from hapicl.data.images import find_images, image_size
 from hapicl.data.maskwrite import pack_mask, write_masks
+from hapicl.pretrain import assembly
 from hapicl.pretrain.backbones import build_backbone
 from hapicl.pretrain.engine.checkpoint import CheckpointError, load_checkpoint
 from hapicl.pretrain.engine.journal import read_metrics
@@ -168,8 +170,21 @@ def test_the_online_knn_is_logged(tmp_path, masks, flat_folder):
         show=False,
     )
     accuracies = [line["knn_accuracy"] for line in read_metrics(tmp_path / "run") if "knn_accuracy" in line]
-    assert len(accuracies) == 2
+    assert len(accuracies) == 3  # random weights, then after each step
     assert all(0 <= value <= 1 for value in accuracies)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a C++ compiler at work
+def test_a_compiled_run_trains_as_an_uncompiled_one(tmp_path, masks, monkeypatch):
+    monkeypatch.setattr(assembly, "build_backbone", lambda *_, **__: joint.TinyBackbone())
+    for name, compiled in (("plain", False), ("compiled", True)):
+        changes = {"method": "simclr", "config": {}, "steps": 2, "log_every": 1, "compile": compiled}
+        pretrain(settings(masks, tmp_path / name, **changes), show=False)
+    plain, compiled = (list(read_metrics(tmp_path / name)) for name in ("plain", "compiled"))
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], rel=1e-3)
+    names = [load_checkpoint(tmp_path / name / "last.pt")["module"].keys() for name in ("plain", "compiled")]
+    assert names[0] == names[1]
 
 
 @pytest.mark.slow

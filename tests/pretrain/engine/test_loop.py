@@ -191,7 +191,7 @@ def test_kept_checkpoints_stay_and_checks_are_logged(tmp_path):
         "step_00000006.pt",
         "step_00000009.pt",
     ]
-    assert [line["step"] for line in read_metrics(tmp_path) if "knn_accuracy" in line] == [5, 10]
+    assert [line["step"] for line in read_metrics(tmp_path) if "knn_accuracy" in line] == [0, 5, 10]
 
 
 def test_a_profile_is_written(tmp_path):
