@@ -7,7 +7,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -39,6 +39,7 @@ def mask_file(tmp_path):
     return tmp_path / "masks.h5"
 
 
+@settings(max_examples=40)
 @given(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, max_side=40)))
 def test_a_packed_mask_comes_back_bit_by_bit(tmp_path_factory, mask):
     out = tmp_path_factory.mktemp("masks") / "masks.h5"
@@ -50,6 +51,7 @@ def test_a_packed_mask_comes_back_bit_by_bit(tmp_path_factory, mask):
     assert reader.coverage("a.png") == pytest.approx(mask.mean())
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=12), unique=True, min_size=1
@@ -114,6 +116,7 @@ def area_average(mask, image_size, geometry, size):
     return cells[:: -1 if geometry.vflip else 1, :: -1 if geometry.hflip else 1]
 
 
+@settings(max_examples=40)
 @given(st.data())
 def test_a_crop_is_the_exact_area_average(tmp_path_factory, data):
     mask = data.draw(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, max_side=9)))
