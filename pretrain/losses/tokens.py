@@ -25,7 +25,8 @@ class UnigradParts(NamedTuple):
 
     loss: Tensor
     effective_rank: Tensor  # of C, in [1, D]
-    r2: Tensor  # share of the targets' variance that the prediction explains; at most 1, negative when worse
+    # share of the targets' variance that p (1 + w C) explains: 1 for all, 0 for their mean, below when worse
+    r2: Tensor
 
 
 def target_tokens(target: Tensor) -> Tensor:
@@ -102,9 +103,13 @@ def unigrad_parts(
         moment = moment if average is None else average(moment).detach()
         distance = (predicted - wanted).square().sum(-1).mean()
         # (p C) . p row by row: M D + D^2 numbers, where p (t^T t) p formed pairwise takes M x M
-        energy = ((predicted @ moment) * predicted).sum(-1).mean()
+        pulled = predicted @ moment
+        energy = (pulled * predicted).sum(-1).mean()
         variance = (wanted - wanted.mean(0)).square().sum(-1).mean()
-        r2 = 1 - distance.detach() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+        # the loss is least at p = (1 + w C)^-1 E[t], so this is the prediction's own estimate of t
+        estimate = (predicted + neg_weight * pulled).detach()
+        missed = (estimate - wanted).square().sum(-1).mean()
+        r2 = 1 - missed / variance.clamp_min(torch.finfo(variance.dtype).tiny)
         return UnigradParts((distance + neg_weight * energy) / dim, effective_rank(moment), r2)
 
 

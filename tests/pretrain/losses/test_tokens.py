@@ -120,8 +120,19 @@ def test_r2_is_one_for_a_perfect_prediction_and_zero_for_the_mean() -> None:
     target = normal(3, 4, 8)
     tokens = losses.target_tokens(target)
     mean = tokens.mean((0, 1)).expand_as(tokens)
-    assert losses.unigrad_parts(tokens, target, neg_weight=0.1).r2.item() == pytest.approx(1)
-    assert losses.unigrad_parts(mean, target, neg_weight=0.1).r2.item() == pytest.approx(0)
+    shrink = torch.eye(8, dtype=torch.float64) + 0.7 * losses.second_moment(tokens.flatten(0, 1))
+    for estimate, share in ((tokens, 1.0), (mean, 0.0)):
+        best = torch.linalg.solve(shrink, estimate.transpose(1, 2)).transpose(1, 2)
+        assert losses.unigrad_parts(best, target, neg_weight=0.7).r2.item() == pytest.approx(share)
+
+
+def test_the_loss_is_least_at_the_shrunk_estimate() -> None:
+    target = normal(3, 4, 8)
+    tokens = losses.target_tokens(target)
+    shrink = torch.eye(8, dtype=torch.float64) + 0.7 * losses.second_moment(tokens.flatten(0, 1))
+    best = torch.linalg.solve(shrink, tokens.transpose(1, 2)).transpose(1, 2).requires_grad_()
+    losses.unigrad(best, target, neg_weight=0.7).backward()
+    torch.testing.assert_close(best.grad, torch.zeros_like(best.grad))
 
 
 def test_no_gradient_reaches_the_target() -> None:
