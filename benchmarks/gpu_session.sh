@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: the tests marked `gpu`, then the benchmarks, then the claims' rows.
+# Everything that needs a GPU, in one go: the tests marked `gpu`, then the benchmarks, then rows of the claims table.
 #
-#     benchmarks/gpu_session.sh RESULTS_DIR [MASKS.h5]
+#     benchmarks/gpu_session.sh RESULTS [DATA]
 #
-# Each part leaves one file in RESULTS_DIR; a part whose file is there is skipped, so the script can be run again
-# after an interruption. A part that fails leaves PART.failed with its output and the others go on; the exit code is
-# then 1. Without MASKS.h5 the parts that need real images are left out.
+# Each part leaves one file in RESULTS; a part whose file is there is skipped, so the script can be run again after an
+# interruption. A part that fails leaves PART.failed with its output and the others go on; the exit code is then 1.
+# DATA is the folder of the image sets (imagenet_originals, imagenet1000, caltech101_train, ...); without it the parts
+# that need photographs are left out. CLAIMS_MINUTES (default 20, 0: none) bounds the claims, which continue by
+# themselves. PYTHON is the interpreter to use.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-RESULTS=${1:?usage: benchmarks/gpu_session.sh RESULTS_DIR [MASKS.h5]}
-MASKS=${2:-}
+RESULTS=${1:?usage: benchmarks/gpu_session.sh RESULTS [DATA]}
+DATA=${2:-}
 PYTHON=${PYTHON:-python}
+CLAIMS_MINUTES=${CLAIMS_MINUTES:-20}
 mkdir -p "$RESULTS"
 failures=0
 
-# part NAME FILE COMMAND...: run COMMAND unless FILE is there; COMMAND writes FILE itself
+# part NAME FILE COMMAND...: run COMMAND unless FILE is there; what COMMAND prints becomes FILE if it writes none
 part() {
     local name=$1 file=$RESULTS/$2
     shift 2
@@ -22,7 +25,7 @@ part() {
         echo "== $name: done before"
         return
     fi
-    echo "== $name"
+    echo "== $name ($(date +%H:%M:%S))"
     if "$@" >"$RESULTS/$name.log" 2>&1; then
         rm -f "$RESULTS/$name.failed"
         [ -s "$file" ] || mv "$RESULTS/$name.log" "$file"
@@ -33,24 +36,31 @@ part() {
     fi
 }
 
+# step NAME ARGUMENTS...: one part of the step's benchmark
+step() {
+    local name=step_$1
+    shift
+    part "$name" "$name.json" "$PYTHON" benchmarks/step.py --full --out "$RESULTS/$name.json" "$@"
+}
+
 "$PYTHON" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device here")' || exit 1
 
 part tests gpu_tests.txt "$PYTHON" -m pytest -q -m gpu tests
-part overhead step_overhead.json "$PYTHON" benchmarks/step.py --full --only overhead --out "$RESULTS/step_overhead.json"
-part throughput step_throughput.json \
-    "$PYTHON" benchmarks/step.py --full --only throughput --out "$RESULTS/step_throughput.json" ${MASKS:+--masks "$MASKS"}
-part compiled step_compiled.json \
-    "$PYTHON" benchmarks/step.py --full --only throughput --compile --out "$RESULTS/step_compiled.json"
-part levers step_levers.json "$PYTHON" benchmarks/step.py --full --only levers --out "$RESULTS/step_levers.json"
-for script in photometric loader; do
-    [ -f "benchmarks/$script.py" ] || continue
-    part "$script" "$script.json" "$PYTHON" "benchmarks/$script.py" --out "$RESULTS/$script.json"
-done
-if [ -n "$MASKS" ]; then
-    for script in benchmarks/claims*.py; do
-        [ -f "$script" ] || continue
-        name=$(basename "$script" .py)
-        part "$name" "$name.json" "$PYTHON" "$script" --masks "$MASKS" --out "$RESULTS/$name.json"
-    done
+step overhead --only overhead
+step throughput --only throughput
+step compiled --only throughput --compile
+step levers --only levers
+part photometric photometric.json \
+    "$PYTHON" benchmarks/photometric.py --device cuda --batch-size 256 --out "$RESULTS/photometric.json"
+if [ -n "$DATA" ]; then
+    part loader loader.json "$PYTHON" benchmarks/loader.py "$DATA/imagenet_originals" --out "$RESULTS/loader.json"
+    part masks masks.h5 \
+        "$PYTHON" -m hapicl masks build --images "$DATA/imagenet1000" --recipe fast --out "$RESULTS/masks.h5"
+    [ -s "$RESULTS/masks.h5" ] && step real_input --only throughput --masks "$RESULTS/masks.h5"
+    if [ "$CLAIMS_MINUTES" != 0 ] && [ -s "$RESULTS/masks.h5" ]; then
+        part claims claims.json "$PYTHON" benchmarks/claims.py --data "$DATA" --images "$DATA/imagenet1000" \
+            --masks "$RESULTS/masks.h5" --work "$RESULTS/claims" --budget-minutes "$CLAIMS_MINUTES" \
+            --docs "$RESULTS" --out "$RESULTS/claims.json"
+    fi
 fi
 exit $failures
