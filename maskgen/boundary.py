@@ -19,7 +19,8 @@ SMOOTHNESS_FLOOR = 0.1  # mu, equation 9
 
 
 @compiled("float32[:, ::1](float32[:, ::1])")
-def _all_shortest_paths(cost):  # type: ignore[no-untyped-def]
+def all_shortest_paths(cost):  # type: ignore[no-untyped-def]
+    """Floyd and Warshall: (N, N) edge costs to (N, N) path lengths."""
     count = cost.shape[0]
     path = cost.copy()
     for k in range(count):
@@ -38,7 +39,7 @@ def boundary_connectivity(
     linked = graph.adjacent | (border[:, None] & border[None])
     cost = np.where(linked, distance, np.float32(1e6)).astype(np.float32)
     np.fill_diagonal(cost, 0.0)
-    geodesic = _all_shortest_paths(np.ascontiguousarray(cost))
+    geodesic = all_shortest_paths(np.ascontiguousarray(cost))
     belongs = np.exp(-(geodesic**2) / (2 * SIGMA_COLOUR**2))
     length = border.astype(np.float32)
     length[graph.sides[BOTTOM] & ~np.logical_or.reduce(np.delete(graph.sides, BOTTOM, axis=0))] = bottom

@@ -16,7 +16,8 @@ BOTTOM = 1  # row of `SuperpixelGraph.sides`
 
 
 @compiled("int32[:, ::1](float32[:, :, ::1], int64, float64, int64)")
-def _slic(lab, step, compactness, rounds):  # type: ignore[no-untyped-def]
+def slic(lab, step, compactness, rounds):  # type: ignore[no-untyped-def]
+    """Cluster pixels by colour and place: (H, W, 3) to (H, W) labels, some numbers possibly unused."""
     height, width, _ = lab.shape
     rows, columns = max(1, height // step), max(1, width // step)
     count = rows * columns
@@ -93,7 +94,7 @@ def superpixel_graph(
     """
     height, width = lab.shape[:2]
     step = max(1, int(np.sqrt(height * width / count)))
-    raw = _slic(np.ascontiguousarray(lab, np.float32), step, float(compactness), 3)
+    raw = slic(np.ascontiguousarray(lab, np.float32), step, float(compactness), 3)
     used, inverse = np.unique(raw, return_inverse=True)
     labels = inverse.reshape(height, width).astype(np.int32)
     number = len(used)
