@@ -30,7 +30,7 @@ from hapicl.data.errors import UserError
 from hapicl.data.files import whole_file
 from hapicl.data.images import find_images
 from hapicl.evaluate.claims import ClaimsTable, render
-from hapicl.evaluate.finetune import Runtime
+from hapicl.evaluate.finetune import RunStopped, Runtime
 from hapicl.evaluate.protocols import Request
 from hapicl.evaluate.report import bars
 from hapicl.evaluate.result import read_result, write_result
@@ -159,7 +159,10 @@ def fill(
             ),
             say=lambda text: None,
         )
-        result, _ = column.run(request)
+        try:
+            result, _ = column.run(request)
+        except RunStopped:  # a signal: the cell goes on from its checkpoint in the next call
+            raise BudgetSpent from None
         write_result({**result, "row": row, "column": column.title}, out)
         for checkpoint in out.with_suffix(".runs").rglob("*.pt"):
             checkpoint.unlink()
