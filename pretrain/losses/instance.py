@@ -5,27 +5,44 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .common import CHUNK_LOGITS, negatives_log_sum_exp, precise, unit
 
 
-def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float) -> Tensor:
+def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
     """NT-Xent, equation 1 of SimCLR (arXiv 2002.05709): 2B-way cross-entropy, own entry left out.
 
     Args:
         z1, z2: (B, D) embeddings of two views, normalised here. Under several processes: gathered from all.
         temperature: divides the cosines.
+        chunk_logits: most logits alive at once; more are computed again, in row chunks, for the gradient.
 
     Returns:
         Scalar, mean over the 2B rows; log(2B - 1) when all embeddings are equally alike.
     """
     embeddings = unit(torch.cat([z1, z2]))
-    batch = len(z1)
+    rows = len(embeddings)
+    step = max(1, chunk_logits // rows)
     with torch.autocast(embeddings.device.type, enabled=False):
-        logits = embeddings @ embeddings.T / temperature
-    logits = logits.masked_fill(torch.eye(2 * batch, dtype=torch.bool, device=logits.device), -torch.inf)
-    partner = torch.arange(2 * batch, device=logits.device).roll(batch)
-    return F.cross_entropy(logits, partner)
+        if step >= rows:
+            return _rows_nt_xent(embeddings, 0, rows, temperature) / rows
+        parts = [
+            checkpoint(
+                _rows_nt_xent, embeddings, start, min(start + step, rows), temperature, use_reentrant=False
+            )
+            for start in range(0, rows, step)
+        ]
+        return torch.stack(parts).sum() / rows
+
+
+def _rows_nt_xent(embeddings: Tensor, start: int, stop: int, temperature: float) -> Tensor:
+    """Sum of NT-Xent over the rows start to stop of unit embeddings (2B, D)."""
+    anchors = torch.arange(start, stop, device=embeddings.device)
+    logits = embeddings[start:stop] @ embeddings.T / temperature
+    own = anchors[:, None] == torch.arange(len(embeddings), device=embeddings.device)
+    partner = (anchors + len(embeddings) // 2) % len(embeddings)
+    return F.cross_entropy(logits.masked_fill(own, -torch.inf), partner, reduction="sum")
 
 
 def info_nce(

@@ -36,6 +36,18 @@ def test_nt_xent_agrees_with_a_loop():
     assert nt_xent(z1, z2, temperature=0.3).item() == pytest.approx(sum(terms) / 8, abs=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [30, 1])
+def test_nt_xent_in_chunks_is_the_same_loss_and_gradient(chunk):
+    z = draw(2, 5, 4)
+    whole, parts = z.clone().requires_grad_(), z.clone().requires_grad_()
+    loss = nt_xent(*whole, temperature=0.2)
+    chunked = nt_xent(*parts, temperature=0.2, chunk_logits=chunk)
+    loss.backward()
+    chunked.backward()
+    torch.testing.assert_close(chunked, loss, rtol=0, atol=1e-12)
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=0, atol=1e-12)
+
+
 def test_nt_xent_is_symmetric_and_has_its_closed_form():
     z1, z2 = draw(5, 3), draw(5, 3, seed=1)
     there, back = nt_xent(z1, z2, temperature=0.2), nt_xent(z2, z1, temperature=0.2)
