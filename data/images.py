@@ -76,7 +76,9 @@ class ImageError(UserError):
         return type(self), (self.name, self.reason)
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """What an image file says of itself before its pixels."""
+
     kind: str
     size: tuple[int, int]  # upright (H, W)
     orientation: int  # 1 where the pixels are already upright
@@ -148,13 +150,13 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
 
 
-def encoded_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an upright image held in memory, from its header alone.
+def read_header(data: bytes, name: str) -> Header:
+    """Kind and size of an image held in memory.
 
     Raises:
         ImageError: if it is no image; calls it `name`.
     """
-    return _header(io.BytesIO(data), name).size
+    return _header(io.BytesIO(data), name)
 
 
 def read_image(
@@ -194,7 +196,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_image(
-    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, reduce_to: int | None = None
+    data: bytes,
+    name: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    reduce_to: int | None = None,
+    header: Header | None = None,
 ) -> NDArray[np.uint8]:
     """Decode an image held in memory to upright RGB.
 
@@ -206,6 +213,7 @@ def decode_image(
         max_pixels: refuse images whose decoding needs more pixels than this (decompression bombs).
         reduce_to: a baseline JPEG may be decoded at a half, quarter or eighth of its size as long as its
             short side keeps at least this many pixels (sides round up: take the true size from `image_size`).
+        header: of these bytes, if the caller has read it already.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous; smaller than the image if reduced.
@@ -213,7 +221,7 @@ def decode_image(
     Raises:
         ImageError: for an empty, truncated, damaged or foreign file, and above the limit.
     """
-    header = _header(io.BytesIO(data), name)
+    header = header or read_header(data, name)
     height, width = header.size
     factor = 1
     if reduce_to is not None and header.kind == "JPEG":
@@ -231,7 +239,7 @@ def decode_image(
     return np.ascontiguousarray(image)
 
 
-def _header(file: IO[bytes], name: str) -> _Header:
+def _header(file: IO[bytes], name: str) -> Header:
     """Kind, upright size and orientation from a file's header."""
     head = file.read(16)
     if not head:
@@ -252,7 +260,7 @@ def _header(file: IO[bytes], name: str) -> _Header:
     orientation = _orientation(image)
     if orientation >= 5 and kind != "TIFF":  # Pillow's TIFF plugin already gives the upright size
         width, height = height, width
-    return _Header(kind, (height, width), orientation, bool(image.info.get("progressive")))
+    return Header(kind, (height, width), orientation, bool(image.info.get("progressive")))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -268,7 +276,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def _decode_cv2(data: bytes, name: str, header: _Header, factor: int) -> NDArray[np.uint8]:
+def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[np.uint8]:
     """Decode with OpenCV to upright RGB."""
     flags = _REDUCED[factor]
     if header.kind != "TIFF":  # libtiff turns half of the orientations itself, so OpenCV has to do the rest

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..data.errors import UserError
 from ..data.files import whole_file
-from ..data.images import ImageError, encoded_size, find_images, read_image
+from ..data.images import ImageError, find_images, read_header, read_image
 from ..data.maskfile import MaskReader
 from ..data.maskformat import MAX_MASK_SIDE
 from ..data.maskwrite import MaskRow, pack_mask
@@ -54,7 +54,7 @@ class TreeRows:
         data = b""
         try:
             data = read_listed(root, path)
-            size = encoded_size(data, path)
+            size = read_header(data, path).size
             file = self.mask_file(path)
             if file is None:
                 raise ImageError(path, f"no mask for it in {self.masks}")

@@ -17,7 +17,8 @@ from ..data.errors import UserError
 from ..data.maskfile import MaskReader
 from ..data.maskformat import find_row
 from ..data.maskwrite import join_masks
-from .plan import PartsFolder, paths_digest
+from ..data.parts import paths_digest
+from .plan import PartsFolder
 
 _LIBRARIES = ("hapicl", "numpy", "scipy", "scikit-image", "scikit-learn", "numba", "h5py", "pillow")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ..data.errors import UserError
-from ..data.images import ImageError, decode_image, encoded_size, read_image
+from ..data.images import ImageError, decode_image, read_header, read_image
 from ..data.maskfile import MaskReader
 from ..data.maskwrite import MaskRow, pack_mask
 from ..data.randomness import counter_generator
@@ -151,8 +151,8 @@ class RefinedRows:
 
         try:
             data = read_listed(root, path)
-            size = encoded_size(data, path)
-            image = decode_image(data, path, reduce_to=self.recipe.work_size)
+            header = read_header(data, path)
+            image = decode_image(data, path, reduce_to=self.recipe.work_size, header=header)
         except ImageError as error:
             file = Path(root, path)
             file_bytes = file.stat().st_size if file.exists() else 0
@@ -161,7 +161,7 @@ class RefinedRows:
         return pack_mask(
             path,
             found.mask,
-            size,
+            header.size,
             confidence=found.confidence,
             low_confidence=self.recipe.low_confidence,
             file_bytes=len(data),

@@ -14,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..data.errors import UserError
-from ..data.images import ImageError, decode_image, encoded_size, read_bytes
+from ..data.images import ImageError, decode_image, read_bytes, read_header
 from ..data.maskwrite import MaskRow, pack_mask
 from .pipeline import segment
 from .recipes import Recipe
@@ -82,15 +82,15 @@ class RecipeRows:
         """
         try:
             data = read_listed(root, path)
-            size = encoded_size(data, path)
-            image = decode_image(data, path, reduce_to=self.recipe.work_size)
+            header = read_header(data, path)
+            image = decode_image(data, path, reduce_to=self.recipe.work_size, header=header)
         except ImageError as error:
             return MaskRow(path=path, reason=error.reason, file_bytes=_file_bytes(Path(root, path)))
         found = segment(image, self.recipe)
         return pack_mask(
             path,
             np.asarray(found.mask, bool),
-            size,
+            header.size,
             confidence=float(found.confidence),
             low_confidence=self.recipe.low_confidence,
             file_bytes=len(data),
