@@ -24,7 +24,7 @@ from .folder import Folder
 TILE = (120, 160)  # (H, W) of the box a picture is fitted into
 GAP, HEADING, CAPTION = 6, 26, 20  # pixels
 COLUMNS = ("image", "saliency", "mask found", "true mask")
-TINT = np.array([255, 70, 40], np.float32)  # of the foreground in overlays
+TINT = np.array([0, 230, 118], np.float32)  # of the foreground in overlays: rare in objects
 PAPER, INK = 255, (60, 66, 76)
 
 
@@ -67,7 +67,7 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uin
     """Darken the background and outline the foreground; mask at any size, (H, W, 3) uint8."""
     height, width = image.shape[:2]
     full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
-    shown = np.where(full[..., None], 0.75 * image + 0.25 * TINT, 0.35 * image).astype(np.uint8)
+    shown = np.where(full[..., None], 0.9 * image + 0.1 * TINT, 0.35 * image).astype(np.uint8)
     contours, _ = cv2.findContours(full.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(shown, contours, -1, TINT.tolist(), max(1, round(max(height, width) / 160)))
     return shown

@@ -39,7 +39,7 @@ RECIPE = "hapicl_m_small"
 WEIGHTS = "run/backbone.safetensors"
 OVERRIDES = (
     "config.momentum=0.9",
-    "optimizer.lr_per_256=0.48",
+    "optimizer.lr_per_256=0.24",
     "schedule.warmup_epochs=0",
     "log_every=1",
 )
