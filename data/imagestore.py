@@ -12,10 +12,11 @@ from .images import ImageError
 
 
 class Encoded(NamedTuple):
-    """An encoded image and the size in pixels of the upright original it shows."""
+    """An encoded image, the (height, width) of the upright original it shows, its header if it was read."""
 
     data: bytes
     image_size: tuple[int, int]
+    header: images.Header | None = None
 
 
 class ImageStore(Protocol):
@@ -49,7 +50,8 @@ class Folder:
             data = images.read_bytes(self.root / path)
         except OSError as error:
             raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
-        return Encoded(data, images.encoded_size(data, path))
+        header = images.read_header(data, path)
+        return Encoded(data, header.size, header)
 
 
 def open_images(source: str | os.PathLike[str]) -> ImageStore:

@@ -80,7 +80,7 @@ def _stages(loader: Loader, index: int, times: StageTimes) -> None:
     maker, needs = loader.maker, loader.maker.needs
     path = decode_path(bytes(maker.selection.paths[index]))
     with times.timed("read"):
-        data, size = maker.store.read(path)
+        data, size, header = maker.store.read(path)
     with times.timed("mask"):
         mask = maker.mask(path, index, size)
         draws = views.draw_views(needs, views.Counter(maker.seed, 0, index), size, mask)
@@ -88,10 +88,10 @@ def _stages(loader: Loader, index: int, times: StageTimes) -> None:
             for draw in draws:
                 mask.crop(draw.geometry, needs.grid)
     with times.timed("decode"):
-        images.decode_image(data, path)
+        images.decode_image(data, path, header=header)
     side = views.shortest_side(needs, draws, None, size)
     with times.timed("decode as needed"):
-        image = images.decode_image(data, path, reduce_to=side)
+        image = images.decode_image(data, path, reduce_to=side, header=header)
     with times.timed("crop"):
         for policy, draw in zip(needs.views, draws, strict=True):
             views.cut_view(image, size, draw.geometry, policy.size)

@@ -46,15 +46,38 @@ class MaskIntegral:
         rows = self._edges(geometry.top, geometry.height, height, self.table.shape[0] - 1, size)
         columns = self._edges(geometry.left, geometry.width, width, self.table.shape[1] - 1, size)
         # the integral of a mask of square pixels is bilinear between corners, so this is exact
-        at_rows = _interpolate(self.table, rows)
-        sums = np.diff(np.diff(_interpolate(at_rows.T, columns).T, axis=0), axis=1)
+        lower, right = _below(rows, self.table.shape[0]), _below(columns, self.table.shape[1])
+        corners = self.table.take(np.concatenate([lower, lower + 1]), 0)
+        corners = corners.take(np.concatenate([right, right + 1]), 1)
+        down, across = (rows - lower)[:, None], columns - right
+        count = size + 1
+        lines = corners[:count] * (1 - down) + corners[count:] * down
+        points = lines[:, :count] * (1 - across) + lines[:, count:] * across
+        sums = points[1:, 1:] - points[:-1, 1:] - points[1:, :-1] + points[:-1, :-1]
         area = (rows[1] - rows[0]) * (columns[1] - columns[0])
-        cells = np.clip(sums / area, 0.0, 1.0).astype(np.float32)
+        cells = (sums / area).clip(0.0, 1.0).astype(np.float32)
         return np.ascontiguousarray(cells[:: -1 if geometry.vflip else 1, :: -1 if geometry.hflip else 1])
 
     def share(self, geometry: ViewGeometry) -> float:
-        """Foreground share of a view, in [0, 1]."""
-        return float(self.crop(geometry, 1)[0, 0])
+        """Foreground share of a view, in [0, 1]; a loader asks for it at every draw of a crop."""
+        height, width = self.image_size
+        if geometry.top < 0 or geometry.left < 0:
+            return float(self.crop(geometry, 1)[0, 0])  # says what is wrong
+        if geometry.top + geometry.height > height or geometry.left + geometry.width > width:
+            return float(self.crop(geometry, 1)[0, 0])
+        down, across = (self.table.shape[0] - 1) / height, (self.table.shape[1] - 1) / width
+        top, bottom = geometry.top * down, (geometry.top + geometry.height) * down
+        left, right = geometry.left * across, (geometry.left + geometry.width) * across
+        total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
+        return float(min(1.0, max(0.0, total / ((bottom - top) * (right - left)))))
+
+    def _at(self, down: Any, across: Any) -> float:
+        """The table at one fractional corner, bilinear."""
+        row, column = min(int(down), len(self.table) - 2), min(int(across), self.table.shape[1] - 2)
+        (a, b), (c, d) = self.table[row : row + 2, column : column + 2].tolist()
+        down, across = down - row, across - column
+        upper, lower = a + (b - a) * across, c + (d - c) * across
+        return float(upper + (lower - upper) * down)
 
     def _edges(
         self, start: Any, length: Any, image_side: int, mask_side: int, size: int
@@ -72,9 +95,6 @@ class MaskIntegral:
         return edges
 
 
-def _interpolate(table: NDArray[Any], positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of a table at fractional positions, linear in between."""
-    lower = np.clip(positions.astype(np.int64), 0, len(table) - 2)
-    fraction = (positions - lower)[:, None]
-    interpolated: NDArray[np.float64] = table[lower] * (1 - fraction) + table[lower + 1] * fraction
-    return interpolated
+def _below(positions: NDArray[np.float64], length: int) -> NDArray[np.int64]:
+    """Index of the corner before each position; the last but one for the last."""
+    return np.minimum(positions.astype(np.int64), length - 2)

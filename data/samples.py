@@ -135,12 +135,12 @@ class ChunkMaker(Dataset[object]):
         """Read, draw, decode once, cut all views."""
         needs, counter = self.needs, views.Counter(self.seed, chunk.task.epoch, index)
         path = decode_path(bytes(self.selection.paths[index]))
-        data, size = self.store.read(path)
+        data, size, header = self.store.read(path)
         mask = self.mask(path, index, size)
         draws = views.draw_views(needs, counter, size, mask)
         jigsaw = views.draw_jigsaw(needs.jigsaw, counter, size) if needs.jigsaw is not None else None
         side = views.shortest_side(needs, draws, jigsaw, size) if self.scaled_decode else None
-        image = images.decode_image(data, path, reduce_to=side)
+        image = images.decode_image(data, path, reduce_to=side, header=header)
         for number, (policy, draw) in enumerate(zip(needs.views, draws, strict=True)):
             views.cut_view(image, size, draw.geometry, policy.size, chunk.views[number][slot].numpy())
             if mask is not None and needs.grid is not None:

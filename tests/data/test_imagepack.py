@@ -74,7 +74,7 @@ def test_packing_turns_upright_what_it_encodes_anew(tmp_path):
     for settings in (PackSettings(), PackSettings(short_side=30)):
         out = tmp_path / f"{settings.short_side}.h5"
         pack_images(folder, out, settings, workers=1)
-        data_, size = ImagePack(out).read("a.jpg")
+        data_, size, _ = ImagePack(out).read("a.jpg")
         assert size == (90, 60)
         side = 60 if settings.short_side is None else 30
         assert decode_image(data_, "a.jpg").shape == (side * 3 // 2, side, 3)
