@@ -4,8 +4,7 @@
     python benchmarks/step.py --full --out step.json                # 224 px ResNet-50, needs a GPU
     python benchmarks/step.py --full --masks masks.h5 --out ...     # with real input too
 
-Rivals alternate in blocks within one process, so that what else the machine does falls on both;
-medians of blocks.
+Rivals alternate in blocks within one process, so that what else the machine does falls on both; medians.
 """
 
 import argparse
@@ -144,9 +143,23 @@ def alternate(rivals, options):
 def measure_overhead(name, options):
     """Ratio of the trainer's step to bare forward and backward."""
     setup = Setup(name, options, precision=options.precision, **BASE)
-    times = alternate({"bare": setup.bare, "trainer": setup.trained}, options)
+    spent = {"bare": [], "trainer": []}
+
+    def counted(kind, work):
+        def run(steps):
+            started = time.process_time()
+            work(steps)
+            spent[kind].append((time.process_time() - started) / steps)
+
+        return run
+
+    rivals = {"bare": counted("bare", setup.bare), "trainer": counted("trainer", setup.trained)}
+    times = alternate(rivals, options)
     ratios = [one / other for one, other in zip(times["trainer"], times["bare"], strict=True)]
+    # without the warm-up; on a shared machine processor time is steadier than wall time
+    busy = [one / other for one, other in zip(spent["trainer"][1:], spent["bare"][1:], strict=True)]
     return {
+        "overhead_in_processor_time": statistics.median(busy) - 1,
         "bare_ms": 1000 * statistics.median(times["bare"]),
         "trainer_ms": 1000 * statistics.median(times["trainer"]),
         "overhead": statistics.median(ratios) - 1,
