@@ -27,7 +27,8 @@ def dry_run_report(settings: RunSettings) -> str:
             content = describe(parts)
             counts = content.pop("needs")
             views = len(parts.needs.views) + (1 if parts.needs.jigsaw else 0)
-            sizes = ", ".join(str(view["size"]) for view in counts["views"])
+            jigsaw = [counts["jigsaw"]] if counts["jigsaw"] else []
+            sizes = ", ".join(str(view["size"]) for view in counts["views"] + jigsaw)
             lines = [
                 json.dumps(content, indent=2),
                 f"parameters: {_millions(parts.method)} M in all, {_millions(parts.backbone)} M in the "
