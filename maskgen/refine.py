@@ -139,10 +139,11 @@ class RefinedRows:
     recipe: Recipe
     regressor: RegionRegressor
     first_masks: str
+    seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the masks depend on: the recipe and which first masks the regressor learned from."""
-        learned_from = {"first_masks": self.first_masks, "images": self.regressor.images}
+        learned_from = {"first_masks": self.first_masks, "images": self.regressor.images, "seed": self.seed}
         return self.recipe.as_dict() | {"trained": learned_from | {"regions": self.regressor.regions}}
 
     def row(self, root: str, path: str) -> MaskRow:
@@ -195,4 +196,4 @@ def train_on_mask_file(
     paths = [reader.paths[int(row)] for row in np.sort(surest[drawn])]
     pictures = (read_image(Path(images, path), reduce_to=recipe.work_size) for path in paths)
     regressor = train_region_regressor(pictures, (reader[path] for path in paths), recipe=recipe, seed=seed)
-    return RefinedRows(recipe, regressor, str(reader.attributes["content_digest"]))
+    return RefinedRows(recipe, regressor, str(reader.attributes["content_digest"]), seed)
