@@ -45,14 +45,15 @@ $(VENV)/.installed-test: setup.cfg pyproject.toml $(VENV)/.made
 	@touch "$(VENV)/.installed" "$@"
 
 # An environment that is there and has pip is kept. Debian and Ubuntu ship venv without pip unless
-# python3-venv is installed; a system pip can stand in for it.
+# python3-venv is installed; a system pip can stand in for it, or else PyPI's own wheel.
 $(VENV)/.made:
 	@command -v "$(PYTHON)" > /dev/null || { echo "no $(PYTHON): sudo apt install python3 python3-venv, then again"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit("hapicl needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 demo" if sys.version_info < (3, 11) else 0)'
 	@"$(RUN)" -m pip --version > /dev/null 2>&1 \
 	  || "$(PYTHON)" -m venv --clear "$(VENV)" > /dev/null 2>&1 \
 	  || { "$(PYTHON)" -m venv --clear --without-pip "$(VENV)" && "$(PYTHON)" -m pip --python "$(RUN)" install --quiet pip; } > /dev/null 2>&1 \
-	  || { rm -rf "$(VENV)"; echo "$(PYTHON) cannot make an environment with pip: sudo apt install python3-venv, then again"; exit 1; }
+	  || { "$(PYTHON)" -m venv --clear --without-pip "$(VENV)" && "$(PYTHON)" .ci/pip_from_pypi.py "$(RUN)"; } \
+	  || { rm -rf "$(VENV)"; echo "$(PYTHON) cannot make an environment with pip, nor fetch pip: sudo apt install python3-venv, then again"; exit 1; }
 	@touch "$@"
 
 clean:
