@@ -237,15 +237,7 @@ def build_vit(arch: str, *, image_size: int, stem: str = "auto") -> ViTBackbone:
             raise UserError(f"a ViT's stem is its patch size, such as patch8 or patch16, not {stem!r}")
         sizes["patch_size"] = int(stem.removeprefix("patch"))
     trunk: Any = create_model(arch, pretrained=False, **sizes)
-    plain = (
-        type(trunk) is VisionTransformer
-        and trunk.has_class_token
-        and trunk.num_reg_tokens == 0
-        and trunk.pos_embed is not None
-        and not trunk.no_embed_class
-        and trunk.embed_dim % 4 == 0
-    )
-    if not plain:
+    if not _is_plain(trunk):
         raise UserError(
             f"{arch} is no plain Vision Transformer with a class token and position embeddings; choose one "
             "such as vit_tiny_patch16_224, vit_small_patch16_224 or vit_base_patch16_224"
@@ -257,6 +249,18 @@ def build_vit(arch: str, *, image_size: int, stem: str = "auto") -> ViTBackbone:
             "or another patch by --set stem=patchP"
         )
     return ViTBackbone(trunk)
+
+
+def _is_plain(trunk: Any) -> bool:
+    """Whether a timm model has a class token and one learnable position for it and for every patch."""
+    return (
+        type(trunk) is VisionTransformer
+        and bool(trunk.has_class_token)
+        and trunk.num_reg_tokens == 0
+        and trunk.pos_embed is not None
+        and not trunk.no_embed_class
+        and trunk.embed_dim % 4 == 0
+    )
 
 
 def require_vit(backbone: Backbone, method: str) -> ViTBackbone:
