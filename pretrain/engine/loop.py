@@ -7,7 +7,7 @@ loop never waits for the device between two log lines: no `.item()`, no `.cpu()`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,25 +127,8 @@ def fit(
     journal = journal or Journal(None, total=settings.total_steps)
     state = _Fit(module, source, optimizer, settings, world, journal, folder, config or {}, first_step)
     state.prepare, state.after_step, state.look, state.check = prepare, after_step, look, check
-    with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
-        trace = stack.enter_context(tracer(settings.profile, folder, world))
-        batches = state.stream()
-        if first_step == 0:
-            state.run_check()  # the row of random weights, and a mistake in its data shows at once
-        last_step = settings.total_steps
-        if settings.stop_after is not None:
-            last_step = min(last_step, first_step + settings.stop_after)
-        while state.step < last_step:
-            state.one_step(batches)
-            trace()
-            stopping = any_process(stop.asked, state.host_group)
-            state.after(final=stopping or state.step == last_step)
-            if stopping:
-                journal.say(f"{stop.name or 'another process'} asked to stop: left after step {state.step}")
-                return FitResult(state.step, stop.name or "signal", state.last)
-    ended = None if state.step >= settings.total_steps else "stop_after"
-    return FitResult(state.step, ended, state.last)
+    with StopRequest() as stop, tracer(settings.profile, folder, world) as trace:
+        return state.run(stop, trace)
 
 
 class _Fit:
@@ -187,6 +170,27 @@ class _Fit:
         self.embeddings: Tensor | None = None
         self.said: set[str] = set()
         self.logged = False
+
+    def run(self, stop: StopRequest, trace: Callable[[], None]) -> FitResult:
+        """Step until the last step or a signal; `trace` is called after every step."""
+        batches = self.stream()
+        if self.step == 0:
+            self.run_check()  # the row of random weights, and a mistake in its data shows at once
+        last_step = self.settings.total_steps
+        if self.settings.stop_after is not None:
+            last_step = min(last_step, self.step + self.settings.stop_after)
+        while self.step < last_step:
+            self.one_step(batches)
+            trace()
+            stopping = any_process(stop.asked, self.host_group)
+            self.after(final=stopping or self.step == last_step)
+            if stopping:
+                self.journal.say(
+                    f"{stop.name or 'another process'} asked to stop: left after step {self.step}"
+                )
+                return FitResult(self.step, stop.name or "signal", self.last)
+        ended = None if self.step >= self.settings.total_steps else "stop_after"
+        return FitResult(self.step, ended, self.last)
 
     def stream(self) -> Iterator[Any]:
         """Batches from the current position on, epoch after epoch."""
