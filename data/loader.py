@@ -41,7 +41,9 @@ MAX_SHARED_BYTES = 2 << 30  # all chunks under way together
 WORKER_TIMEOUT = (
     600  # seconds without a chunk before the run stops; a network disk may be slow, not that slow
 )
-GRACE_SECONDS = 60  # a worker outlives SIGTERM by so much
+# a worker outlives SIGTERM by so much: longer than any step, or the step in progress dies with its worker (torch
+# ends workers whose trainer is gone)
+GRACE_SECONDS = 600
 NAMED_FAILURES = 20  # failed images that are logged by name; all are counted
 
 
