@@ -24,15 +24,15 @@ def _root(parent, node):  # type: ignore[no-untyped-def]
     return node
 
 
-@compiled("int32[:, ::1](float32[:, :, ::1], float64, int64)")
-def _felzenszwalb(image, scale, min_size):  # type: ignore[no-untyped-def]
+@compiled("Tuple((int32[::1], int32[::1], float32[::1]))(float32[:, :, ::1])")
+def _grid_edges(image):  # type: ignore[no-untyped-def]
+    """Each pixel's edges to the right, below, below right and above right: an 8-connected grid."""
     height, width, channels = image.shape
     capacity = 4 * height * width
     first = np.empty(capacity, np.int32)
     second = np.empty(capacity, np.int32)
     weight = np.empty(capacity, np.float32)
     count = 0
-    # Each pixel's edges to the right, below, below right and above right: an 8-connected grid.
     for y in range(height):
         for x in range(width):
             for direction in range(4):
@@ -48,8 +48,13 @@ def _felzenszwalb(image, scale, min_size):  # type: ignore[no-untyped-def]
                 second[count] = ny * width + nx
                 weight[count] = np.sqrt(total)
                 count += 1
+    return first[:count], second[:count], weight[:count]
 
-    # Two stable counting passes of 10 bits order the edges by weight, to 1/2048 of a grey level.
+
+@compiled("int32[::1](float32[::1])")
+def _ascending(weight):  # type: ignore[no-untyped-def]
+    """Order edges by weight, to 1/2048 of a grey level, in two stable counting passes of 10 bits."""
+    count = len(weight)
     order = np.arange(count).astype(np.int32)
     scratch = np.empty(count, np.int32)
     key = np.empty(count, np.int32)
@@ -66,7 +71,15 @@ def _felzenszwalb(image, scale, min_size):  # type: ignore[no-untyped-def]
             scratch[start[digit]] = order[i]
             start[digit] += 1
         order, scratch = scratch, order
+    return order
 
+
+@compiled("int32[:, ::1](float32[:, :, ::1], float64, int64)")
+def _felzenszwalb(image, scale, min_size):  # type: ignore[no-untyped-def]
+    height, width, _ = image.shape
+    first, second, weight = _grid_edges(image)
+    order = _ascending(weight)
+    count = len(order)
     parent = np.arange(height * width).astype(np.int32)
     size = np.ones(height * width, np.int32)
     internal = np.zeros(height * width, np.float32)

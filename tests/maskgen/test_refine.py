@@ -81,6 +81,7 @@ def test_too_little_to_train_on_is_said() -> None:
         train_region_regressor([np.zeros((40, 40, 3), np.uint8)], [np.zeros((40, 40), bool)])
 
 
+@pytest.mark.slow  # starts worker processes three times
 def test_refined_file_is_complete_and_says_what_it_learned_from(
     folder: Path, tmp_path: Path, scenes: list
 ) -> None:
