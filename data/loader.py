@@ -41,8 +41,8 @@ MAX_SHARED_BYTES = 2 << 30  # all chunks under way together
 WORKER_TIMEOUT = (
     600  # seconds without a chunk before the run stops; a network disk may be slow, not that slow
 )
-# a worker outlives SIGTERM by so much: longer than any step, or the step in progress dies with its worker (torch
-# ends workers whose trainer is gone)
+# a worker outlives SIGTERM by so much: longer than any step, or the step in progress dies with its worker
+# (torch ends workers whose trainer is gone)
 GRACE_SECONDS = 600
 NAMED_FAILURES = 20  # failed images that are logged by name; all are counted
 
