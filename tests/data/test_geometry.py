@@ -70,7 +70,7 @@ def test_relative_positions_agree_with_the_authors_numbers() -> None:
     np.testing.assert_allclose(got.numpy(), numbers["embedding"], rtol=0, atol=1e-7)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(first=views, second=views, grid=st.sampled_from([2, 3, 5]))
 def test_relative_positions_against_brute_force(first: ViewGeometry, second: ViewGeometry, grid: int) -> None:
     dim = 8
@@ -91,7 +91,7 @@ def test_relative_positions_against_brute_force(first: ViewGeometry, second: Vie
             np.testing.assert_allclose(got[row * grid + column], wanted, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(view=views, grid=st.integers(2, 9))
 def test_identical_crops_give_the_table_whatever_the_flips(view: ViewGeometry, grid: int) -> None:
     dim = 16
@@ -101,7 +101,7 @@ def test_identical_crops_give_the_table_whatever_the_flips(view: ViewGeometry, g
     assert torch.equal(got[:, dim:], zero.expand(grid * grid, dim))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(view=views, horizontal=st.booleans())
 def test_a_flip_between_two_equal_crops_mirrors_the_table(view: ViewGeometry, horizontal: bool) -> None:
     grid, dim = 4, 8
@@ -112,7 +112,7 @@ def test_a_flip_between_two_equal_crops_mirrors_the_table(view: ViewGeometry, ho
     torch.testing.assert_close(got, table.flip(1 if horizontal else 0), rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(view=views, grid=st.integers(1, 7))
 def test_cell_centres_against_flipped_arrays(view: ViewGeometry, grid: int) -> None:
     rows, columns = flipped_maps(view, grid)
@@ -138,7 +138,7 @@ def test_relative_positions_refuse_unequal_batches() -> None:
         relative_positions(stack([view, view]), stack([view]), 2, 8)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     height=st.integers(1, 400),
     width=st.integers(1, 400),

@@ -142,7 +142,7 @@ def test_parameters_have_the_policy_s_statistics():
     assert sigma.max() <= 2.0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(0, 10**6))
 def test_a_row_depends_on_the_counter_alone(seed, sample):
     first = draw_row(counter_generator(seed, 3, sample, 1, "photometric"), EVERYTHING)

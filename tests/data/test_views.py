@@ -26,7 +26,7 @@ def _placed(draw):
     return (height, width), ViewGeometry(top, left, *inside, draw(st.booleans()), draw(st.booleans()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_placed(), st.integers(1, 40))
 def test_cut_view_is_torchvision_s_antialiased_resized_crop(placed, size):
     image_size, view = placed
@@ -42,7 +42,7 @@ def test_cut_view_is_torchvision_s_antialiased_resized_crop(placed, size):
     assert torch.equal(got, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_placed(), st.sampled_from([1, 2, 7]), st.integers(0, 99))
 def test_image_made_from_the_mask_gives_the_same_crop(placed, grid, seed):
     image_size, view = placed
@@ -170,7 +170,7 @@ def test_reduced_decode_keeps_every_crop_at_twice_its_view():
             assert allowed == kept
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(_placed())
 def test_crop_of_a_reduced_copy_is_never_empty(placed):
     image_size, view = placed
