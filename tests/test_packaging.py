@@ -3,6 +3,7 @@
 import ast
 import configparser
 import os
+import resource
 import shutil
 import subprocess
 import sys
