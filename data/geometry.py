@@ -58,8 +58,9 @@ def sample_geometry(
         The geometry, of at least 1 x 1 pixels and inside the image.
     """
     image_height, image_width = image_size
-    draws = generator.random((10, 4))
-    flips = generator.random(2)
+    # plain floats: the same arithmetic as with numpy's, for less
+    draws = generator.random((10, 4)).tolist()
+    flips = generator.random(2).tolist()
     mirrored = (bool(flips[0] < hflip), bool(flips[1] < vflip))
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for area_draw, aspect_draw, top_draw, left_draw in draws:

@@ -193,7 +193,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         OSError: as `open` does; the caller knows whether a missing file is a mistake.
         ImageError: if it is no plain file, or larger than 128 MB.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:  # read in one piece, without a buffer between
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(os.fspath(path), "not a plain file")
@@ -288,6 +288,8 @@ def _orientation(image: Image.Image) -> int:
 def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[np.uint8]:
     """Decode with OpenCV to upright RGB."""
     flags = _REDUCED[factor]
+    if header.kind == "JPEG":  # the decoder's own order of channels saves turning them afterwards
+        flags = flags & ~cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB
     if header.kind != "TIFF":  # libtiff turns half of the orientations itself, so OpenCV has to do the rest
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -298,9 +300,8 @@ def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[
         raise ImageError(name, "cannot be decoded: truncated or damaged")
     image = np.asarray(decoded, np.uint8)
     step = max(1, _STRIP_PIXELS // image.shape[1])
-    for top in range(
-        0, image.shape[0], step
-    ):  # in strips: OpenCV would copy the whole to convert it in place
+    # in strips: OpenCV would copy the whole to convert it in place
+    for top in range(0, 0 if header.kind == "JPEG" else image.shape[0], step):
         image[top : top + step] = cv2.cvtColor(image[top : top + step], cv2.COLOR_BGR2RGB)
     if header.kind != "TIFF" and header.orientation in _UPRIGHT:
         image = _UPRIGHT[header.orientation](image)

@@ -122,9 +122,15 @@ class MaskReader:
         """
         return self._unpack(self.row(path)).view(np.bool_)
 
-    def integral(self, path: str) -> MaskIntegral:
-        """Unpack a mask once for several crops."""
+    def integral(self, path: str, size: tuple[int, int] | None = None) -> MaskIntegral:
+        """Unpack a mask once for several crops; with `size`, after `check_image`.
+
+        Raises:
+            MaskError: if there is none, it is damaged, or was made for an image of another size.
+        """
         row = self.row(path)
+        if size is not None:
+            self._check_size(row, path, size)
         table = np.asarray(cv2.integral(self._unpack(row)), np.int32)
         return MaskIntegral(table, self._image_size(row), path)
 
@@ -161,7 +167,10 @@ class MaskReader:
         Raises:
             MaskError: if the recorded size is not `size`, the upright (H, W) of the image now.
         """
-        recorded = self.image_size(path)
+        self._check_size(self.row(path), path, size)
+
+    def _check_size(self, row: int, path: str, size: tuple[int, int]) -> None:
+        recorded = self._image_size(row)
         if recorded != tuple(size):
             raise MaskError(
                 f"{path} is {size[0]} x {size[1]} pixels now but its mask in {self.path} was made for "

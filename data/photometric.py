@@ -53,8 +53,8 @@ def draw_row(generator: np.random.Generator, policy: PhotometricPolicy) -> Row:
     Returns:
         (R,) float32, columns as named at the top of this file.
     """
-    draws = generator.random(13)
-    row = np.zeros(COLUMNS, dtype=np.float32)
+    draws = generator.random(13).tolist()
+    row = [0.0] * COLUMNS  # plain floats: cheaper to set one by one than an array
     row[JITTER] = draws[0] < policy.jitter
     row[ORDER] = int(draws[1] * len(ORDERS))
     strengths = (policy.brightness, policy.contrast, policy.saturation)
@@ -68,7 +68,7 @@ def draw_row(generator: np.random.Generator, policy: PhotometricPolicy) -> Row:
     row[SOLARIZE] = draws[9] < policy.solarize
     if draws[10] < policy.pirl_extra:
         row[EXTRA], row[STRENGTH] = _draw_extra(draws[11], draws[12])
-    return row
+    return np.array(row, np.float32)
 
 
 def _draw_extra(kind_draw: float, strength_draw: float) -> tuple[int, float]:

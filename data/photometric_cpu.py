@@ -8,28 +8,21 @@ Shape legend: n pixels of an image, S side in pixels, B images, R columns of a r
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from .compiled import compiled
 
 Floats = NDArray[np.float32]
 # every number that meets a pixel is float32: one float64 would double the work of the whole expression
 _F = np.float32
 _RED, _GREEN, _BLUE = _F(0.2989), _F(0.587), _F(0.114)
 _ZERO, _ONE, _SIX = _F(0), _F(1), _F(6)
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile at the first call (some ten seconds, once), and keep the result on disk where one may write."""
-    try:
-        return numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})(function)
-    except RuntimeError:  # numba found no folder for its cache
-        return numba.njit(nogil=True, fastmath={"contract", "nsz"})(function)
+_compiled = functools.partial(compiled, fastmath={"contract", "nsz"})
 
 
 def augment_on_cpu(

@@ -7,7 +7,7 @@ Shape legend: n images of a chunk, S view side in pixels, G occupancy cells per 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +134,7 @@ class ChunkMaker(Dataset[object]):
     def _sample(self, chunk: Chunk, slot: int, index: int) -> None:
         """Read, draw, decode once, cut all views."""
         needs, counter = self.needs, views.Counter(self.seed, chunk.task.epoch, index)
-        path = decode_path(bytes(self.selection.paths[index]))
+        path = decode_path(self.selection.paths.item(index))
         data, size, header = self.store.read(path)
         mask = self.mask(path, index, size)
         draws = views.draw_views(needs, counter, size, mask)
@@ -142,7 +142,7 @@ class ChunkMaker(Dataset[object]):
         side = views.shortest_side(needs, draws, jigsaw, size) if self.scaled_decode else None
         image = images.decode_image(data, path, reduce_to=side, header=header)
         for number, (policy, draw) in enumerate(zip(needs.views, draws, strict=True)):
-            views.cut_view(image, size, draw.geometry, policy.size, chunk.views[number][slot].numpy())
+            views.cut_view(image, size, draw.geometry, policy.size, chunk.pixels[number][slot])
             if mask is not None and needs.grid is not None:
                 chunk.occupancy[number, slot] = mask.crop(draw.geometry, needs.grid)
             row = photometric.draw_row(counter.generator(number, "photometric"), policy.photometric)
@@ -151,9 +151,9 @@ class ChunkMaker(Dataset[object]):
             self._jigsaw(chunk, slot, counter, image, size, jigsaw)
         chunk.index[slot] = index
         chunk.image_size[slot] = size
-        if draws:  # jigsaw classification has patches and no view
-            chunk.geometry[:, :, slot] = [draw.geometry for draw in draws]
-        chunk.fallback[slot] = [draw.fallback for draw in draws]
+        for number, draw in enumerate(draws):
+            chunk.geometry[number, :, slot] = draw.geometry
+            chunk.fallback[slot, number] = draw.fallback
         chunk.has_mask[slot] = mask is not None
         chunk.rotation[slot] = counter.generator(0, "rotation").integers(4)
 
@@ -161,8 +161,7 @@ class ChunkMaker(Dataset[object]):
         """The image's mask, unpacked once, after checking that it was made for this image."""
         if self.masks is None or not self.selection.has_mask[index]:
             return None
-        self.masks.check_image(path, size)
-        return self.masks.integral(path)
+        return self.masks.integral(path, size)
 
     def _jigsaw(
         self,
@@ -198,6 +197,7 @@ class Chunk:
         self.views = [
             torch.empty((count, policy.size, policy.size, 3), dtype=torch.uint8) for policy in needs.views
         ]
+        self.pixels = [view.numpy() for view in self.views]  # the same memory
         jigsaw = needs.jigsaw
         cells, patch = (jigsaw.grid**2, jigsaw.patch) if jigsaw is not None else (0, 0)
         self.patches = torch.empty((count, cells, patch, patch, 3), dtype=torch.uint8)
@@ -211,6 +211,9 @@ class Chunk:
         self.has_mask = np.zeros(count, np.bool_)
         self.permutation = np.zeros((count, cells), np.int64)
         self.rotation = np.zeros(count, np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pixels": []}  # the reader has the tensors
 
     def pin_memory(self) -> Chunk:
         """Pin the images; torch's DataLoader calls this by name."""

@@ -8,6 +8,7 @@ Shape legend: H, W pixels of the decoded image, S view side in pixels, P patch s
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import cv2
@@ -18,7 +19,7 @@ import torch
 from .batch import JigsawPolicy, Needs, ViewPolicy
 from .geometry import ViewGeometry, sample_geometry
 from .maskintegral import MaskIntegral
-from .randomness import counter_generator
+from .randomness import reused_generator
 
 # A decode at half size with less than this left over the view differs by 3 to 4 grey levels a pixel from the
 # full one, by 2 with it (docs/speed.md): the crop's borders move by up to half a decoded pixel.
@@ -35,8 +36,8 @@ class Counter(NamedTuple):
     sample: int
 
     def generator(self, view: int, purpose: str) -> np.random.Generator:
-        """Give the generator of one view for one purpose."""
-        return counter_generator(self.seed, self.epoch, self.sample, view, purpose)
+        """Give the generator of one view for one purpose; the next call takes it back."""
+        return reused_generator(self.seed, self.epoch, self.sample, view, purpose)
 
 
 class Draw(NamedTuple):
@@ -190,4 +191,4 @@ def shortest_side(
     if needs.jigsaw is not None and jigsaw is not None:
         wanted.append((needs.jigsaw.size, jigsaw.geometry))
     ratio = max(size / min(int(view.height), int(view.width)) for size, view in wanted)
-    return int(np.ceil(min(image_size) * ratio * REDUCE_MARGIN))
+    return math.ceil(min(image_size) * ratio * REDUCE_MARGIN)

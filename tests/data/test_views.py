@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as reference
 from hapicl.data.batch import JigsawPolicy, Needs, ViewPolicy
 from hapicl.data.geometry import ViewGeometry
 from hapicl.data.maskintegral import MaskIntegral
+from hapicl.data.randomness import counter_generator, reused_generator
 from hapicl.data.views import Counter, cut_patches, cut_view, draw_jigsaw, draw_views, shortest_side
 
 
@@ -176,3 +177,19 @@ def test_crop_of_a_reduced_copy_is_never_empty(placed):
     image_size, view = placed
     small = np.zeros((max(1, image_size[0] // 4), max(1, image_size[1] // 4), 3), np.uint8)
     assert cut_view(small, image_size, view, 8).shape == (8, 8, 3)
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.tuples(st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 9)),
+    st.sampled_from(["geometry", "photometric"]),
+)
+def test_the_reused_generator_draws_what_a_new_one_draws(seed, counter, purpose):
+    """Also after draws that leave half a number over, or a part of a block."""
+    reused_generator(1, 2, 3, 4).integers(4)
+    reused_generator(seed, *counter, purpose).random(5)
+    reused, new = reused_generator(seed, *counter, purpose), counter_generator(seed, *counter, purpose)
+    assert reused.random(43).tolist() == new.random(43).tolist()
+    assert reused.integers(4, size=3).tolist() == new.integers(4, size=3).tolist()
+    assert reused.permutation(9).tolist() == new.permutation(9).tolist()
