@@ -35,6 +35,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync_folder(target.parent)
         finally:
             part.unlink(missing_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"cannot write {target}: a folder on the way is a file; choose another place"
+        ) from error
+    except IsADirectoryError as error:
+        raise UserError(f"cannot write {target}: it is a folder; give the name of a file") from error
     except OSError as error:
         raise UserError(
             f"cannot write {target}: {error.strerror or error}; "

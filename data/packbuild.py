@@ -84,6 +84,8 @@ def pack_images(
         UserError: for an empty folder, a file of other images or settings at `out`, or a disk that is full.
     """
     settings = settings or PackSettings()
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: give at least 1")
     target, paths = Path(out), images.find_images(root)
     if not paths:
         raise UserError(f"no images in {root}; give a folder that holds images, at any depth")

@@ -175,7 +175,8 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's own advice after the first sentence is to read the file unsafely
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise UserError(
             f"{path} cannot be read as plain tensors ({reason}); if you trust the file, load it once in "
             "Python and save only its state_dict with torch.save"

@@ -81,7 +81,9 @@ def _read_coco(source: Path) -> tuple[dict[str, tuple[Any, tuple[int, int]]], de
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source} is no COCO annotation file: {error!r}") from error
+        raise UserError(
+            f"{source} is no COCO annotation file ({error!r}); give JSON with `images` and `annotations`"
+        ) from error
     return entries, segments
 
 

@@ -23,7 +23,9 @@ import click
 @click.option(
     "--missing-masks", type=click.Choice(["error", "skip", "instance-only"]), help="As for pretrain."
 )
-@click.option("--samples", default=96, show_default=True, help="Images timed stage by stage.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=96, show_default=True, help="Images timed stage by stage."
+)
 def doctor(samples: int, **options: Any) -> None:
     """Time every stage of training on your images and machine, and say which one is the wall."""
     from .doctor import diagnose, report

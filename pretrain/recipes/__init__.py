@@ -48,7 +48,8 @@ def load_recipe(name: str) -> dict[str, Any]:
             f"there is no recipe {name}; give a .yaml file or one of {', '.join(recipe_names()) or '(none)'}"
         ) from error
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {path} is not valid YAML: {error}") from error
+        reason = " ".join(str(error).split())  # PyYAML's message has several lines
+        raise UserError(f"recipe {path} is not valid YAML: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path} must be a mapping of settings, see `hapicl pretrain --help`")
     return content

@@ -132,6 +132,11 @@ def test_other_settings_or_images_at_the_same_file_are_refused(photo_folder, tmp
         pack_images(photo_folder, out, workers=1)
 
 
+def test_no_workers_are_refused(photo_folder, tmp_path):
+    with pytest.raises(UserError, match="--workers 0: give at least 1"):
+        pack_images(photo_folder, tmp_path / "images.h5", workers=0)
+
+
 @pytest.mark.parametrize("settings", [{"short_side": 3}, {"quality": 0}, {"quality": 101}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(UserError, match="--"):

@@ -171,6 +171,8 @@ def test_unknown_paths_missing_files_and_foreign_files_are_named(mask_file, tmp_
     (tmp_path / "text.h5").write_text("hello")
     with pytest.raises(MaskError, match="cannot be read as a mask file"):
         len(MaskReader(tmp_path / "text.h5"))
+    with pytest.raises(MaskError, match="it is a folder; give the file that `hapicl masks build` wrote"):
+        len(MaskReader(tmp_path))
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["data"] = 1
     with pytest.raises(MaskError, match="no mask file of"):

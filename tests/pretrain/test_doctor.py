@@ -52,6 +52,11 @@ def _judged(worker_seconds, step_seconds, **stages):
     return doctor._judge({**STAGES, **stages}, loader, worker_seconds, (1e-5, 1e-5, step_seconds), device)
 
 
+def test_no_samples_are_refused_before_anything_is_read():
+    result = CliRunner().invoke(command, ["--masks", "nowhere.h5", "--samples", "0"])
+    assert (result.exit_code, "'--samples': 0" in result.output) == (2, True)
+
+
 def test_names_the_input_path_and_asks_for_workers_or_a_pack():
     slow_input = _judged(1 / 1900, 1 / 4000)
     assert "the input path: 1900 samples/s from 4 workers, mostly decode as needed" in slow_input.wall

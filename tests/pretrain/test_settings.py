@@ -159,8 +159,9 @@ def test_recipes_that_are_not_there_or_not_yaml_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no recipe nowhere.*hapicl_m_small"):
         load_recipe("nowhere")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="is not valid YAML"):
+    with pytest.raises(UserError, match="is not valid YAML") as refused:
         load_recipe(str(tmp_path / "bad.yaml"))
+    assert "\n" not in str(refused.value)
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="must be a mapping"):
         load_recipe(str(tmp_path / "list.yaml"))
