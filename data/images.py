@@ -159,15 +159,6 @@ def read_header(data: bytes, name: str) -> Header:
     return _header(io.BytesIO(data), name)
 
 
-def encoded_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an upright image held in memory, from its header alone.
-
-    Raises:
-        ImageError: if it is no image; calls it `name`.
-    """
-    return read_header(data, name).size
-
-
 def read_image(
     path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, reduce_to: int | None = None
 ) -> NDArray[np.uint8]:

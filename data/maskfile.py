@@ -10,6 +10,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -220,7 +221,11 @@ class MaskReader:
         except FileNotFoundError as error:
             raise MaskError(f"no mask file {self.path}; make it with `hapicl masks build`") from error
         except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise MaskError(f"{self.path} cannot be read as a mask file: {error}") from error
+            reason = "it is a folder" if Path(self.path).is_dir() else str(error)
+            raise MaskError(
+                f"{self.path} cannot be read as a mask file: {reason}; give the file that "
+                "`hapicl masks build` wrote, or delete this one and build it again"
+            ) from error
         check_columns(data, self.path)
         if self._digest is not None and self._digest != attributes["content_digest"]:
             raise MaskError(f"{self.path} was replaced while it was in use; start again")
@@ -230,7 +235,9 @@ class MaskReader:
 def _attributes(file: h5py.File, path: str) -> dict[str, Any]:
     """The file's own description, after checking that this code can read it."""
     if file.attrs.get("format") != FORMAT:
-        raise MaskError(f"{path} is an HDF5 file but no mask file of `hapicl masks build`")
+        raise MaskError(
+            f"{path} is an HDF5 file but no mask file of `hapicl masks build`; give the file that it wrote"
+        )
     if int(file.attrs["version"]) != VERSION:
         raise MaskError(
             f"{path} has version {file.attrs['version']} of the mask format, this program reads {VERSION}; "
