@@ -12,8 +12,13 @@ from .settings import SESSION, RunSettings, flatten
 
 
 def find_checkpoint(settings: RunSettings, folder: Path) -> Path | None:
-    """The checkpoint that `--resume` means; None for a fresh start."""
+    """The checkpoint that `--resume` means; None for a fresh start.
+
+    Raises:
+        UserError: if a fresh start would write over what is in the folder.
+    """
     if settings.resume is None:
+        refuse_used_folder(folder)
         return None
     if settings.resume == "auto":
         if not (folder / LAST).exists():

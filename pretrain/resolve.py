@@ -63,6 +63,10 @@ def _base(stated: dict[str, Any], recipe: str | None) -> tuple[dict[str, Any], s
         folder, settings = resumed
         if recipe is not None:
             raise UserError(f"--recipe cannot change a resumed run; {folder / CONFIG} holds its settings")
+        if stated.get("method", settings["method"]) != settings["method"]:
+            raise UserError(
+                f"{folder} is a run of {settings['method']}, not {stated['method']}; choose another --out"
+            )
         return settings | {"out": str(folder)}, str(folder / CONFIG)
     if recipe is not None:
         content = load_recipe(recipe)

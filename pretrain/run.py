@@ -17,7 +17,7 @@ from ..data.batch import Batch
 from ..data.files import whole_file
 from .assembly import Parts, assemble, describe, device_name, loop_settings
 from .backbones import Backbone
-from .continuing import check_same_training, find_checkpoint, refuse_used_folder
+from .continuing import check_same_training, find_checkpoint
 from .engine.checkpoint import load_checkpoint
 from .engine.distributed import barrier, processes
 from .engine.journal import Journal, write_config
@@ -62,8 +62,6 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
         world = stack.enter_context(processes(settings.device))
         folder = Path(settings.out or f"runs/{settings.method}_{settings.arch}")
         checkpoint = find_checkpoint(settings, folder)
-        if checkpoint is None and world.first:
-            refuse_used_folder(folder)
         barrier()
         state = None if checkpoint is None else load_checkpoint(checkpoint)
         first_step = 0 if state is None else int(state["step"])
@@ -75,6 +73,7 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
             paths = remembered_paths(state["module"])
             difference = "" if paths is None else path_difference(paths, list(parts.loader.paths))
             check_same_training(state["settings"], config, checkpoint, images_differ_in=difference)
+        knn = OnlineKnn.from_settings(settings, parts.backbone, world) if world.first else None
         journal = stack.enter_context(
             Journal(
                 folder if world.first else None,
@@ -86,11 +85,16 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
         relay.open(journal.say)
         if world.first:
             write_config(folder, config)
-        return _train(parts, config, state, folder, journal)
+        return _train(parts, config, state, folder, journal, knn)
 
 
 def _train(
-    parts: Parts, config: dict[str, Any], state: dict[str, Any] | None, folder: Path, journal: Journal
+    parts: Parts,
+    config: dict[str, Any],
+    state: dict[str, Any] | None,
+    folder: Path,
+    journal: Journal,
+    knn: OnlineKnn | None,
 ) -> RunResult:
     """Fit and export."""
     settings, world, method = parts.settings, parts.world, parts.method
@@ -117,7 +121,6 @@ def _train(
         save_views(folder, batch)
         few.append(batch.map_tensors(lambda value: value[:KEPT].clone()))
 
-    knn = OnlineKnn.from_settings(settings, parts.backbone, world) if world.first else None
     result = fit(
         method,
         parts.loader,

@@ -73,6 +73,9 @@ class RunSettings:
         for name in ("batch_size", "accumulate", "image_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("workers", "keep_every", "profile", "knn_every"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
         if (self.knn_train is None) != (self.knn_val is None):
@@ -105,13 +108,13 @@ def build(
 
     Args:
         kind: the dataclass.
-        values: by field name; a nested dataclass takes a mapping of the fields that differ from its
-        default. base: starting values; None: the defaults. where: dotted place, for errors.
+        values: by field name; a nested dataclass takes a mapping of the fields that differ from its default.
+        base: starting values; None: the defaults.
+        where: dotted place, for errors.
 
     Raises:
         UserError: for an unknown key (names the nearest), a value of the wrong type, or one that the
-        dataclass
-            refuses.
+            dataclass refuses.
     """
     hints = typing.get_type_hints(kind)
     known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]

@@ -42,7 +42,12 @@ class Journal:
     def __enter__(self) -> Journal:
         if self.folder is None:
             return self
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the run folder {self.folder}: {error.strerror}; choose another --out"
+            ) from error
         _drop_from(self.folder / METRICS, self._start)
         from torch.utils.tensorboard import SummaryWriter
 
@@ -119,8 +124,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no run folder: it has no {CONFIG}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{folder} is no run folder: it has no {CONFIG}; give the --out of a `hapicl pretrain`"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); was it edited?") from error
     return config

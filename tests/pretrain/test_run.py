@@ -133,6 +133,31 @@ def test_a_folder_in_use_is_refused_with_the_ways_on(tmp_path, masks):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; give a folder"):
         pretrain(settings(masks, tmp_path / "file"), show=False)
+    with pytest.raises(UserError, match=r"cannot make the run folder .*file/run: Not a directory; choose"):
+        pretrain(settings(masks, tmp_path / "file" / "run"), show=False)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(tmp_path, masks):
+    out = tmp_path / "run"
+    assert pretrain(settings(masks, out, steps=1), show=False).step == 1
+    (out / "last.pt").unlink()
+    (out / "backbone.safetensors").unlink()
+    assert (out / "config.json").exists()
+    assert pretrain(settings(masks, out, steps=1, resume="auto"), show=False).step == 1
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_mistyped_knn_folder_leaves_no_run_folder_behind(tmp_path, masks):
+    folders = {"knn_train": str(tmp_path / "none"), "knn_val": str(tmp_path / "none")}
+    with pytest.raises(UserError, match="cannot read the image folder"):
+        pretrain(settings(masks, tmp_path / "run", **folders), show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_by_another_method(tmp_path, masks):
+    pretrain(settings(masks, tmp_path / "run", stop_after=1), show=False)
+    with pytest.raises(UserError, match="is a run of hapicl_m, not simclr; choose another --out"):
+        resolve({"out": str(tmp_path / "run"), "resume": "auto", "method": "simclr"})
 
 
 def test_resuming_as_another_training_is_refused(tmp_path, masks):
