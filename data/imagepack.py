@@ -28,6 +28,7 @@ from .errors import UserError
 from .files import whole_file
 from .images import ImageError
 from .imagestore import Encoded
+from .mapped import mapped
 from .maskformat import PathList, find_row
 
 FORMAT = "hapicl images"
@@ -110,7 +111,7 @@ class ImagePack:
                 if int(file.attrs["version"]) != VERSION:
                     raise UserError(f"{self.path} has another version of the format; pack the images again")
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-                columns = {name: _map(file[name], mapping) for name in (*COLUMNS, "blob")}
+                columns = {name: mapped(file[name], mapping) for name in (*COLUMNS, "blob")}
                 self._description = json.loads(str(file.attrs["description"]))
         except (OSError, KeyError) as error:
             raise UserError(
@@ -155,17 +156,6 @@ def columns_of(rows: Sequence[PackRow]) -> dict[str, Any]:
         "offset": np.cumsum([0] + [len(row.data) for row in rows]).astype("<i8"),
         "crc32": np.array([zlib.crc32(row.data) for row in rows], "<u4"),
     }
-
-
-def _map(dataset: h5py.Dataset, mapping: mmap.mmap) -> NDArray[Any]:
-    """A dataset on the memory map; one that was repacked with chunks or filters is read through HDF5."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.size == 0:
-        values: NDArray[Any] = dataset[...]
-    else:
-        values = np.frombuffer(mapping, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
-    values.flags.writeable = False
-    return values
 
 
 def _check(columns: dict[str, NDArray[Any]], path: str) -> None:

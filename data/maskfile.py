@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import ViewGeometry
+from .mapped import mapped
 from .maskformat import (
     COLUMNS,
     FORMAT,
@@ -217,7 +218,7 @@ class MaskReader:
             with h5py.File(self.path, "r", locking=False) as file, open(self.path, "rb") as raw:
                 attributes = _attributes(file, self.path)
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-                data = {name: _map(file[name], mapping) for name in (*COLUMNS, "blob")}
+                data = {name: mapped(file[name], mapping) for name in (*COLUMNS, "blob")}
         except FileNotFoundError as error:
             raise MaskError(f"no mask file {self.path}; make it with `hapicl masks build`") from error
         except (OSError, KeyError, json.JSONDecodeError) as error:
@@ -246,14 +247,3 @@ def _attributes(file: h5py.File, path: str) -> dict[str, Any]:
     description: dict[str, Any] = json.loads(str(file.attrs["description"]))
     digests = {name: str(file.attrs[name]) for name in ("content_digest", "blob_digest")}
     return {**description, "version": VERSION, **digests}
-
-
-def _map(dataset: h5py.Dataset, mapping: mmap.mmap) -> NDArray[Any]:
-    """A dataset on the memory map; one that was repacked with chunks or filters is read through HDF5."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.size == 0:
-        values: NDArray[Any] = dataset[...]
-    else:
-        values = np.frombuffer(mapping, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
-    values.flags.writeable = False
-    return values

@@ -31,14 +31,30 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
         @click.option("--protocol", default=default, show_default=True, help="By origin; see docs.")
         @click.option("--arch", help="Backbone, where the file does not say.")
         @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
-        @click.option("--image-size", type=int, help="Side of the input, pixels.  [default: the protocol's]")
+        @click.option(
+            "--image-size",
+            type=click.IntRange(1),
+            help="Side of the input, pixels.  [default: the protocol's]",
+        )
         @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Another parameter.")
-        @click.option("--runs", default=1, show_default=True, help="Seeds; mean and deviation are given.")
+        @click.option(
+            "--runs",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Seeds; mean and deviation are given.",
+        )
         @click.option("--seed", default=0, show_default=True, help="The first seed.")
         @click.option("--out", type=FOLDER, help=f"Result file.  [default: results/WEIGHTS-{task}.json]")
         @click.option("--report/--no-report", default=True, show_default=True, help="HTML beside it.")
         @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-        @click.option("--workers", default=0, show_default=True, help="Processes that read images.")
+        @click.option(
+            "--workers",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Processes that read images.",
+        )
         @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
         @click.option("--keep-checkpoints", is_flag=True, help="Keep the fine-tuned networks.")
         @functools.wraps(command)
@@ -227,7 +243,13 @@ def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> 
 @click.option("--out", type=FOLDER, default=Path("matches.png"), show_default=True, help="The picture.")
 @click.option("--arch", help="Backbone, where the file does not say.")
 @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
-@click.option("--image-size", type=int, default=224, show_default=True, help="Side of the views, pixels.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(1),
+    default=224,
+    show_default=True,
+    help="Side of the views, pixels.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the two crops.")
 def show_matches(
     weights: str, image: Path, out: Path, arch: str | None, stem: str | None, image_size: int, seed: int
