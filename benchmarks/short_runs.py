@@ -110,7 +110,7 @@ def main() -> None:
         result["rows"][method] = row
         result |= {
             "what": "short runs: whether each method learns what its loss says, not which one is better",
-            "command": " ".join(["python", *sys.argv]),
+            "command": " ".join(["python benchmarks/short_runs.py", *sys.argv[1:]]),
             "steps": options.steps,
             "batch_size": options.batch_size,
             "image_size": options.image_size,
