@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,3 +97,13 @@ def test_a_changed_folder_is_refused_with_the_difference_named():
         bank.check_paths(["b.jpg", "a.jpg", "c.jpg"])
     with pytest.raises(UserError, match="3 rows but there are 2 images"):
         bank.check_paths(["a.jpg", "b.jpg"])
+
+
+@pytest.mark.parametrize(("queue", "keys"), [("queue", "key_global"), ("queue_dense", "key_dense_pooled")])
+def test_queue_afterwards_is_that_of_the_authors_code(golden, queue, keys):
+    numbers = np.load(golden / "densecl.npz")
+    before = torch.from_numpy(numbers[queue].T.copy())
+    ours = Queue(*before.shape, seed=0).double()
+    ours.rows.copy_(before)
+    ours.enqueue(torch.from_numpy(numbers[keys]))
+    assert torch.allclose(ours.rows.T, torch.from_numpy(numbers[f"{queue}_after"]), atol=1e-9, rtol=0)
