@@ -21,13 +21,13 @@ def counter_generator(
         seed: the run's seed.
         epoch, sample, view: counters, each at least 0.
         purpose: what is drawn; streams of different purposes are independent, so one may draw more without
-        moving
-            another ("geometry", "photometric", "jigsaw", "negatives", ...).
+            moving another ("geometry", "photometric", "jigsaw", "negatives", ...).
 
     Returns:
         A fresh generator; the same arguments give the same draws on every machine.
     """
-    key = [seed & 0xFFFFFFFFFFFFFFFF, _purpose_key(purpose)]
+    # typed: numpy reads a list with one number from 2**63 on as floats, and loses the seed's last bits
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, _purpose_key(purpose)], np.uint64)
     return np.random.Generator(np.random.Philox(counter=[0, view, sample, epoch], key=key))
 
 

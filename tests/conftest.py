@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# how long a drawn case takes is the machine's affair, not the test's
-hypothesis.settings.register_profile(
-    "machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+# How long a drawn case takes is the machine's affair, not the test's. The same cases each time, so that a
+# change is judged by what it changed; `--hypothesis-profile explore` draws new ones, and more.
+_MACHINE = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("machine", derandomize=True, **_MACHINE)
+hypothesis.settings.register_profile("explore", max_examples=1000, **_MACHINE)
 hypothesis.settings.load_profile("machine")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]

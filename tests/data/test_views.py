@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
@@ -185,6 +185,8 @@ def test_crop_of_a_reduced_copy_is_never_empty(placed):
     st.tuples(st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 9)),
     st.sampled_from(["geometry", "photometric"]),
 )
+@example(2**63 + 1, (0, 0, 0), "geometry")
+@example(2**64 - 1, (1, 2, 3), "photometric")
 def test_the_reused_generator_draws_what_a_new_one_draws(seed, counter, purpose):
     """Also after draws that leave half a number over, or a part of a block."""
     reused_generator(1, 2, 3, 4).integers(4)
