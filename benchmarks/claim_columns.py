@@ -32,9 +32,9 @@ ORDER = (
     "npid",
     "jigsaw",
     "rotation",
+    "hapicl",
 )
 VIT = ("moco_v3", "mae", "siameseim", "hapicl_vit")
-LEFT_OUT = ("hapicl",)  # figure-ground segmentation alone, not meant to pretrain
 RANDOM_ARCH = {"random": "resnet18", "random_vit": "vit_tiny_patch16_224"}
 
 
