@@ -41,7 +41,8 @@ def train(method: str, options: argparse.Namespace) -> Path:
         command += ["--steps", str(options.steps), "--batch-size", str(options.batch_size)]
         command += ["--image-size", str(options.image_size), "--device", options.device, "--workers", "1"]
         command += ["--knn-train", str(options.knn_train), "--knn-val", str(options.knn_val)]
-        command += ["--set", f"knn_every={options.steps}", "--set", "schedule.warmup_epochs=0.05"]
+        for change in (f"knn_every={options.steps}", "schedule.warmup_epochs=0.05", *options.set):
+            command += ["--set", change]
         command += ["--resume", "auto"] if (folder / "last.pt").exists() else []
         subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
@@ -98,6 +99,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for all methods; repeat"
+    )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     result: dict[str, Any] = {"rows": {}, "random": {}}
