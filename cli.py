@@ -5,6 +5,7 @@ only click at the top, so that `hapicl --help` answers at once; torch, numba and
 command that needs them.
 """
 
+import errno
 import importlib
 import sys
 
@@ -44,6 +45,8 @@ COMMANDS = {
     ),
 }
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a write, which name no file
+
 
 class RoomCommands(click.Group):
     """A click group that imports a room's commands only when one of them is asked for."""
@@ -77,11 +80,22 @@ def command_line() -> None:
 
 
 def main() -> None:
-    """Run the command line; a `UserError` ends in its message and exit code 2, never in a traceback."""
+    """Run the command line; a `UserError` ends in its message and exit code 2, never in a traceback.
+
+    So does what the system says of a file in the midst of work: a full disk, a folder that vanished.
+    """
     try:
         command_line.main(prog_name="hapicl")
     except UserError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno not in DISK_FULL:
+            raise  # not about a file: a bug, or a lost connection
+        where = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(
+            f"error: {where}{error.strerror}; put that right and give the same command again", err=True
+        )
         sys.exit(2)
 
 
