@@ -122,8 +122,7 @@ def loop_settings(parts: Parts) -> LoopSettings:
 def describe(parts: Parts) -> dict[str, Any]:
     """Everything that config.json holds, JSON-able."""
     settings = dataclasses.asdict(parts.settings)
-    kind = method_class(parts.settings.method)
-    settings["config"] = dataclasses.asdict(build(kind.Config, parts.settings.config, where="config."))
+    settings["config"] = dataclasses.asdict(parts.method.config)
     digest = hashlib.sha256("\n".join(parts.loader.paths).encode("utf-8", "surrogateescape")).hexdigest()
     return {
         "settings": _plain(settings),

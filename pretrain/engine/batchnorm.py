@@ -124,7 +124,8 @@ def split_batch_norm(module: AnyModule, groups: int) -> AnyModule:
     if groups % world_size():
         raise UserError(
             f"{groups} BatchNorm groups do not divide over {world_size()} processes; "
-            f"choose a multiple of {world_size()}, or 1 to normalise over the global batch"
+            f"choose a multiple of {world_size()}, or 1 to normalise over the global batch (--set "
+            "config.batch_norm_groups=N); a run that is resumed keeps its groups: start fewer processes"
         )
     return _replace(
         module,

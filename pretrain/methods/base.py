@@ -49,7 +49,7 @@ class Method(nn.Module):
 
     A subclass sets `name`, `source` (paper), `Config` (a frozen keyword-only dataclass whose numbers carry
     their source), builds its modules in `__init__(config, context, backbone)`, and keeps the trained,
-    exported network in `self.backbone`.
+    exported network in `self.backbone` and the config, with what was left open settled, in `self.config`.
     Whatever must survive a restart is a parameter or a buffer: queues, pointers, banks, EMA copies.
     """
 
@@ -58,6 +58,7 @@ class Method(nn.Module):
     Config: ClassVar[type[Any]]
 
     backbone: nn.Module
+    config: Any  # an instance of `Config`
 
     @classmethod
     def needs(cls, config: Any, *, image_size: int, grid: int) -> Needs:

@@ -18,14 +18,13 @@ from torch import Tensor
 from ...data.batch import Batch, Needs
 from ...data.errors import UserError
 from ..backbones import Backbone
-from ..engine.batchnorm import split_batch_norm
-from ..heads import cell_head, pooled, vector_head
+from ..heads import cell_head, pooled
 from ..losses import cell_labels, dense_info_nce, match_cells
 from ..matches import cell_distance, mutual, nearest_cells
-from ..memory import Queue, queue_length
-from ..momentum import batch_norm_groups, dealt, follow, momentum_copy
-from .base import Context, Method, Output
-from .moco_v2 import MocoConfig, instance_output
+from ..memory import Queue
+from ..momentum import dealt, momentum_copy
+from .base import Context, Output
+from .moco_v2 import MocoConfig, MomentumContrast, instance_output
 from .views import require, require_choice, require_share
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class DenseclConfig(MocoConfig):
         require(steps is None or steps >= 0, f"warm_up_steps {steps}: give 0 or more, or leave it out")
 
 
-class Densecl(Method):
+class Densecl(MomentumContrast):
     """MoCo v2 with a global and a dense head, each with its queue."""
 
     name = "densecl"
@@ -64,6 +63,7 @@ class Densecl(Method):
         "Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training, arXiv 2011.09157"
     )
     Config: ClassVar[type[DenseclConfig]] = DenseclConfig
+    config: DenseclConfig
     steps_done: Tensor
 
     @classmethod
@@ -81,21 +81,12 @@ class Densecl(Method):
         )
 
     def __init__(self, config: DenseclConfig, context: Context, backbone: Backbone) -> None:
-        """Build what MoCo v2 has, in its order, then the dense heads and their queue."""
-        super().__init__()
-        self.config, self.seed = config, context.seed
-        self.groups = batch_norm_groups(config.batch_norm_groups, context.batch_size)
-        self.backbone: Backbone = split_batch_norm(backbone, self.groups)
-        width = backbone.channels[backbone.last]
-        self.head = vector_head(width, width, config.dim, batch_norm=False)
-        self.key_backbone = momentum_copy(self.backbone)
-        self.key_head = momentum_copy(self.head)
-        length = queue_length(
-            config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
-        )
-        self.queue = Queue(length, config.dim, seed=context.seed)
+        """Build what MoCo v2 has, then the dense heads and their queue."""
+        super().__init__(config, context, backbone)
+        width, length = backbone.channels[backbone.last], len(self.queue.rows)
         self.dense_head = cell_head(width, width, config.dim, batch_norm=False)
         self.key_dense_head = momentum_copy(self.dense_head)
+        self.followed.append((self.key_dense_head, self.dense_head))
         self.dense_queue = Queue(length, config.dim, seed=context.seed, purpose="dense queue")
         self.warm_up = warm_up_steps(config, context.total_steps)
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
@@ -192,16 +183,9 @@ class Densecl(Method):
 
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the copies follow, and lambda switch on after its warm-up."""
-        follow(
-            [self.key_backbone, self.key_head, self.key_dense_head],
-            [self.backbone, self.head, self.dense_head],
-            self.config.momentum,
-        )
         self.steps_done.fill_(step + 1)
-        return {
-            "momentum": self.config.momentum,
-            "lambda": 0.0 if step + 1 < self.warm_up else self.config.lambda_dense,
-        }
+        weight = 0.0 if step + 1 < self.warm_up else self.config.lambda_dense
+        return super().after_step(step, total) | {"lambda": weight}
 
 
 def warm_up_steps(config: DenseclConfig, total_steps: int) -> int:

@@ -13,11 +13,10 @@ from torch import Tensor
 from ...data.batch import Batch, Needs
 from ..backbones import Backbone
 from ..engine.batchnorm import split_batch_norm
-from ..heads import pooled, vector_head
-from ..memory import Queue, queue_length
-from ..momentum import batch_norm_groups, dealt, follow, momentum_copy
-from .base import Context, Method, Output
-from .moco_v2 import MocoConfig, instance_output
+from ..heads import pooled
+from ..momentum import dealt, momentum_copy
+from .base import Context, Output
+from .moco_v2 import MocoConfig, MomentumContrast, instance_output
 from .pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
 
 
@@ -29,12 +28,13 @@ class HapiclMConfig(MocoConfig, PixelConfig):
     """
 
 
-class HapiclM(Method):
+class HapiclM(MomentumContrast):
     """Trained encoder and slow copy, each with an instance head and a pixel head."""
 
     name = "hapicl_m"
     source = "Liu, HAPiCL, National Central University 2022 (thesis abstract); doi 10.1007/s00371-023-03217-x"
     Config: ClassVar[type[HapiclMConfig]] = HapiclMConfig
+    config: HapiclMConfig
 
     @classmethod
     def needs(cls, config: HapiclMConfig, *, image_size: int, grid: int) -> Needs:
@@ -42,24 +42,14 @@ class HapiclM(Method):
         return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
 
     def __init__(self, config: HapiclMConfig, context: Context, backbone: Backbone) -> None:
-        """Build what MoCo v2 has, in its order, then the pixel heads."""
-        super().__init__()
-        self.config, self.seed = config, context.seed
-        self.groups = batch_norm_groups(config.batch_norm_groups, context.batch_size)
-        self.backbone: Backbone = split_batch_norm(backbone, self.groups)
-        width = backbone.channels[backbone.last]
-        self.head = vector_head(width, width, config.dim, batch_norm=False)
-        self.key_backbone = momentum_copy(self.backbone)
-        self.key_head = momentum_copy(self.head)
-        length = queue_length(
-            config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
-        )
-        self.queue = Queue(length, config.dim, seed=context.seed)
+        """Build what MoCo v2 has, then the pixel heads."""
+        super().__init__(config, context, backbone)
         self.pixel_head = self.key_pixel_head = None
         if config.pixel_weight > 0:
             head = build_pixel_head(config, backbone, released=(2048, 2048))
             self.pixel_head = split_batch_norm(head, self.groups)
             self.key_pixel_head = momentum_copy(self.pixel_head)
+            self.followed.append((self.key_pixel_head, self.pixel_head))
 
     def step(self, batch: Batch) -> Output:
         """Let each view be the query of the other's keys, for images and for cells."""
@@ -93,11 +83,3 @@ class HapiclM(Method):
 
         keys = dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)
         return keys[0], keys[1] if len(keys) > 1 else None
-
-    def after_step(self, step: int, total: int) -> dict[str, float]:
-        """Let the copies follow, so that the next step's keys come from the newer copy."""
-        copies, online = [self.key_backbone, self.key_head], [self.backbone, self.head]
-        if self.pixel_head is not None and self.key_pixel_head is not None:
-            copies, online = [*copies, self.key_pixel_head], [*online, self.pixel_head]
-        follow(copies, online, self.config.momentum)
-        return {"momentum": self.config.momentum}

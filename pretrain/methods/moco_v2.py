@@ -5,12 +5,13 @@ Shape legend: B images of this process, D embedding, K queue entries.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.batch import Batch, Needs
 from ..backbones import Backbone
@@ -53,32 +54,52 @@ class MocoV2Config(MocoConfig):
     symmetric: bool = False
 
 
-class MocoV2(Method):
-    """Queries of the trained encoder against keys of its slow copy."""
+class MomentumContrast(Method):
+    """What MoCo v2 and the methods built on it share: encoder, head, their slow copies, the queue."""
 
-    name = "moco_v2"
-    source = "Chen et al., Improved Baselines with Momentum Contrastive Learning, arXiv 2003.04297"
-    Config: ClassVar[type[MocoV2Config]] = MocoV2Config
+    config: MocoConfig
 
-    @classmethod
-    def needs(cls, config: MocoV2Config, *, image_size: int, grid: int) -> Needs:
-        """Two views of one policy; no masks."""
-        return Needs(views=(config.view(image_size),) * 2)
-
-    def __init__(self, config: MocoV2Config, context: Context, backbone: Backbone) -> None:
-        """Build encoder, head, their slow copies and the queue."""
+    def __init__(self, config: MocoConfig, context: Context, backbone: Backbone) -> None:
+        """Build them; the config is kept with the number of groups and the queue's length settled."""
         super().__init__()
-        self.config, self.seed = config, context.seed
+        self.seed = context.seed
         self.groups = batch_norm_groups(config.batch_norm_groups, context.batch_size)
+        length = queue_length(
+            config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
+        )
+        # a run that is resumed on another number of processes must not choose anew
+        self.config = dataclasses.replace(config, batch_norm_groups=self.groups, queue_length=length)
         self.backbone: Backbone = split_batch_norm(backbone, self.groups)
         width = backbone.channels[backbone.last]
         self.head = vector_head(width, width, config.dim, batch_norm=False)
         self.key_backbone = momentum_copy(self.backbone)
         self.key_head = momentum_copy(self.head)
-        length = queue_length(
-            config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
-        )
         self.queue = Queue(length, config.dim, seed=context.seed)
+        # copies and what they follow; subclasses add their own
+        self.followed: list[tuple[nn.Module, nn.Module]] = [
+            (self.key_backbone, self.backbone),
+            (self.key_head, self.head),
+        ]
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the copies follow, so that the next step's keys come from the newer copy, as published."""
+        copies, online = zip(*self.followed, strict=True)
+        follow(copies, online, self.config.momentum)
+        return {"momentum": self.config.momentum}
+
+
+class MocoV2(MomentumContrast):
+    """Queries of the trained encoder against keys of its slow copy."""
+
+    name = "moco_v2"
+    source = "Chen et al., Improved Baselines with Momentum Contrastive Learning, arXiv 2003.04297"
+    Config: ClassVar[type[MocoV2Config]] = MocoV2Config
+    config: MocoV2Config
+
+    @classmethod
+    def needs(cls, config: MocoV2Config, *, image_size: int, grid: int) -> Needs:
+        """Two views of one policy; no masks."""
+        return Needs(views=(config.view(image_size),) * 2)
 
     def step(self, batch: Batch) -> Output:
         """Contrast queries with keys, in one direction or both; then enqueue the keys."""
@@ -100,11 +121,6 @@ class MocoV2(Method):
             return (self.key_head(pooled(self.key_backbone(images)[self.backbone.last])),)
 
         return dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)[0]
-
-    def after_step(self, step: int, total: int) -> dict[str, float]:
-        """Let the copies follow, so that the next step's keys come from the newer copy, as published."""
-        follow([self.key_backbone, self.key_head], [self.backbone, self.head], self.config.momentum)
-        return {"momentum": self.config.momentum}
 
 
 def instance_output(pairs: list[tuple[Tensor, Tensor]], queue: Queue, temperature: float) -> Output:

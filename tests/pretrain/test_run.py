@@ -65,6 +65,7 @@ def test_a_run_leaves_all_it_should(tmp_path, masks):
     }
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["config"]["photometric"]["blur"] == 0.5  # complete, defaults included
+    assert config["settings"]["config"]["batch_norm_groups"] == 1  # and what was left open settled
     assert config["data"]["images"] == 12
     assert config["lr"] == pytest.approx(0.12 * 4 / 256)
     log = (out / "train.log").read_text()

@@ -1,8 +1,9 @@
 """Collectives in two processes: gradients, order, shuffling; the loop stops and fails for all together."""
 
-import joint
+import collectives
 import pytest
 import torch
+from two_processes import run_in_two
 
 from hapicl.data.errors import UserError
 from hapicl.pretrain.engine import distributed
@@ -10,7 +11,7 @@ from hapicl.pretrain.engine import distributed
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    return joint.run_in_two("collectives", tmp_path_factory.mktemp("collectives"))
+    return run_in_two(collectives.collectives, tmp_path_factory.mktemp("collectives"))
 
 
 def test_gathered_slices_are_in_order_of_rank(both):
@@ -66,7 +67,7 @@ def test_a_bad_loss_of_one_process_stops_both_with_their_parameters_kept(both):
 def test_accumulation_exchanges_gradients_once_and_right(both):
     for result in both:
         torch.testing.assert_close(result["accumulated"], both[0]["accumulated"])
-    torch.testing.assert_close(both[0]["accumulated"], joint.accumulated(0, 1), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(both[0]["accumulated"], collectives.accumulated(0, 1), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x"])

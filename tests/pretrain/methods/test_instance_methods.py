@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from hapicl.data.errors import UserError
+from hapicl.pretrain import momentum
+from hapicl.pretrain.engine import batchnorm
 from hapicl.pretrain.heads import pooled
 from hapicl.pretrain.losses import info_nce
 from hapicl.pretrain.methods.harl import three_vectors
@@ -82,6 +84,18 @@ def test_moco_keys_have_batch_norm_statistics_of_other_samples(make_method, make
     assert not torch.allclose(plain, dealt, atol=1e-4)
     again = method.keys(batch.views[1], batch)
     torch.testing.assert_close(dealt, again)
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "hapicl_m", "densecl"])
+def test_what_was_left_open_is_settled_in_the_config_that_a_run_keeps(make_method, monkeypatch, name):
+    """Resumed on four processes, a run begun on one would have chosen other BatchNorm groups."""
+    begun = make_method(name, batch_size=96, data_set_size=1000).config
+    assert (begun.batch_norm_groups, begun.queue_length) == (3, 480)
+    for module in (batchnorm, momentum):
+        monkeypatch.setattr(module, "world_size", lambda: 4)
+    assert make_method(name, batch_size=96).config.batch_norm_groups == 4
+    with pytest.raises(UserError, match=r"3 BatchNorm groups do not divide over 4 .* start fewer processes"):
+        make_method(name, batch_size=96, batch_norm_groups=begun.batch_norm_groups)
 
 
 def test_moco_starts_from_equal_encoders_and_keys_lag(make_method, make_batch):
