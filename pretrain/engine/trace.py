@@ -33,5 +33,6 @@ def tracer(steps: int, folder: Path | None, world: World) -> Iterator[Callable[[
         activities=activities,
         schedule=torch.profiler.schedule(wait=WARM_UP_STEPS - 1, warmup=1, active=steps, repeat=1),
         on_trace_ready=lambda done: done.export_chrome_trace(str(folder / "trace.json")),
+        acc_events=True,  # there is one cycle only; without this torch 2.11 warns of those it would clear
     ) as profiler:
         yield profiler.step

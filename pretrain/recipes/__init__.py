@@ -13,7 +13,7 @@
     batch_size: 256
     optimizer: {name: sgd, lr_per_256: 0.03, momentum: 0.9, weight_decay: 1.0e-4}
     schedule: {name: cosine, warmup_epochs: 0}
-    config: {queue_size: 65536, temperature: 0.2}
+    config: {queue_length: 65536, temperature: 0.2}
 """
 
 from __future__ import annotations
