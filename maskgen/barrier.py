@@ -83,17 +83,17 @@ def border_contrast(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     height, width = lab.shape[:2]
     band = max(1, round(BORDER_SHARE * max(height, width)))
-    maps = []
-    for colours in (lab[:band], lab[-band:], lab[:, :band], lab[:, -band:]):
+    maps = np.empty((4, height, width), np.float32)
+    for number, colours in enumerate((lab[:band], lab[-band:], lab[:, :band], lab[:, -band:])):
         pixels = colours.reshape(-1, 3).astype(np.float64)
         centred = pixels - pixels.mean(axis=0)
         covariance = centred.T @ centred / len(pixels) + np.eye(3)
-        whiten = np.linalg.cholesky(np.linalg.inv(covariance))
-        difference = (lab.reshape(-1, 3) - pixels.mean(axis=0).astype(np.float32)) @ whiten.astype(np.float32)
-        distance = np.sqrt(np.einsum("pc,pc->p", difference, difference))
-        maps.append(distance / max(float(distance.max()), 1e-6))
-    stack = np.stack(maps)
-    return unit_scaled((stack.sum(axis=0) - stack.max(axis=0)).reshape(height, width))
+        whiten = np.linalg.cholesky(np.linalg.inv(covariance)).T
+        shift = -whiten @ pixels.mean(axis=0)
+        white = cv2.transform(lab, np.column_stack([whiten, shift]).astype(np.float32))
+        maps[number] = np.sqrt(np.einsum("yxc,yxc->yx", white, white))
+        maps[number] /= max(float(maps[number].max()), 1e-6)
+    return unit_scaled(maps.sum(axis=0) - maps.max(axis=0))
 
 
 def unit_scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""From a saliency map to a mask: threshold, cleaning, a cut along colour edges, and how sure the mask is.
+"""From a saliency map to a mask: threshold, cleaning, and how sure the mask is.
 
 Shapes: h, w the working image; R regions.
 """
@@ -55,34 +55,6 @@ def overlap(first: Mask, second: Mask) -> float:
     """Intersection over union; 1 where both are empty."""
     union = np.count_nonzero(first | second)
     return np.count_nonzero(first & second) / union if union else 1.0
-
-
-def grab_cut(work: NDArray[np.uint8], mask: Mask, iterations: int) -> Mask:
-    """Cut along colour edges, starting from a mask (Rother et al., "GrabCut", SIGGRAPH 2004; OpenCV's).
-
-    Pixels outside the mask on the top, left and right border are background for good; everything else may
-    change sides, also at the bottom, where objects stand. OpenCV's random
-    generator is seeded, so that a mask depends on its image alone.
-
-    Args:
-        work: (h, w, 3) uint8.
-        mask: (h, w) bool.
-        iterations: rounds of colour models and cut.
-
-    Returns:
-        (h, w) bool; `mask` itself if it leaves nothing to model on one side.
-    """
-    inner, outer = np.count_nonzero(mask), np.count_nonzero(~mask)
-    if min(inner, outer) < 25:  # fewer pixels than five per colour component are no model
-        return mask
-    marks = np.where(mask, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    for side, inside in ((marks[0], mask[0]), (marks[:, 0], mask[:, 0]), (marks[:, -1], mask[:, -1])):
-        side[~inside] = cv2.GC_BGD
-    cv2.setRNGSeed(0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(work, marks, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
-    cut: Mask = (marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD)
-    return cut
 
 
 def confidence(lab: NDArray[np.float32], mask: Mask, separation: float, agreement: float) -> float:

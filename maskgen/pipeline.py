@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ..data.errors import UserError
 from .barrier import barrier_saliency, unit_scaled
-from .binarise import cleaned, confidence, grab_cut, otsu_split, overlap
+from .binarise import cleaned, confidence, otsu_split, overlap
 from .boundary import boundary_saliency
+from .cut import colour_cut
 from .ranking import SIGMA_SQUARED, ranking_saliency
 from .recipes import Recipe, get_recipe
 from .regions import felzenszwalb, region_means
@@ -131,7 +132,7 @@ def binarised(
     mask = cleaned((means > threshold)[labels], recipe.min_part)
     agreement = 1.0
     if recipe.cut:
-        cut = cleaned(grab_cut(work, mask, recipe.cut), recipe.min_part)
+        cut = cleaned(colour_cut(work, mask, recipe.cut, recipe.cut_smoothness), recipe.min_part)
         agreement = overlap(mask, cut)
         # a cut that leaves most of the mask has lost the object to its colour model: keep the mask
         mask = cut if agreement >= recipe.cut_agreement else mask
@@ -174,7 +175,10 @@ def prepared(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8
 
 def is_hopeless(work: NDArray[np.uint8]) -> bool:
     """Say whether an image is too thin or too flat to have a foreground."""
-    return min(work.shape[:2]) < SMALLEST_SIDE or int(np.ptp(work.reshape(-1, 3), axis=0).max()) < 2
+    if min(work.shape[:2]) < SMALLEST_SIDE:
+        return True
+    ends = [cv2.minMaxLoc(plane)[:2] for plane in cv2.split(work)]
+    return max(high - low for low, high in ends) < 2
 
 
 def nothing(work: NDArray[np.uint8]) -> Foreground:

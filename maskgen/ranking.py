@@ -9,7 +9,7 @@ Ranking", CVPR 2013.
 import numpy as np
 from numpy.typing import NDArray
 
-from .superpixels import BOTTOM, SuperpixelGraph, colour_distance, two_ring
+from .superpixels import BOTTOM, SuperpixelGraph
 
 ALPHA = 0.99  # equation 4
 SIGMA_SQUARED = 0.1  # of colour distances scaled to [0, 1], equation 5
@@ -28,9 +28,8 @@ def ranking_saliency(
     Returns:
         (N,) float32 in [0, 1].
     """
-    distance = colour_distance(graph)
-    distance = distance / max(float(distance.max()), 1e-6)
-    weight = np.where(two_ring(graph), np.exp(-distance / sigma_squared), 0.0)
+    distance = graph.distance / max(float(graph.distance.max()), 1e-6)
+    weight = np.where(graph.linked, np.exp(-distance / sigma_squared), 0.0)
     degree = weight.sum(axis=1) + 1e-6
     rank = np.linalg.inv(np.diag(degree) - ALPHA * weight)
     np.fill_diagonal(rank, 0.0)

@@ -26,7 +26,8 @@ class Recipe:
             "pixels".
         region_scale, region_sigma, region_min_size: Felzenszwalb's parameters at the working size.
         min_part: parts of the mask smaller than this share of the largest are dropped.
-        cut: iterations of GrabCut that start from the mask; 0 for none.
+        cut: rounds of the solver of the cut along colour edges that starts from the mask; 0 for no cut.
+        cut_smoothness: gamma of the cut, the price of an edge in a flat place; GrabCut's paper has 50.
         cut_agreement: the cut is taken where its IoU with the mask before is at least this.
         learned: share of the self-trained regressor in the map; 0 for none.
         low_confidence: masks whose confidence is below are flagged, and kept.
@@ -44,6 +45,7 @@ class Recipe:
     region_min_size: int = 20
     min_part: float = 0.1
     cut: int = 0
+    cut_smoothness: float = 15.0
     cut_agreement: float = 0.5
     learned: float = 0.0
     low_confidence: float = 0.2
@@ -78,9 +80,9 @@ RECIPES = {
         ),
         Recipe(
             name="quality",
-            about="RBD, MR and MB+ fused, mean over Felzenszwalb regions, Otsu, GrabCut from the mask",
+            about="RBD, MR and MB+ fused, mean over Felzenszwalb regions, Otsu, cut along colour edges",
             maps=_FUSED,
-            cut=1,
+            cut=150,
         ),
         Recipe(
             name="barrier",
@@ -104,7 +106,7 @@ RECIPES = {
             name="hybrid_drfi",
             about="`quality` with a region regressor trained on your own first masks (after DRFI, CVPR 2013)",
             maps=_FUSED,
-            cut=1,
+            cut=150,
             learned=0.3,
         ),
     )

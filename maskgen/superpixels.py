@@ -62,6 +62,62 @@ def slic(lab, step, compactness, rounds):  # type: ignore[no-untyped-def]
     return labels
 
 
+@compiled(
+    "Tuple((int32[:, ::1], float64[:, ::1], boolean[:, ::1], boolean[:, ::1]))"
+    "(int32[:, ::1], float32[:, :, ::1], int64)"
+)
+def _gather(raw, lab, bound):  # type: ignore[no-untyped-def]
+    """Number the labels without gaps; sum colour, place and area of each; note neighbours and sides."""
+    height, width = raw.shape
+    number = np.zeros(bound, np.int32)
+    for y in range(height):
+        for x in range(width):
+            number[raw[y, x]] = 1
+    count = 0
+    for k in range(bound):
+        if number[k]:
+            number[k] = count
+            count += 1
+    labels = np.empty((height, width), np.int32)
+    total = np.zeros((count, 6), np.float64)
+    adjacent = np.zeros((count, count), np.bool_)
+    for y in range(height):
+        for x in range(width):
+            k = number[raw[y, x]]
+            labels[y, x] = k
+            for c in range(3):
+                total[k, c] += lab[y, x, c]
+            total[k, 3] += y
+            total[k, 4] += x
+            total[k, 5] += 1
+            if x > 0:
+                adjacent[k, labels[y, x - 1]] = adjacent[labels[y, x - 1], k] = True
+            if y > 0:
+                adjacent[k, labels[y - 1, x]] = adjacent[labels[y - 1, x], k] = True
+    sides = np.zeros((4, count), np.bool_)
+    for x in range(width):
+        sides[0, labels[0, x]] = sides[1, labels[height - 1, x]] = True
+    for y in range(height):
+        sides[2, labels[y, 0]] = sides[3, labels[y, width - 1]] = True
+    for k in range(count):
+        adjacent[k, k] = False
+    return labels, total, adjacent, sides
+
+
+@compiled("float32[:, ::1](float32[:, ::1])")
+def _distances(points):  # type: ignore[no-untyped-def]
+    count, channels = points.shape
+    distance = np.zeros((count, count), np.float32)
+    for i in range(count):
+        for j in range(i):
+            total = np.float32(0)
+            for c in range(channels):
+                difference = points[i, c] - points[j, c]
+                total += difference * difference
+            distance[i, j] = distance[j, i] = np.sqrt(total)
+    return distance
+
+
 class SuperpixelGraph(NamedTuple):
     """Superpixels with what the saliency methods read of them.
 
@@ -72,6 +128,9 @@ class SuperpixelGraph(NamedTuple):
         area: (N,) int64 pixels.
         adjacent: (N, N) bool, share an edge; symmetric, False on the diagonal.
         sides: (4, N) bool, touches the top, bottom, left, right border.
+        border: (N,) bool, touches any of them.
+        distance: (N, N) float32 Euclidean Lab distance.
+        linked: (N, N) bool, adjacent, two steps apart, or both on the border; False on the diagonal.
     """
 
     labels: NDArray[np.int32]
@@ -80,6 +139,9 @@ class SuperpixelGraph(NamedTuple):
     area: NDArray[np.int64]
     adjacent: NDArray[np.bool_]
     sides: NDArray[np.bool_]
+    border: NDArray[np.bool_]
+    distance: NDArray[np.float32]
+    linked: NDArray[np.bool_]
 
 
 def superpixel_graph(
@@ -93,40 +155,31 @@ def superpixel_graph(
         compactness: weight of position against colour; larger gives squarer superpixels.
     """
     height, width = lab.shape[:2]
+    lab = np.ascontiguousarray(lab, np.float32)
     step = max(1, int(np.sqrt(height * width / count)))
-    raw = slic(np.ascontiguousarray(lab, np.float32), step, float(compactness), 3)
-    used, inverse = np.unique(raw, return_inverse=True)
-    labels = inverse.reshape(height, width).astype(np.int32)
-    number = len(used)
-    flat = labels.ravel()
-    area = np.bincount(flat, minlength=number)
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    planes = [lab[:, :, 0], lab[:, :, 1], lab[:, :, 2], rows / height, columns / width]
-    means = np.stack([np.bincount(flat, plane.ravel(), number) / area for plane in planes], axis=1)
-    adjacent = np.zeros((number, number), bool)
-    for one, other in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
-        adjacent[one, other] = True
-    adjacent |= adjacent.T
-    np.fill_diagonal(adjacent, False)
-    sides = np.zeros((4, number), bool)
-    for side, border in enumerate((labels[0], labels[-1], labels[:, 0], labels[:, -1])):
-        sides[side, border] = True
-    colour, position = means[:, :3].astype(np.float32), means[:, 3:].astype(np.float32)
-    return SuperpixelGraph(labels, colour, position, area, adjacent, sides)
+    raw = slic(lab, step, float(compactness), 3)
+    labels, total, adjacent, sides = _gather(raw, lab, int(raw.max()) + 1)
+    area = total[:, 5]
+    colour = (total[:, :3] / area[:, None]).astype(np.float32)
+    position = (total[:, 3:5] / area[:, None] / (height, width)).astype(np.float32)
+    border = sides.any(axis=0)
+    return SuperpixelGraph(
+        labels,
+        colour,
+        position,
+        area.astype(np.int64),
+        adjacent,
+        sides,
+        border,
+        _distances(colour),
+        _two_ring(adjacent, border),
+    )
 
 
-def colour_distance(graph: SuperpixelGraph) -> NDArray[np.float32]:
-    """Euclidean Lab distance between all superpixels, (N, N) float32."""
-    difference = graph.colour[:, None] - graph.colour[None]
-    distance: NDArray[np.float32] = np.sqrt(np.einsum("ijc,ijc->ij", difference, difference))
-    return distance
-
-
-def two_ring(graph: SuperpixelGraph) -> NDArray[np.bool_]:
+def _two_ring(adjacent: NDArray[np.bool_], border: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Adjacency plus neighbours of neighbours and all pairs on the border, (N, N) bool."""
-    link = graph.adjacent.astype(np.float32)
-    border: NDArray[np.bool_] = np.logical_or.reduce(graph.sides, axis=0)
-    linked = (link @ link > 0) | graph.adjacent | (border[:, None] & border[None])
+    link = adjacent.astype(np.float32)
+    linked = (link @ link > 0) | adjacent | (border[:, None] & border[None])
     np.fill_diagonal(linked, False)
     widened: NDArray[np.bool_] = linked
     return widened

@@ -1,10 +1,9 @@
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapicl.maskgen.binarise import cleaned, confidence, grab_cut, otsu_split, overlap
+from hapicl.maskgen.binarise import cleaned, confidence, otsu_split, overlap
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,26 +45,6 @@ def test_cleaning_leaves_bays_of_the_border_open() -> None:
     mask = np.zeros((20, 20), bool)
     mask[5:, 5:9] = mask[5:, 12:16] = mask[5:8, 5:16] = True
     np.testing.assert_array_equal(cleaned(mask, 0.1), mask)
-
-
-def test_the_cut_finds_the_edge_and_repeats_itself() -> None:
-    generator = np.random.default_rng(0)
-    image = generator.normal((90, 140, 60), 6, (90, 120, 3))
-    truth = cv2.circle(np.zeros((90, 120), np.uint8), (60, 45), 22, 1, -1) > 0
-    image[truth] = generator.normal((200, 60, 60), 6, (int(truth.sum()), 3))
-    work = np.clip(image, 0, 255).astype(np.uint8)
-    rough = cv2.erode(truth.astype(np.uint8), np.ones((9, 9))) > 0
-    cut = grab_cut(work, rough, 1)
-    assert overlap(cut, truth) > 0.95 > overlap(rough, truth)
-    generator_moved = cv2.kmeans  # anything that draws from OpenCV's generator in between
-    generator_moved(np.float32(work.reshape(-1, 3)), 3, None, (3, 5, 1.0), 1, cv2.KMEANS_RANDOM_CENTERS)
-    np.testing.assert_array_equal(grab_cut(work, rough, 1), cut)
-
-
-def test_the_cut_leaves_a_mask_without_pixels_to_model() -> None:
-    work = np.zeros((10, 10, 3), np.uint8)
-    for mask in (np.zeros((10, 10), bool), np.ones((10, 10), bool)):
-        np.testing.assert_array_equal(grab_cut(work, mask, 1), mask)
 
 
 def test_confidence_needs_separation_agreement_and_contrast() -> None:

@@ -6,7 +6,7 @@ from skimage import data
 
 from hapicl.maskgen.boundary import all_shortest_paths, boundary_connectivity, boundary_saliency
 from hapicl.maskgen.ranking import ranking_saliency
-from hapicl.maskgen.superpixels import SuperpixelGraph, colour_distance, slic, superpixel_graph, two_ring
+from hapicl.maskgen.superpixels import SuperpixelGraph, slic, superpixel_graph
 
 
 def plain_slic(lab: np.ndarray, step: int, compactness: float, rounds: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_graph_holds_what_the_labels_say(disc: SuperpixelGraph) -> None:
                     expected[disc.labels[y, x], disc.labels[ny, nx]] = True
     np.testing.assert_array_equal(disc.adjacent, expected | expected.T)
     assert set(np.flatnonzero(disc.sides[1])) == set(disc.labels[-1].tolist())
-    assert (two_ring(disc) >= disc.adjacent).all()
+    assert (disc.linked >= disc.adjacent).all()
 
 
 def test_shortest_paths_agree_with_scipy() -> None:
@@ -82,7 +82,7 @@ def test_shortest_paths_agree_with_scipy() -> None:
 
 
 def test_what_fills_the_border_is_connected_to_it(disc: SuperpixelGraph) -> None:
-    connectivity = boundary_connectivity(disc, colour_distance(disc))
+    connectivity = boundary_connectivity(disc)
     inside, corner = disc.labels[48, 64], disc.labels[0, 0]
     assert connectivity[corner] > 3 * connectivity[inside]
 
