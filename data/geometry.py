@@ -5,16 +5,18 @@ Shape legend: B views, S cells per side.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 if (
     TYPE_CHECKING
 ):  # stage one reads this file in every worker and has no use for torch's two seconds of import
     from torch import Tensor
+
+NO_MASK = np.zeros((2, 2), np.int32)  # stands for the summed-area table where there is no mask
 
 
 class ViewGeometry(NamedTuple):
@@ -57,26 +59,42 @@ def sample_geometry(
     Returns:
         The geometry, of at least 1 x 1 pixels and inside the image.
     """
-    image_height, image_width = image_size
-    # plain floats: the same arithmetic as with numpy's, for less
-    draws = generator.random((10, 4)).tolist()
-    flips = generator.random(2).tolist()
-    mirrored = (bool(flips[0] < hflip), bool(flips[1] < vflip))
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    for area_draw, aspect_draw, top_draw, left_draw in draws:
-        area = image_height * image_width * (scale[0] + area_draw * (scale[1] - scale[0]))
-        aspect = math.exp(log_low + aspect_draw * (log_high - log_low))
-        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < width <= image_width and 0 < height <= image_height:
-            top = int(top_draw * (image_height - height + 1))
-            left = int(left_draw * (image_width - width + 1))
-            return ViewGeometry(top, left, height, width, *mirrored)
-    width, height = image_width, image_height
-    if image_width < ratio[0] * image_height:
-        height = max(1, round(image_width / ratio[0]))
-    elif image_width > ratio[1] * image_height:
-        width = max(1, round(image_height * ratio[1]))
-    return ViewGeometry((image_height - height) // 2, (image_width - width) // 2, height, width, *mirrored)
+    return sample_with_foreground(
+        generator, image_size, NO_MASK, 0.0, scale=scale, ratio=ratio, hflip=hflip, vflip=vflip
+    )[0]
+
+
+def sample_with_foreground(
+    generator: np.random.Generator,
+    image_size: tuple[int, int],
+    table: NDArray[np.int32],
+    wanted: float,
+    *,
+    draws: int = 1,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    hflip: float,
+    vflip: float,
+) -> tuple[ViewGeometry, bool]:
+    """Draw as `sample_geometry` until enough of the crop is foreground; the last draw is kept anyway.
+
+    Args:
+        generator, image_size, scale, ratio, hflip, vflip: as for `sample_geometry`; each draw advances the
+            generator by the same amount.
+        table: (h + 1, w + 1) summed-area table of the mask, of any size; not read where `wanted` is 0.
+        wanted: share of the crop that shall be foreground, in [0, 1].
+        draws: how often to draw at most.
+
+    Returns:
+        The geometry, and whether it has too little foreground.
+    """
+    from .cropkernel import NUMBERS, draw_crop
+
+    numbers = generator.random((draws, NUMBERS))
+    limits = (float(scale[0]), float(scale[1])), (float(ratio[0]), float(ratio[1]))
+    (top, left, height, width), taken, short = draw_crop(numbers, image_size, *limits, table, wanted)
+    flips = numbers[taken, -2:].tolist()
+    return ViewGeometry(top, left, height, width, flips[0] < hflip, flips[1] < vflip), short
 
 
 def stack(geometries: Sequence[ViewGeometry]) -> ViewGeometry:

@@ -30,6 +30,7 @@ from PIL import (
 )
 
 from .errors import UserError
+from .jpegheader import plain_frame
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -38,11 +39,12 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 128_000_000
 
+JPEG_START = b"\xff\xd8\xff"
 _STRIP_PIXELS = 1 << 20
 _ORIENTATION_TAG = 0x0112
 # The plugin classes are opened directly: Image.open adds its own pixel limit, a process-wide setting.
 _FORMATS: dict[str, tuple[type, Callable[[bytes], bool]]] = {
-    "JPEG": (JpegImagePlugin.JpegImageFile, lambda head: head[:3] == b"\xff\xd8\xff"),
+    "JPEG": (JpegImagePlugin.JpegImageFile, lambda head: head[:3] == JPEG_START),
     "PNG": (PngImagePlugin.PngImageFile, lambda head: head[:8] == b"\x89PNG\r\n\x1a\n"),
     "WEBP": (WebPImagePlugin.WebPImageFile, lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
     "TIFF": (TiffImagePlugin.TiffImageFile, lambda head: head[:4] in (b"II*\0", b"MM\0*")),
@@ -156,6 +158,9 @@ def read_header(data: bytes, name: str) -> Header:
     Raises:
         ImageError: if it is no image; calls it `name`.
     """
+    frame = plain_frame(data) if data.startswith(JPEG_START) else None
+    if frame is not None:
+        return Header("JPEG", (frame.height, frame.width), 1, frame.progressive)
     return _header(io.BytesIO(data), name)
 
 
@@ -302,6 +307,6 @@ def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[
 def _decode_gif(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decode a GIF's first frame with Pillow; OpenCV reads GIF only from 4.11."""
     try:
-        return np.asarray(GifImagePlugin.GifImageFile(io.BytesIO(data)).convert("RGB"))
+        return np.array(GifImagePlugin.GifImageFile(io.BytesIO(data)).convert("RGB"))
     except (OSError, SyntaxError, EOFError) as error:
         raise ImageError(name, f"cannot be decoded: {error}") from error

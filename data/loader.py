@@ -193,8 +193,9 @@ class Loader:
             if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             self.close()
+            reason = (str(error) or type(error).__name__).splitlines()[0]  # an EOFError says nothing
             raise UserError(
-                f"a loader worker died or hangs ({str(error).splitlines()[0]}); it may have run out of "
+                f"a loader worker died or hangs ({reason}); it may have run out of "
                 "memory: use fewer --workers, a smaller --batch-size, or more /dev/shm"
             ) from error
         if isinstance(chunk, UserError):

@@ -42,36 +42,30 @@ class MaskIntegral:
         Raises:
             MaskError: if the view does not lie inside the image.
         """
-        from .occupancykernel import average_cells
+        from .cropkernel import average_cells
 
-        height, width = self.image_size
-        self._inside(geometry.top, geometry.height, height)
-        self._inside(geometry.left, geometry.width, width)
-        view = int(geometry.top), int(geometry.left), int(geometry.height), int(geometry.width)
-        scale = (self.table.shape[0] - 1) / height, (self.table.shape[1] - 1) / width
+        view, scale = self._place(geometry)
         flips = bool(geometry.hflip), bool(geometry.vflip)
         cells: NDArray[np.float32] = average_cells(self.table, view, scale, flips, size)
         return cells
 
     def share(self, geometry: ViewGeometry) -> float:
-        """Foreground share of a view, in [0, 1]; a loader asks for it at every draw of a crop."""
+        """Foreground share of a view, in [0, 1].
+
+        Raises:
+            MaskError: if the view does not lie inside the image.
+        """
+        from .cropkernel import crop_share
+
+        return float(crop_share(self.table, *self._place(geometry)))
+
+    def _place(self, geometry: ViewGeometry) -> tuple[tuple[int, int, int, int], tuple[float, float]]:
+        """The view's rectangle in whole pixels, and the mask's pixels per image pixel, for the kernel."""
         height, width = self.image_size
         self._inside(geometry.top, geometry.height, height)
         self._inside(geometry.left, geometry.width, width)
-        down, across = (self.table.shape[0] - 1) / height, (self.table.shape[1] - 1) / width
-        top, bottom = geometry.top * down, (geometry.top + geometry.height) * down
-        left, right = geometry.left * across, (geometry.left + geometry.width) * across
-        total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
-        return float(min(1.0, max(0.0, total / ((bottom - top) * (right - left)))))
-
-    def _at(self, down: Any, across: Any) -> float:
-        """The table at one fractional corner, bilinear."""
-        row, column = min(int(down), len(self.table) - 2), min(int(across), self.table.shape[1] - 2)
-        a, b = self.table.item(row, column), self.table.item(row, column + 1)
-        c, d = self.table.item(row + 1, column), self.table.item(row + 1, column + 1)
-        down, across = down - row, across - column
-        upper, lower = a + (b - a) * across, c + (d - c) * across
-        return float(upper + (lower - upper) * down)
+        view = int(geometry.top), int(geometry.left), int(geometry.height), int(geometry.width)
+        return view, ((self.table.shape[0] - 1) / height, (self.table.shape[1] - 1) / width)
 
     def _inside(self, start: Any, length: Any, image_side: int) -> None:
         """Refuse a view that does not lie inside the image along one axis."""

@@ -222,6 +222,17 @@ def test_a_killed_worker_ends_in_a_clear_error(masked_folder):
             [list(loader.batches(epoch)) for epoch in range(1, 5)]
 
 
+def test_a_worker_that_died_while_sending_is_named_though_its_error_says_nothing(masked_folder):
+    def broken():
+        raise EOFError
+        yield
+
+    with Loader(*masked_folder, MASKED, batch_size=4, seed=1, workers=1) as loader:
+        loader._next, loader._chunks = (0, 0), broken()
+        with pytest.raises(UserError, match=r"a loader worker died or hangs \(EOFError\)"):
+            list(loader.batches(0))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -43,6 +43,25 @@ def test_cut_view_is_torchvision_s_antialiased_resized_crop(placed, size):
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        ViewGeometry(0, 0, 375, 500, False),  # the whole image, reduced
+        ViewGeometry(275, 380, 100, 120, True),  # its last corner, enlarged
+        ViewGeometry(3, 5, 224, 224, False),  # as it is
+        ViewGeometry(0, 10, 375, 30, False, True),  # reduced along one side, enlarged along the other
+    ],
+)
+@pytest.mark.parametrize("size", [64, 224])
+def test_cut_view_is_torchvision_s_at_the_size_of_photographs(view, size):
+    image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    expected = reference.resized_crop(
+        torch.from_numpy(image).permute(2, 0, 1), view.top, view.left, view.height, view.width, [size, size]
+    ).numpy()
+    got = cut_view(image, (375, 500), view, size).transpose(2, 0, 1)
+    np.testing.assert_array_equal(got, expected[:, :: -1 if view.vflip else 1, :: -1 if view.hflip else 1])
+
+
 @settings(max_examples=60)
 @given(_placed(), st.sampled_from([1, 2, 7]), st.integers(0, 99))
 def test_image_made_from_the_mask_gives_the_same_crop(placed, grid, seed):
