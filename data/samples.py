@@ -7,12 +7,13 @@ Shape legend: n images of a chunk, S view side in pixels, G occupancy cells per 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from . import images, photometric, views
 from .batch import Batch, Needs
@@ -194,13 +195,11 @@ class Chunk:
         self.needs = needs
         self.task = task
         self.failures: list[str] = []
-        self.views = [
-            torch.empty((count, policy.size, policy.size, 3), dtype=torch.uint8) for policy in needs.views
-        ]
+        self.views = [_pixels(count, policy.size, policy.size, 3) for policy in needs.views]
         self.pixels = [view.numpy() for view in self.views]  # the same memory
         jigsaw = needs.jigsaw
         cells, patch = (jigsaw.grid**2, jigsaw.patch) if jigsaw is not None else (0, 0)
-        self.patches = torch.empty((count, cells, patch, patch, 3), dtype=torch.uint8)
+        self.patches = _pixels(count, cells, patch, patch, 3)
         self.index = np.zeros(count, np.int64)
         self.image_size = np.zeros((count, 2), np.int32)
         self.geometry = np.zeros((len(needs.views), 6, count), np.int32)
@@ -220,6 +219,14 @@ class Chunk:
         self.views = [view.pin_memory() for view in self.views]
         self.patches = self.patches.pin_memory()
         return self
+
+
+def _pixels(*shape: int) -> torch.Tensor:
+    """Unset uint8 pixels; in a worker already in the shared memory into which torch would copy them."""
+    if get_worker_info() is None:  # type: ignore[no-untyped-call]
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def join(chunks: list[Chunk]) -> Batch:
