@@ -223,10 +223,10 @@ class Chunk:
 
 def _pixels(*shape: int) -> torch.Tensor:
     """Unset uint8 pixels; in a worker already in the shared memory into which torch would copy them."""
-    if get_worker_info() is None:  # type: ignore[no-untyped-call]
+    if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    new_shared: Any = torch.UntypedStorage._new_shared  # torch's own collate function takes it, without types
+    return torch.empty(0, dtype=torch.uint8).set_(new_shared(math.prod(shape))).view(shape)
 
 
 def join(chunks: list[Chunk]) -> Batch:
