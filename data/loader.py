@@ -7,6 +7,7 @@ the number of workers or processes, so a resumed run draws the same crops.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -151,9 +152,9 @@ class Loader:
 
     def close(self) -> None:
         """Stop the workers; the loader can be used again and starts new ones."""
-        if self._chunks is not None and hasattr(self._chunks, "_shutdown_workers"):
-            self._chunks._shutdown_workers()
-        self._chunks, self._next = None, None
+        chunks, self._chunks, self._next = self._chunks, None, None
+        if chunks is not None and hasattr(chunks, "_shutdown_workers"):
+            chunks._shutdown_workers()
 
     def __enter__(self) -> Loader:
         return self
@@ -192,7 +193,8 @@ class Loader:
         except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while sending
             if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
-            self.close()
+            with contextlib.suppress(RuntimeError):  # torch may tell only now of the death that was met here
+                self.close()
             reason = (str(error) or type(error).__name__).splitlines()[0]  # an EOFError says nothing
             raise UserError(
                 f"a loader worker died or hangs ({reason}); it may have run out of "

@@ -222,15 +222,20 @@ def test_a_killed_worker_ends_in_a_clear_error(masked_folder):
             [list(loader.batches(epoch)) for epoch in range(1, 5)]
 
 
-def test_a_worker_that_died_while_sending_is_named_though_its_error_says_nothing(masked_folder):
-    def broken():
-        raise EOFError
-        yield
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_worker_that_died_while_sending_is_named_whatever_torch_says_meanwhile(masked_folder, error):
+    class Broken:
+        def __next__(self):
+            raise error
 
-    with Loader(*masked_folder, MASKED, batch_size=4, seed=1, workers=1) as loader:
-        loader._next, loader._chunks = (0, 0), broken()
-        with pytest.raises(UserError, match=r"a loader worker died or hangs \(EOFError\)"):
-            list(loader.batches(0))
+        def _shutdown_workers(self):
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    loader = Loader(*masked_folder, MASKED, batch_size=4, seed=1, workers=0)
+    loader._next, loader._chunks = (0, 0), Broken()
+    with pytest.raises(UserError, match=r"a loader worker died or hangs \((EOFError|.*reset by peer)\)"):
+        next(loader.batches(0))
+    assert len(list(loader.batches(0))) == 3  # it starts anew
 
 
 @pytest.mark.parametrize(
