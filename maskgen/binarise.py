@@ -10,12 +10,22 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 
 
-def otsu_split(values: NDArray[np.float32], area: NDArray[np.int64]) -> tuple[float, float]:
+def otsu_split(
+    values: NDArray[np.float32],
+    area: NDArray[np.int64],
+    border: NDArray[np.int64] | None = None,
+    off_border: float = 0.0,
+) -> tuple[float, float]:
     """Otsu's threshold over values that weigh by area (Otsu 1979), exact, without a histogram.
+
+    With `off_border` the criterion, the variance between the classes, is multiplied by that power of the
+    share of the border that stays background: of like splits it takes the one that leaves the border out.
 
     Args:
         values: (R,) one per region.
         area: (R,) pixels per region.
+        border: (R,) border pixels per region; not needed without `off_border`.
+        off_border: the exponent.
 
     Returns:
         The threshold (values above it are foreground) and the between-class share of the variance in [0, 1];
@@ -30,8 +40,18 @@ def otsu_split(values: NDArray[np.float32], area: NDArray[np.int64]) -> tuple[fl
     share = np.cumsum(weight)[:-1] / total
     difference = mean * share - np.cumsum(weight * value)[:-1] / total
     between = difference**2 / (share * (1 - share))
-    best = int(between.argmax())
+    score = between
+    if off_border and border is not None:
+        left_out = np.cumsum(border[order])[:-1] / border.sum()
+        score = between * left_out**off_border
+    best = int(score.argmax())
     return float((value[best] + value[best + 1]) / 2), float(min(1.0, between[best] / variance))
+
+
+def border_pixels(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Pixels of each region on the top, left and right border; objects stand on the bottom. (R,)."""
+    rim = np.concatenate([labels[0], labels[:, 0], labels[:, -1]])
+    return np.bincount(rim, minlength=count)
 
 
 def cleaned(mask: Mask, min_part: float) -> Mask:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..data.errors import UserError
 from .barrier import barrier_saliency, unit_scaled
-from .binarise import cleaned, confidence, otsu_split, overlap
+from .binarise import border_pixels, cleaned, confidence, otsu_split, overlap
 from .boundary import boundary_saliency
 from .cut import colour_cut
 from .ranking import SIGMA_SQUARED, ranking_saliency
@@ -119,24 +119,44 @@ def binarised(
     superpixels: NDArray[np.int32] | None,
     recipe: Recipe,
 ) -> Foreground:
-    """Average the map over regions, split it by Otsu, clean, and cut along colour edges where that agrees."""
-    if recipe.regions == "superpixels" and superpixels is not None:
-        labels = superpixels
-    elif recipe.regions == "pixels":
-        labels = np.unique((saliency * 255).astype(np.int32), return_inverse=True)[1].astype(np.int32)
-        labels = labels.reshape(saliency.shape)
-    else:
-        labels = _felzenszwalb(work, recipe)
-    means = region_means(labels, saliency)
-    threshold, separation = otsu_split(means, np.bincount(labels.ravel()))
-    mask = cleaned((means > threshold)[labels], recipe.min_part)
-    agreement = 1.0
-    if recipe.cut:
-        cut = cleaned(colour_cut(work, mask, recipe.cut, recipe.cut_smoothness), recipe.min_part)
-        agreement = overlap(mask, cut)
-        # a cut that leaves most of the mask has lost the object to its colour model: keep the mask
-        mask = cut if agreement >= recipe.cut_agreement else mask
+    """Average the map over regions, split it, clean, and cut along colour edges where that agrees.
+
+    With more than one look the mask found joins the map, and all is done again: what the cut has found to
+    belong together counts, what it has given up counts less.
+    """
+    labels = _regions(work, saliency, superpixels, recipe)
+    area = np.bincount(labels.ravel())
+    border = border_pixels(labels, len(area))
+    seen, agreement, separation = saliency, 1.0, 0.0
+    for look in range(recipe.looks):
+        means = region_means(labels, seen)
+        threshold, between = otsu_split(means, area, border, recipe.off_border)
+        mask = cleaned((means > threshold)[labels], recipe.min_part)
+        agreed = 1.0
+        if recipe.cut:
+            cut = cleaned(colour_cut(work, mask, recipe.cut, recipe.cut_smoothness), recipe.min_part)
+            agreed = overlap(mask, cut)
+            # a cut that leaves most of the mask has lost the object to its colour model: keep the mask
+            mask = cut if agreed >= recipe.cut_agreement else mask
+        if look == 0:  # later looks see their own mask, and would be too sure
+            agreement, separation = agreed, between
+        seen = unit_scaled(saliency + mask.astype(np.float32))
     return Foreground(mask, means[labels], confidence(lab, mask, separation, agreement))
+
+
+def _regions(
+    work: NDArray[np.uint8],
+    saliency: NDArray[np.float32],
+    superpixels: NDArray[np.int32] | None,
+    recipe: Recipe,
+) -> NDArray[np.int32]:
+    """Label what the map is averaged over: superpixels, the map's own levels, or Felzenszwalb's regions."""
+    if recipe.regions == "superpixels" and superpixels is not None:
+        return superpixels
+    if recipe.regions == "pixels":
+        labels = np.unique((saliency * 255).astype(np.int32), return_inverse=True)[1].astype(np.int32)
+        return np.asarray(labels.reshape(saliency.shape))
+    return _felzenszwalb(work, recipe)
 
 
 def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """The recipes: every parameter of stage one, frozen, so that a mask file can say exactly how it was made."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..data.errors import UserError
@@ -25,6 +25,9 @@ class Recipe:
         regions: what the fused map is averaged over before the threshold: "felzenszwalb", "superpixels" or
             "pixels".
         region_scale, region_sigma, region_min_size: Felzenszwalb's parameters at the working size.
+        off_border: how strongly the threshold keeps the mask off the top, left and right border: exponent
+            of the share of the border left out; 0 for Otsu's own threshold.
+        looks: how often threshold and cut are done; after the first, the mask joins the map.
         min_part: parts of the mask smaller than this share of the largest are dropped.
         cut: rounds of the solver of the cut along colour edges that starts from the mask; 0 for no cut.
         cut_smoothness: gamma of the cut, the price of an edge in a flat place; GrabCut's paper has 50.
@@ -43,10 +46,12 @@ class Recipe:
     region_scale: float = 100.0
     region_sigma: float = 0.8
     region_min_size: int = 20
+    off_border: float = 0.0
+    looks: int = 1
     min_part: float = 0.1
     cut: int = 0
     cut_smoothness: float = 15.0
-    cut_agreement: float = 0.5
+    cut_agreement: float = 0.3
     learned: float = 0.0
     low_confidence: float = 0.2
 
@@ -58,6 +63,8 @@ class Recipe:
             raise ValueError(f"regions must be felzenszwalb, superpixels or pixels, not {self.regions!r}")
         if self.work_size < 16 or self.superpixels < 4:
             raise ValueError("work_size must be at least 16 pixels and superpixels at least 4")
+        if self.looks < 1 or self.cut < 0:
+            raise ValueError(f"looks must be at least 1 and cut at least 0, not {self.looks} and {self.cut}")
         if not 0 <= self.learned <= 1:
             raise ValueError(f"learned must lie in [0, 1], not {self.learned}")
 
@@ -66,7 +73,14 @@ class Recipe:
         return asdict(self)
 
 
-_FUSED = (("boundary", 1.0), ("ranking", 1.0), ("ranking_wide", 1.0), ("barrier", 0.5))
+_QUALITY = Recipe(
+    name="quality",
+    about="RBD, MR and MB+ fused, Felzenszwalb regions, Otsu off the border, colour cut; two looks",
+    maps=(("boundary", 1.0), ("ranking", 1.0), ("ranking_wide", 1.0), ("barrier", 0.5)),
+    off_border=5.0,
+    looks=2,
+    cut=100,
+)
 
 RECIPES = {
     recipe.name: recipe
@@ -78,12 +92,7 @@ RECIPES = {
             superpixels=100,
             regions="superpixels",
         ),
-        Recipe(
-            name="quality",
-            about="RBD, MR and MB+ fused, mean over Felzenszwalb regions, Otsu, cut along colour edges",
-            maps=_FUSED,
-            cut=150,
-        ),
+        _QUALITY,
         Recipe(
             name="barrier",
             about="MB+ (ICCV 2015), mean over Felzenszwalb regions, Otsu",
@@ -102,11 +111,10 @@ RECIPES = {
             maps=(("spectral", 1.0),),
             regions="pixels",
         ),
-        Recipe(
+        replace(
+            _QUALITY,
             name="hybrid_drfi",
             about="`quality` with a region regressor trained on your own first masks (after DRFI, CVPR 2013)",
-            maps=_FUSED,
-            cut=150,
             learned=0.3,
         ),
     )

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapicl.maskgen.binarise import cleaned, confidence, otsu_split, overlap
+from hapicl.maskgen.binarise import border_pixels, cleaned, confidence, otsu_split, overlap
 
 
 @settings(max_examples=60, deadline=None)
@@ -25,6 +25,20 @@ def test_otsu_split_is_the_best_of_all_thresholds(regions: list[tuple[int, int]]
 
 def test_otsu_split_of_constants_says_so() -> None:
     assert otsu_split(np.full(4, 0.3, np.float32), np.arange(1, 5)) == (pytest.approx(0.3), 0.0)
+
+
+def test_the_threshold_keeps_off_the_border_if_told() -> None:
+    # a bright object, ground of middle brightness along the sides, a dark rest
+    values, area = np.array([0.0, 0.5, 1.0], np.float32), np.array([500, 300, 200])
+    labels = np.zeros((10, 100), np.int32)
+    labels[:, :25] = labels[:, -5:] = 1
+    labels[2:9, 40:70] = 2
+    border = border_pixels(labels, 3)
+    np.testing.assert_array_equal(border, [70, 50, 0])  # the bottom row does not count
+    assert otsu_split(values, area)[0] == pytest.approx(0.25)
+    threshold, share = otsu_split(values, area, border, 5.0)
+    assert threshold == pytest.approx(0.75)
+    assert 0 < share < otsu_split(values, area)[1]
 
 
 def test_cleaning_fills_holes_and_drops_crumbs() -> None:

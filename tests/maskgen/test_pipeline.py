@@ -109,7 +109,8 @@ def test_unknown_and_trained_recipes_say_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"maps": (("magic", 1.0),)}, {"regions": "cells"}, {"work_size": 3}, {"learned": 2.0}]
+    "wrong",
+    [{"maps": (("magic", 1.0),)}, {"regions": "cells"}, {"work_size": 3}, {"learned": 2.0}, {"looks": 0}],
 )
 def test_recipes_check_themselves(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)) if "maps" not in wrong else "magic"):
