@@ -48,6 +48,24 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
 
 
+def refuse_unwritable(path: str | os.PathLike[str]) -> None:
+    """Refuse a place that `whole_file` could not write to, before hours of work end there. Makes nothing.
+
+    Raises:
+        UserError: if the path is a folder, a folder on the way is a file, or the folder may not be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"cannot write {target}: it is a folder; give the name of a file")
+    folder = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+    if not folder.is_dir():
+        raise UserError(
+            f"cannot write {target}: a folder on the way is a file ({folder}); choose another place"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {target}: {folder} may not be written to; choose another place")
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -68,6 +68,7 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
 
 def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
     """Make the request, run the command's function, write and print."""
+    from ..data.files import refuse_unwritable
     from ..pretrain.engine.distributed import choose_device
     from ..pretrain.engine.stop import EXIT_STOPPED
     from .finetune import RunStopped, Runtime
@@ -78,6 +79,11 @@ def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -
     picked = {name: options.pop(name) for name in shared}
     out = options.pop("out") or default_out(picked["weights"], picked["protocol"])
     report, keep = options.pop("report"), options.pop("keep_checkpoints")
+    page = out.with_suffix(".html")
+    if page == out:
+        raise click.UsageError(f"--out {out} is the result's JSON; the report gets its name with .html")
+    for place in (out, page) if report else (out,):
+        refuse_unwritable(place)
     runtime = Runtime(
         device=choose_device(options.pop("device")),
         workers=options.pop("workers"),
@@ -207,16 +213,15 @@ def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
 @click.option("--out", type=FOLDER, help="Write to this file instead of the screen.")
 def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """One table of many result files: a row per weights, a column per protocol."""
+    from ..data.files import whole_file
     from .output import render_table
 
     text = render_table(results, kind)
     if out is None:
         click.echo(text, nl=False)
         return
-    from ..data.files import whole_file
-
     with whole_file(out) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
     click.echo(f"wrote {out}")
 
 
@@ -245,12 +250,14 @@ def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> 
 @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
 @click.option(
     "--image-size",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 8192),
     default=224,
     show_default=True,
     help="Side of the views, pixels.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the two crops.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the two crops."
+)
 def show_matches(
     weights: str, image: Path, out: Path, arch: str | None, stem: str | None, image_size: int, seed: int
 ) -> None:
@@ -260,13 +267,15 @@ def show_matches(
     map, as DenseCL matches them: with dots where both lie at the same place of the photograph, else
     crosses.
     """
-    from ..data.files import whole_file
+    from ..data.files import refuse_unwritable, whole_file
     from ..data.images import read_image
     from ..pretrain.matchpictures import find_matches, matches_picture
     from .weights import load_backbone
 
+    refuse_unwritable(out)
+    pixels = read_image(image)
     backbone, _ = load_backbone(weights, arch=arch, image_size=image_size, stem=stem)
-    shown = find_matches(backbone, read_image(image), image_size=image_size, seed=seed)
+    shown = find_matches(backbone, pixels, image_size=image_size, seed=seed)
     with whole_file(out) as part:
         part.write_bytes(matches_picture(shown))
     click.echo(f"{shown.summary()}\nwrote {out}")

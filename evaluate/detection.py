@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ..data.errors import UserError
 from ..pretrain.backbones import Backbone
 from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings
 from .batches import TaskBatches, ordered_batches
+from .checks import not_negative, positive
 from .detection_data import DetectionSamples, LabelledObjects, coco_truth, collate_lists
 from .detection_models import DetectionTask, DetectorShape, build_detector
 from .finetune import Curve, Runtime, train
@@ -51,10 +52,19 @@ class DetectionProtocol:
     lr: float  # at this batch size
     milestones: tuple[float, ...]  # shares of the steps at which the rate is divided by 10
     warmup_steps: int
-    headline: str
+    headline: Literal["ap", "ap50", "ap75", "voc_ap", "voc_ap50", "voc_ap75"]
     weight_decay: float = 1e-4
     clip_norm: float | None = None
     masks: bool = False  # instance masks are needed; detect-small uses them where they are
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "batch_size", "lr")
+        not_negative(self, "steps", "warmup_steps", "weight_decay")
+        if not all(0 < share < 1 for share in self.milestones):
+            raise ValueError("milestones are shares of the steps, each between 0 and 1")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0 or null, not {self.clip_norm}")
 
 
 PROTOCOLS = {

@@ -7,7 +7,8 @@ Shape legend: T objects, H and W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from ..data.errors import UserError
 from ..data.images import image_size, read_image
-from ..data.randomness import counter_generator
+from .folders import read_lines
+from .segmentation_data import held_out
 from .transforms import as_tensor
 
 
@@ -69,9 +71,8 @@ def voc_objects(root: Path, split: str, classes: Sequence[str] | None = None) ->
         UserError: for a missing list, image or annotation, a broken XML or box, or a class not in `classes`.
     """
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not listed.is_file():
-        raise UserError(f"no {listed}; --voc wants the Pascal VOC layout with that split")
-    names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    wanted = "--voc the Pascal VOC layout with that split"
+    names = [line.split()[0] for line in read_lines(listed, wanted)]
     if not names:
         raise UserError(f"{listed} names no image")
     parsed = [_voc_annotation(root / "Annotations" / f"{name}.xml") for name in names]
@@ -116,9 +117,12 @@ def _voc_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
         except ValueError as error:
             raise UserError(f"{path}: an object lacks a side of its bndbox, or it is no number") from error
         box = [max(0.0, xmin - 1), max(0.0, ymin - 1), xmax, ymax]
-        if box[0] >= box[2] or box[1] >= box[3]:
-            raise UserError(f"{path}: the box {xmin:g} {ymin:g} {xmax:g} {ymax:g} is empty")
-        found.append((entry.findtext("name") or "", box, (entry.findtext("difficult") or "0").strip() == "1"))
+        if not (box[0] < box[2] < math.inf and box[1] < box[3] < math.inf):
+            raise UserError(f"{path}: the box {xmin:g} {ymin:g} {xmax:g} {ymax:g} is empty or not finite")
+        name = (entry.findtext("name") or "").strip()
+        if not name:
+            raise UserError(f"{path}: an object has no name; every object needs its class")
+        found.append((name, box, (entry.findtext("difficult") or "0").strip() == "1"))
     return found
 
 
@@ -130,15 +134,15 @@ def coco_objects(images: Path, annotations: Path, classes: Sequence[str] | None 
             is broken.
     """
     content = _coco_json(annotations)
-    names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
     known = tuple(classes or (names[key] for key in sorted(names)))
     number = {name: index for index, name in enumerate(known, start=1)}
-    grouped: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in content["images"]}
+    grouped: dict[int, list[dict[str, Any]]] = {entry["id"]: [] for entry in content["images"]}
     for entry in content["annotations"]:
-        category = names.get(entry.get("category_id"))
-        if entry.get("image_id") not in grouped or category not in number or len(entry.get("bbox", ())) != 4:
+        if entry["image_id"] not in grouped or names.get(entry["category_id"]) not in number:
             raise UserError(
-                f"{annotations}: annotation {entry.get('id')} lacks a known image, a known category or a bbox"
+                f"{annotations}: annotation {entry.get('id')} names image {entry['image_id']} and category "
+                f"{entry['category_id']}, of which one is not in the file's lists or not in the training's"
             )
         grouped[entry["image_id"]].append(entry)
     found = []
@@ -175,12 +179,48 @@ def _coco_json(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}; give a COCO annotation JSON") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no JSON ({error})") from error
-    lacking = [
-        key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)
-    ]
-    if lacking:
-        raise UserError(f"{path} lacks the list {lacking[0]!r} of COCO's format")
+    for part, wanted in _COCO_PARTS.items():
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise UserError(f"{path} lacks the list {part!r} of COCO's format; export the annotations again")
+        for index, row in enumerate(rows):
+            broken = [
+                key for key, holds in wanted.items() if not isinstance(row, dict) or not holds(row.get(key))
+            ]
+            if broken:
+                raise UserError(
+                    f"{path}: {part}[{index}] lacks {broken[0]!r} as COCO's format has it, or it is broken"
+                )
     return dict(content)
+
+
+def _whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _box(value: Any) -> bool:
+    """Whether a value is four finite numbers."""
+    numbers = value if isinstance(value, list) else []
+    return len(numbers) == 4 and all(
+        isinstance(side, int | float) and math.isfinite(side) for side in numbers
+    )
+
+
+def _segmentation(value: Any) -> bool:
+    """Whether a value is absent, polygons of at least three corners, or run lengths."""
+    if isinstance(value, dict):
+        return {"size", "counts"} <= value.keys()
+    rings = [] if value is None else value
+    return isinstance(rings, list) and all(isinstance(ring, list) and len(ring) >= 6 for ring in rings)
+
+
+# what a row of each list must hold
+_COCO_PARTS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "images": {"id": _whole, "file_name": lambda value: isinstance(value, str)},
+    "annotations": {"image_id": _whole, "category_id": _whole, "bbox": _box, "segmentation": _segmentation},
+    "categories": {"id": _whole, "name": lambda value: isinstance(value, str)},
+}
 
 
 def segment_masks(segments: Sequence[Any], height: int, width: int) -> np.ndarray:
@@ -242,11 +282,8 @@ def collate_lists(
 
 def hold_out_objects(data: LabelledObjects, share: float) -> tuple[LabelledObjects, LabelledObjects]:
     """Split into training and test images; depends on the number of images alone."""
-    count = round(share * len(data))
-    if not 0 < count < len(data):
-        raise UserError(f"holding out {share:.0%} of {len(data)} images leaves one side empty")
-    order = [int(index) for index in counter_generator(0, 0, 0, 0, "hold_out").permutation(len(data))]
-    held, kept = sorted(order[:count]), sorted(order[count:])
+    held = held_out(len(data), share)
+    kept = sorted(set(range(len(data))) - set(held))
     return (
         replace(data, images=tuple(data.images[index] for index in kept)),
         replace(data, images=tuple(data.images[index] for index in held)),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data.errors import UserError
-from ..data.files import whole_file
+from ..data.files import refuse_unwritable, whole_file
 from ..pretrain.backbones import Backbone, ResNetBackbone
 from .weights import MATCH_REQUIRED, State, load_backbone
 
@@ -60,17 +60,21 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
         What was written, and the line that says how much of `spec` matched.
 
     Raises:
-        UserError: for an unknown target, a ViT for torchvision or detectron2, or weights that do not match.
+        UserError: for an unknown target, a file that exists or cannot be written, a ViT for torchvision or
+            detectron2, or weights that do not match.
     """
     if target not in TARGETS:
         raise UserError(f"--to {target}: choose one of {', '.join(TARGETS)}")
     if spec == "random":
         raise UserError("export wants trained weights, not `random`")
+    path = out if out.suffix else out.with_suffix(SUFFIX[target])
+    if path.is_file():
+        raise UserError(f"{path} exists already; choose another --out, or delete it first")
+    refuse_unwritable(path)
     backbone, info = load_backbone(spec, arch=arch)
     state = {name: value.clone().contiguous() for name, value in backbone.export_state().items()}
     if target in {"torchvision", "detectron2"} and not isinstance(backbone, ResNetBackbone):
         raise UserError(f"{target} has no network of the form of {info.arch}; use --to timm or safetensors")
-    path = out if out.suffix else out.with_suffix(SUFFIX[target])
     writer = {"torchvision": _write_torch, "detectron2": _write_detectron}.get(target)
     if writer is None:
         _write_safetensors(state, path, {"arch": info.arch, "stem": info.stem, "method": info.method})

@@ -7,12 +7,10 @@ run ends in the same weights, bit for bit on the CPU.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,7 +22,10 @@ from ..pretrain.engine.guard import NonFiniteLossError
 from ..pretrain.engine.journal import Journal, read_metrics
 from ..pretrain.engine.loop import LoopSettings, fit
 from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer
+from ..pretrain.settings import build, parse_overrides
 from .batches import TaskBatches
+
+AnyProtocol = TypeVar("AnyProtocol")
 
 
 class RunStopped(Exception):
@@ -161,42 +162,12 @@ def _restore(
     return int(state["step"])
 
 
-def settings_from(protocol: Any, changes: dict[str, str]) -> Any:
-    """Change fields of a frozen protocol by `--set name=value`, each to the type of its field.
-
-    `outer.inner` names a field of a protocol's part.
+def settings_from(protocol: AnyProtocol, changes: Mapping[str, str]) -> AnyProtocol:
+    """Change fields of a frozen protocol by `--set name=value`, as for pretraining's settings.
 
     Raises:
-        UserError: for an unknown name (the near misses are named) or a value of another type.
+        UserError: for an unknown name (the near miss is named), a value of another type, or one that the
+            protocol refuses.
     """
-    fields = {entry.name: getattr(protocol, entry.name) for entry in dataclasses.fields(protocol)}
-    values: dict[str, Any] = {}
-    for name, text in changes.items():
-        outer, _, inner = name.partition(".")
-        if inner and dataclasses.is_dataclass(fields.get(outer)):
-            values[outer] = settings_from(values.get(outer, fields[outer]), {inner: text})
-            continue
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(fields)}"
-            raise UserError(f"--set {name}: this protocol has no such parameter; {hint}")
-        values[name] = _value(name, text, fields[name])
-    try:
-        return dataclasses.replace(protocol, **values)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _value(name: str, text: str, before: Any) -> Any:
-    """The text as a value of the same type as the one it replaces."""
-    try:
-        value = json.loads(text) if not isinstance(before, str) else text
-    except json.JSONDecodeError as error:
-        raise UserError(f"--set {name}={text}: give a value such as {json.dumps(before)}") from error
-    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(before, tuple) and isinstance(value, list):
-        value = tuple(value)
-    if before is not None and type(value) is not type(before):
-        raise UserError(f"--set {name}={text}: give a value such as {json.dumps(before)}")
-    return value
+    pairs = [f"{name}={text}" for name, text in changes.items()]
+    return build(type(protocol), parse_overrides(pairs), base=protocol)

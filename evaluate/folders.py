@@ -71,27 +71,40 @@ def class_folders(root: Path, classes: tuple[str, ...] | None = None) -> Labelle
     )
 
 
+def read_lines(path: Path, wanted: str) -> list[str]:
+    """Lines of a text file in UTF-8, without those that are blank.
+
+    Args:
+        path: the file.
+        wanted: what it should be, for the error.
+
+    Raises:
+        UserError: if it is missing, a folder, or no text.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give {wanted}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8; give {wanted}") from error
+
+
 def listed(images: LabelledImages, list_file: Path) -> LabelledImages:
     """The images that a text file names, one path or file name per line (the 1 % and 10 % lists).
 
     Raises:
         UserError: if the file is missing or empty, or names an image that the folder lacks or holds twice.
     """
-    if not list_file.is_file():
-        raise UserError(f"no list file {list_file}; give a text file with one image path per line")
     position = {path: index for index, path in enumerate(images.paths)}
     repeated = Counter(Path(path).name for path in images.paths)
     by_name = {
         Path(path).name: index for index, path in enumerate(images.paths) if repeated[Path(path).name] == 1
     }
     chosen = []
-    for number, line in enumerate(list_file.read_text().splitlines(), start=1):
-        name = line.strip()
-        if not name:
-            continue
+    for name in read_lines(list_file, "a text file with one image path per line"):
         index = position.get(name, by_name.get(name))
         if index is None:
-            raise UserError(f"{list_file}:{number}: {name!r} is no single image under {images.root}")
+            raise UserError(f"{list_file}: {name!r} is no single image under {images.root}; mend the list")
         chosen.append(index)
     if not chosen:
         raise UserError(f"{list_file} names no image")

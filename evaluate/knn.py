@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..data.errors import UserError
 from ..pretrain.knn import knn_scores
+from .checks import positive
 from .features import Features
 from .result import Outcome
 
@@ -26,6 +27,10 @@ class KnnProtocol:
 
     k: int
     temperature: float
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "k", "temperature")
 
 
 PROTOCOLS = {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ..pretrain.backbones import Backbone
 from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings
 from ..pretrain.methods.base import Output
 from .batches import TaskBatch, TaskBatches, ordered_batches
+from .checks import not_negative, positive
 from .features import CropSamples, Features, default_resize, extract_features, pooled
 from .finetune import Curve, Runtime, train
 from .folders import LabelledImages
@@ -41,13 +42,18 @@ class LinearProtocol:
     epochs: int
     batch_size: int
     lr_per_256: float
-    optimizer: str  # sgd | lars
-    schedule: str  # steps | cosine
+    optimizer: Literal["sgd", "lars"]
+    schedule: Literal["steps", "cosine"]
     norm: bool  # BatchNorm without affine before the classifier
     cached: bool
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
     image_size: int = 224
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "epochs", "batch_size", "lr_per_256", "image_size")
+        not_negative(self, "weight_decay", "warmup_epochs")
 
 
 PROTOCOLS = {
@@ -201,7 +207,7 @@ def fit_classifier(
         batches,
         steps=protocol.epochs * batches.steps_per_epoch,
         optimizer=OptimizerSettings(
-            name="lars" if protocol.optimizer == "lars" else "sgd",
+            name=protocol.optimizer,
             lr_per_256=protocol.lr_per_256,
             momentum=0.9,
             weight_decay=protocol.weight_decay,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.errors import UserError
 from ..pretrain.backbones import Backbone
+from ..pretrain.settings import LARGEST_IMAGE, LARGEST_SEED
 from .finetune import Runtime, settings_from
 from .folders import LabelledImages, class_folders, listed, share_per_class
 from .result import Outcome, Run, make_result, run_seeds
@@ -31,6 +32,15 @@ class Request:
     runtime: Runtime = field(default_factory=Runtime)
     say: Callable[[str], None] = print
 
+    def __post_init__(self) -> None:
+        """Refuse what no evaluation can be asked with."""
+        if self.runs < 1:
+            raise UserError(f"--runs {self.runs}: give at least 1")
+        if not 0 <= self.seed <= LARGEST_SEED - (self.runs - 1):
+            raise UserError(f"--seed {self.seed}: seeds are 0 to 2**64 - 1, those of all runs")
+        if self.image_size is not None and not 1 <= self.image_size <= LARGEST_IMAGE:
+            raise UserError(f"--image-size {self.image_size}: give 1 to {LARGEST_IMAGE} pixels")
+
 
 Evaluated = tuple[dict[str, Any], list[Run]]
 
@@ -40,12 +50,17 @@ def choose(protocols: dict[str, Any], request: Request) -> Any:
     if request.protocol not in protocols:
         raise UserError(f"unknown protocol {request.protocol!r}; choose one of {', '.join(protocols)}")
     protocol = protocols[request.protocol]
-    changes = dict(request.changes)
+    return settings_from(protocol, _sides(protocol, request.image_size) | request.changes)
+
+
+def _sides(protocol: Any, image_size: int | None) -> dict[str, str]:
+    """What `--image-size` means for a protocol, as changes."""
+    if image_size is None:
+        return {}
     names = {entry.name for entry in dataclasses.fields(protocol)}
-    if request.image_size is not None:
-        sides = [name for name in ("image_size", "height", "width", "crop") if name in names]
-        changes = {name: str(request.image_size) for name in sides} | changes
-    return settings_from(protocol, changes)
+    if "shape" in names:  # a detector's
+        return {"shape.short_sides": f"[{image_size}]", "shape.long_side": str(round(image_size * 5 / 3))}
+    return {name: str(image_size) for name in ("image_size", "height", "width", "crop") if name in names}
 
 
 def measure(
@@ -296,14 +311,7 @@ def run_detect(request: Request, where: DetectionData) -> Evaluated:
     from .detection import PROTOCOLS, evaluate_detection
     from .detection_data import coco_objects, hold_out_objects, voc_objects
 
-    chosen = dataclasses.replace(request, image_size=None)
-    protocol = choose(PROTOCOLS, chosen)
-    if request.image_size is not None:
-        sides = (request.image_size,)
-        shape = dataclasses.replace(
-            protocol.shape, short_sides=sides, long_side=round(request.image_size * 5 / 3)
-        )
-        protocol = dataclasses.replace(protocol, shape=shape)
+    protocol = choose(PROTOCOLS, request)
     if where.voc is not None:
         learnt = voc_objects(where.voc, where.splits[0])
         asked = voc_objects(where.voc, where.splits[1], learnt.classes)

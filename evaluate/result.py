@@ -69,8 +69,6 @@ def run_seeds(
         runs: how many, at least 1.
         seed: the first.
     """
-    if runs < 1:
-        raise UserError(f"--runs {runs}: give at least 1")
     done = []
     for number in range(seed, seed + runs):
         start = time.perf_counter()
@@ -163,7 +161,37 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {result.get('format')}, this version reads {FORMAT}; run it again"
         )
+    broken = [name for name, holds in _PARTS.items() if not holds(result)]
+    if broken:
+        raise UserError(f"{path}: its {broken[0]!r} is not what `hapicl evaluate` writes; run it again")
     return result
+
+
+def _number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _headline_in(result: dict[str, Any], name: str) -> Any:
+    """The headline's value in the mapping `name`; a text where there is none."""
+    return result[name].get(result["headline"], "") if isinstance(result.get(name), dict) else ""
+
+
+# what every reader of a result relies on, by the part's name
+_PARTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "protocol": lambda result: isinstance(result["protocol"], str),
+    "headline": lambda result: isinstance(result["headline"], str),
+    "mean": lambda result: _number(_headline_in(result, "mean")),
+    "std": lambda result: (found := _headline_in(result, "std")) is None or _number(found),
+    "runs": lambda result: isinstance(result["runs"], list) and bool(result["runs"]),
+    "weights": lambda result: (
+        isinstance(result.get("weights"), dict)
+        and {"kind", "arch", "spec", "sha256"} <= result["weights"].keys()
+    ),
+    "data": lambda result: (
+        isinstance(result.get("data"), dict) and isinstance(result["data"].get("test", {}), dict)
+    ),
+}
 
 
 def code_version() -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -28,6 +28,7 @@ from ..data.errors import UserError
 from ..pretrain.backbones import Backbone
 from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings
 from .batches import TaskBatches, ordered_batches
+from .checks import not_negative, positive
 from .finetune import Curve, Runtime, train
 from .miou import class_iou, confusion_matrix, segmentation_metrics
 from .pictures import segmentation_picture
@@ -37,6 +38,7 @@ from .segmentation_models import FcnSegmenter, SegProbe
 from .transforms import normalise
 
 PICTURES = 6  # test images shown in the report
+OUTPUT_STRIDES = (8, 16, 32)  # what dilating layer4 and layer3 can reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +53,37 @@ class ProbeProtocol:
     weight_decay: float = 1e-4
     label_stride: int = 4  # training labels every so many pixels; tests use every pixel
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "height", "width", "batch_size", "lr", "label_stride")
+        not_negative(self, "steps", "weight_decay")
+        if self.label_stride > min(self.height, self.width):
+            raise ValueError(f"label_stride {self.label_stride} is larger than the images; lower it")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FcnProtocol:
     """Parameters of a fine-tuned FCN."""
 
-    head: str  # densecl | moco
+    head: Literal["densecl", "moco"]
     output_stride: int
     crop: int  # pixels
     steps: int
     batch_size: int
     lr: float  # at this batch size
     weight_decay: float
-    schedule: str  # poly | steps
+    schedule: Literal["poly", "steps"]
     auxiliary: float = 0.0  # weight of the loss on layer3
     scale: tuple[float, float] = (0.5, 2.0)  # of the random resize
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "crop", "batch_size", "lr", "scale")
+        not_negative(self, "steps", "weight_decay", "auxiliary")
+        if self.output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}, not {self.output_stride}")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must be [least, most], not {list(self.scale)}")
 
 
 PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol] = {

@@ -15,8 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..data.errors import UserError
-from ..data.images import find_images, read_image
+from ..data.images import find_images, image_size, read_image
 from ..data.randomness import counter_generator
+from .folders import read_lines
 from .transforms import as_tensor
 
 IGNORE = 255  # label of pixels that neither train nor count, inside this package
@@ -50,12 +51,16 @@ class LabelledPixels:
         """(3, H, W) uint8 image and (H, W) uint8 labels, 255 where they do not count."""
         image = as_tensor(read_image(self.images[index]))
         labels = self.read_labels(index)
-        if labels.shape != image.shape[1:]:
-            raise UserError(
-                f"{self.labels[index]} is {tuple(labels.shape)} pixels, its image "
-                f"{tuple(image.shape[1:])}; labels must have the size of their image"
-            )
+        self.check_size(index, labels, tuple(image.shape[1:]))
         return image, labels
+
+    def check_size(self, index: int, labels: Tensor, size: tuple[int, ...]) -> None:
+        """Refuse labels of another (height, width) than their image's."""
+        if tuple(labels.shape) != size:
+            raise UserError(
+                f"{self.labels[index]} is {tuple(labels.shape)} pixels, its image {size}; labels must have "
+                "the size of their image"
+            )
 
     def read_labels(self, index: int) -> Tensor:
         """(H, W) uint8 labels, 255 where they do not count."""
@@ -84,7 +89,7 @@ def _label_pixels(path: Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise UserError(f"no label file {path}; every image needs one of the same name") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"cannot read the labels {path}: {error}") from error
+        raise UserError(f"cannot read the labels {path}: {error}; save them again as PNG") from error
 
 
 def paired_folders(images: Path, labels: Path, *, void: int = IGNORE, binary: bool = False) -> LabelledPixels:
@@ -97,7 +102,7 @@ def paired_folders(images: Path, labels: Path, *, void: int = IGNORE, binary: bo
         raise UserError(f"no label folder {labels}; give the folder with the label PNGs")
     found = find_images(images)
     if not found:
-        raise UserError(f"no images under {images}")
+        raise UserError(f"no images under {images}; give the folder with the images")
     files = {
         path.relative_to(labels).with_suffix("").as_posix(): path
         for path in sorted(labels.rglob("*"))
@@ -123,9 +128,7 @@ def paired_folders(images: Path, labels: Path, *, void: int = IGNORE, binary: bo
 def voc_split(root: Path, split: str, *, void: int = IGNORE) -> LabelledPixels:
     """A split of the VOC layout: ImageSets/Segmentation/<split>.txt, JPEGImages, SegmentationClass."""
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not listed.is_file():
-        raise UserError(f"no {listed}; --voc wants the Pascal VOC layout (VOCdevkit/VOC2012)")
-    names = listed.read_text().split()
+    names = read_lines(listed, "--voc the Pascal VOC layout (VOCdevkit/VOC2012) with that split")
     images = tuple(root / "JPEGImages" / f"{name}.jpg" for name in names)
     labels = tuple(root / "SegmentationClass" / f"{name}.png" for name in names)
     for path in (*images, *labels):
@@ -136,13 +139,23 @@ def voc_split(root: Path, split: str, *, void: int = IGNORE) -> LabelledPixels:
     return LabelledPixels(name=f"{root.name}/{split}", images=images, labels=labels, void=void)
 
 
+def held_out(number: int, share: float, seed: int = 0) -> list[int]:
+    """Indices of a share of `number` images, drawn by `seed`.
+
+    Raises:
+        UserError: if the share leaves one side empty.
+    """
+    if not 0 < share < 1 or not 0 < round(share * number) < number:
+        raise UserError(
+            f"--holdout {share:g} of {number} images leaves one side empty; give a share between 0 and 1"
+        )
+    order = counter_generator(seed, 0, 0, 0, "hold_out").permutation(number)
+    return sorted(int(index) for index in order[: round(share * number)])
+
+
 def hold_out(data: LabelledPixels, share: float, seed: int = 0) -> tuple[LabelledPixels, LabelledPixels]:
     """Split into training and test images; the split depends on `seed` and the number of images alone."""
-    count = round(share * len(data))
-    if not 0 < count < len(data):
-        raise UserError(f"holding out {share:.0%} of {len(data)} images leaves one side empty")
-    order = counter_generator(seed, 0, 0, 0, "hold_out").permutation(len(data))
-    held = {int(index) for index in order[:count]}
+    held = set(held_out(len(data), share, seed))
 
     def part(indices: Sequence[int]) -> LabelledPixels:
         images = tuple(data.images[index] for index in indices)
@@ -160,20 +173,35 @@ def with_classes(
 ) -> tuple[LabelledPixels, LabelledPixels]:
     """Set the number of classes of both; None reads it off the training and test labels.
 
+    Every label file is read, so that a mistake in the last test image shows before the training.
+
     Raises:
-        UserError: if the labels hold fewer than two classes.
+        UserError: if the labels hold fewer than two classes or no pixel that counts, or a file is broken, of
+            another size than its image, or holds a label that is no class.
     """
-    if classes is None:
-        highest = 0
-        for data in (train, test):
-            for index in range(len(data)):
-                labels = data.read_labels(index)
-                counted = labels[labels != IGNORE]
-                highest = max(highest, int(counted.max()) if len(counted) else 0)
-        classes = highest + 1
+    if classes is not None:
+        train, test = replace(train, classes=classes), replace(test, classes=classes)
+    highest = max(_highest_label(train), _highest_label(test))
+    classes = highest + 1 if classes is None else classes
     if not 2 <= classes <= IGNORE:
         raise UserError(
             f"{train.name}: labels hold {classes} class(es); segmentation needs 2 to 255 "
             "(masks of 0 and 255: add --binary)"
         )
     return replace(train, classes=classes), replace(test, classes=classes)
+
+
+def _highest_label(data: LabelledPixels) -> int:
+    """The largest class number in the label files, which are checked against their images' sizes."""
+    highest = -1
+    for index in range(len(data)):
+        labels = data.read_labels(index)
+        data.check_size(index, labels, image_size(data.images[index]))
+        counted = labels[labels != IGNORE]
+        highest = max(highest, int(counted.max()) if len(counted) else -1)
+    if highest < 0:
+        raise UserError(
+            f"{data.name}: every pixel of the {len(data)} label files is void ({data.void} or {IGNORE}); "
+            "name another label with --void"
+        )
+    return highest

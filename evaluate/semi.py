@@ -28,6 +28,7 @@ from ..pretrain.backbones import Backbone
 from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings
 from ..pretrain.methods.base import Output
 from .batches import TaskBatch, TaskBatches
+from .checks import not_negative, positive
 from .features import CropSamples, Features, default_resize, extract_features, pooled
 from .finetune import Runtime, train
 from .folders import LabelledImages
@@ -48,6 +49,11 @@ class SemiProtocol:
     weight_decay: float = 0.0
     image_size: int = 224
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "epochs", "batch_size", "lr_per_256", "head_lr_scale", "image_size")
+        not_negative(self, "weight_decay")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticProtocol:
@@ -57,6 +63,10 @@ class LogisticProtocol:
     folds: int = 3
     max_iterations: int = 2000
     image_size: int = 224
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "inverse_regularisations", "folds", "max_iterations", "image_size")
 
 
 PROTOCOLS: dict[str, SemiProtocol | LogisticProtocol] = {
@@ -101,7 +111,7 @@ def evaluate_semi(
         few: the listed images.
         test_images: with the same classes.
         protocol: one of `PROTOCOLS`, perhaps changed; a batch larger than the list is cut to it.
-        seed: of the order, the crops and the new layer, or of the folds.
+        seed: of the order, the crops and the new layer; the logistic regression draws nothing.
         runtime: device, workers, run folder.
         identity: JSON-able, what the run folder must be of; part of the checkpoint.
 
@@ -116,7 +126,7 @@ def evaluate_semi(
             )
             for images in (few, test_images)
         )
-        scores = logistic_scores(learnt, asked, len(few.classes), protocol, seed=seed)
+        scores = logistic_scores(learnt, asked, len(few.classes), protocol)
         return classification_outcome(scores, asked.labels, few.classes)
     model = FineTunedClassifier(backbone, len(few.classes), seed)
     batches = TaskBatches(
@@ -155,9 +165,7 @@ def _groups(model: FineTunedClassifier, protocol: SemiProtocol) -> list[dict[str
     ]
 
 
-def logistic_scores(
-    few: Features, test: Features, classes: int, protocol: LogisticProtocol, *, seed: int
-) -> Tensor:
+def logistic_scores(few: Features, test: Features, classes: int, protocol: LogisticProtocol) -> Tensor:
     """Log probabilities (N, K) of a logistic regression; classes without a listed image get -inf.
 
     Raises:
@@ -169,9 +177,7 @@ def logistic_scores(
     folds = min(protocol.folds, int(torch.bincount(few.labels)[torch.unique(few.labels)].min()))
     # with one image in some class no fold can be held out for it: the middle of the list of C is taken
     options = protocol.inverse_regularisations
-    plain = LogisticRegression(
-        max_iter=protocol.max_iterations, C=options[len(options) // 2], random_state=seed
-    )
+    plain = LogisticRegression(max_iter=protocol.max_iterations, C=options[len(options) // 2])
     searched = GridSearchCV(plain, {"C": list(options)}, cv=folds) if folds >= 2 else plain
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)

@@ -22,7 +22,8 @@ from sklearn.svm import LinearSVC
 
 from ..data.errors import UserError
 from ..data.randomness import counter_generator
-from .folders import LabelledImages
+from .checks import not_negative, positive
+from .folders import LabelledImages, read_lines
 from .result import Outcome
 from .voc_metric import voc_classification_ap
 
@@ -37,6 +38,11 @@ class SvmProtocol:
     positive_weight: float = 2.0
     max_iterations: int = 5000
     image_size: int = 224
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "costs", "folds", "positive_weight", "max_iterations", "image_size")
+        not_negative(self, "positives")
 
 
 PROTOCOLS = {"svm-voc07": SvmProtocol(), "svm-voc07-lowshot": SvmProtocol(positives=8)}
@@ -70,10 +76,10 @@ def voc_signs(root: Path, split: str) -> tuple[LabelledImages, MultiLabels]:
     rows: dict[str, dict[str, int]] = {}
     classes = tuple(path.name.removesuffix(f"_{split}.txt") for path in files)
     for path, name in zip(files, classes, strict=True):
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for line in read_lines(path, "VOC's classification lists"):
             parts = line.split()
             if len(parts) != 2 or parts[1] not in {"1", "-1", "0"}:
-                raise UserError(f"{path}:{number}: want an image's name and 1, -1 or 0, not {line!r}")
+                raise UserError(f"{path}: want an image's name and 1, -1 or 0 in a line, not {line!r}")
             rows.setdefault(parts[0], {})[name] = int(parts[1])
     for image in rows:
         if not (root / "JPEGImages" / f"{image}.jpg").is_file():

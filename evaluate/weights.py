@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..data.errors import UserError
 from ..pretrain.backbones import RESNETS, Backbone, Stem, build_backbone
+from ..pretrain.engine.checkpoint import find_damage
 
 MATCH_REQUIRED = 0.95
 # counters that old weight files (torchvision before 2018) lack and that no forward pass in eval mode reads
@@ -172,6 +173,11 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
 
 def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
     """Content of a torch file, tensors and plain values only (nothing in it is executed)."""
+    with open(path, "rb") as opened:
+        zipped = opened.read(2) == b"PK"  # torch before 1.6 wrote bare pickles
+    damage = find_damage(path) if zipped else None
+    if damage is not None:
+        raise UserError(f"{path} is damaged ({damage}); copy it again, or take another checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.errors import UserError
+from ..data.files import refuse_unwritable
 from .engine.checkpoint import LAST
 from .engine.journal import CONFIG
 from .settings import SESSION, RunSettings, flatten
@@ -75,6 +76,7 @@ def refuse_used_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
+    refuse_unwritable(folder / CONFIG)
     if folder.is_dir() and any(folder.iterdir()):
         holds = "a run" if (folder / CONFIG).exists() else "files"
         raise UserError(

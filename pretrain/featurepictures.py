@@ -35,7 +35,10 @@ def feature_pictures(folder: Path, config: dict[str, Any], images: str | None) -
         images: folder or packed file; None: that of the run.
 
     Returns:
-        Pictures, or a sentence that says why there are none.
+        Pictures, or a sentence that says why there are none (no checkpoint yet, the run's images moved).
+
+    Raises:
+        UserError: if the images that were asked for cannot be read.
     """
     if not (folder / LAST).exists():
         return f"No pictures of features: {folder} has no {LAST} yet."
@@ -45,6 +48,8 @@ def feature_pictures(folder: Path, config: dict[str, Any], images: str | None) -
         backbone, size = load_backbone(folder, settings)
         pixels = _some_images(root, size)
     except UserError as error:
+        if images is not None:
+            raise
         return f"No pictures of features: {error}"
     return [
         Picture(np.concatenate([image, colours], axis=1), lossy=True)
@@ -97,8 +102,11 @@ def _some_images(root: str, size: int) -> Tensor:
     """Read images evenly spread over the sorted list as centre views, (N, 3, size, size)."""
     store = open_images(root)
     paths = store.paths()
+    if not paths:
+        raise UserError(f"no images found in {root}: give a folder that holds images, at any depth")
     chosen = [paths[at] for at in np.linspace(0, len(paths) - 1, min(SHOWN, len(paths))).round().astype(int)]
-    return torch.stack([centre_view(decode_image(store.read(path).data, path), size) for path in chosen])
+    images = [decode_image(store.read(path).data, f"{root}/{path}") for path in chosen]
+    return torch.stack([centre_view(image, size) for image in images])
 
 
 def _root_of_masks(masks: str) -> str:

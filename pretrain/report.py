@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..data.errors import UserError
-from ..data.files import whole_file
+from ..data.files import refuse_unwritable, whole_file
 from ..data.page import Code, Note, Picture, Pictures, Section, Table, page
 from .curves import curve_pictures
 from .engine.journal import LOG, read_config, read_metrics
@@ -37,8 +37,10 @@ def write_report(runs: Sequence[str], out: str | Path, *, images: str | None = N
         images: folder or packed file for the feature pictures; None: that of each run.
 
     Raises:
-        UserError: for a folder that is no run, or two runs of one name and path.
+        UserError: for a folder that is no run, a run given twice, images that cannot be read, or a page
+            that cannot be written.
     """
+    refuse_unwritable(out)
     folders = [Path(run) for run in runs]
     names = run_names(folders)
     configs = dict(zip(names, (read_config(folder) for folder in folders), strict=True))

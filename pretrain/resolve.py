@@ -34,7 +34,8 @@ def resolve(
         UserError: for unknown settings, recipes or methods.
     """
     notes: list[str] = []
-    stated = merge(parse_overrides(overrides), options)
+    overridden = parse_overrides(overrides)
+    stated = merge(overridden, options)
     base, origin = _base(stated, recipe)
     if origin:
         notes.append(f"settings from {origin}")
@@ -52,6 +53,10 @@ def resolve(
             if needs.masks
             else "no images: give --images DIR, or --masks FILE"
         )
+    notes += [
+        f"warning: --set {name} has no effect: its option is given too, and wins"
+        for name in sorted(overridden.keys() & options.keys())
+    ]
     notes += [f"warning: {line}" for line in without_effect(settings, stated, uses_masks=needs.masks)]
     return settings, notes
 

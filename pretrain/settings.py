@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from .backbones import Stem
 from .engine.optimizers import OptimizerSettings, ScheduleSettings
 
 Built = TypeVar("Built")
+
+LARGEST_IMAGE = 8192  # pixels; a typing mistake beyond it would ask for all memory there is
+LARGEST_SEED = 2**64 - 1  # what torch's generators and our counters both take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,10 @@ class RunSettings:
         for name in ("workers", "keep_every", "profile", "knn_every"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.image_size > LARGEST_IMAGE:
+            raise ValueError(f"image_size must be at most {LARGEST_IMAGE}, not {self.image_size}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must be 0 to 2**64 - 1, not {self.seed}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
         if (self.knn_train is None) != (self.knn_val is None):
@@ -192,9 +200,12 @@ def _convert_scalar(kind: Any, value: Any, place: str) -> Any:
     """Check a number, text, flag or mapping; YAML reads 1e-4 as text, so text is taken too."""
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except ValueError as error:
             raise UserError(f"setting {place} takes a number, not {value!r}") from error
+        if not math.isfinite(number):
+            raise UserError(f"setting {place} takes a finite number, not {value!r}")
+        return number
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is int and isinstance(value, bool):
@@ -209,7 +220,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """Turn `a.b=c` pairs into a nested mapping; the value is read as YAML.
 
     Raises:
-        UserError: for a pair without `=`.
+        UserError: for a pair without `=`, or a value that is no YAML.
     """
     nested: dict[str, Any] = {}
     for pair in pairs:
@@ -222,7 +233,11 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"--set {pair}: {parent} was given a value before")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())  # PyYAML's message has several lines
+            raise UserError(f"--set {pair}: the value is not valid YAML: {reason}") from error
     return nested
 
 

@@ -119,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read a run folder's config.json.
 
     Raises:
-        UserError: if it is missing or not JSON; names the folder.
+        UserError: if it is missing, not JSON, or no run's; names the folder.
     """
     path = folder / CONFIG
     try:
@@ -130,6 +130,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); was it edited?") from error
+    if not isinstance(config, dict) or not {"settings", "data", "total_steps"} <= config.keys():
+        raise UserError(f"{path} is not the {CONFIG} of a run; give the --out of a `hapicl pretrain`")
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ...data.batch import PhotometricPolicy, ViewPolicy
 from ...data.errors import UserError
@@ -36,6 +36,9 @@ class ViewConfig:
         )
         for name in ("hflip", "vflip"):
             require_share(name, getattr(self, name))
+        for entry in fields(self):
+            if isinstance(policy := getattr(self, entry.name), PhotometricPolicy):
+                _check_photometric(entry.name, policy)
 
     def view(self, image_size: int, photometric: PhotometricPolicy | None = None) -> ViewPolicy:
         """Give the policy of one view of `image_size` pixels, with another photometric policy if given."""
@@ -46,6 +49,18 @@ class ViewConfig:
             vflip=self.vflip,
             photometric=photometric or self.photometric,
         )
+
+
+def _check_photometric(name: str, policy: PhotometricPolicy) -> None:
+    """Refuse probabilities outside [0, 1] and strengths that cannot be."""
+    for chance in ("jitter", "grey", "blur", "solarize", "pirl_extra"):
+        require_share(f"{name}.{chance}", getattr(policy, chance))
+    for strength in ("brightness", "contrast", "saturation"):
+        value = getattr(policy, strength)
+        require(value >= 0, f"{name}.{strength} {value}: give 0 or more")
+    require(0 <= policy.hue <= 0.5, f"{name}.hue {policy.hue}: give a number from 0 to 0.5")
+    low, high = policy.blur_sigma
+    require(0 < low <= high, f"{name}.blur_sigma {low}, {high}: give two widths in pixels, 0 < low <= high")
 
 
 def require(condition: bool, message: str) -> None:

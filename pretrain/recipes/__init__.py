@@ -43,10 +43,12 @@ def load_recipe(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(
             f"there is no recipe {name}; give a .yaml file or one of {', '.join(recipe_names()) or '(none)'}"
         ) from error
+    except (PermissionError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}; give a YAML file in UTF-8") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())  # PyYAML's message has several lines
         raise UserError(f"recipe {path} is not valid YAML: {reason}") from error

@@ -78,6 +78,32 @@ def test_detect_end_to_end(weights: Path, squares: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "asked",
+    [
+        "knn --set k=5 --train {colours}/train --test {colours}/test",
+        "semi --share 0.3 --set epochs=2 --train {colours}/train --test {colours}/test",
+        "segment --protocol seg-moco-fcn16 --images {halves}/images --labels {halves}/labels --void 9 "
+        "--set steps=2 --set batch_size=4",
+        "detect --voc {squares} --split train --set steps=1 --set batch_size=4 --set shape.channels=16 "
+        "--set shape.hidden=16",
+    ],
+)
+def test_workers_change_no_number(
+    asked: str, colour_folders: Path, halves: Path, squares: Path, tmp_path: Path
+) -> None:
+    task, *words = asked.format(colours=colour_folders, halves=halves, squares=squares).split()
+    words += ["--arch", "resnet18", "--image-size", "48", "--no-report"]
+    found = []
+    for workers in (0, 2):
+        out = tmp_path / f"{workers}.json"
+        said = call("evaluate", task, "random", *words, "--workers", workers, "--out", out)
+        assert said.exit_code == 0, said.output + str(said.exception)
+        result = json.loads(out.read_text())
+        found.append((result["mean"], result["runs"][0]["curves"]))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
     ("command", "changes"),
     [
         (("linear", "--cached"), ("epochs=10", "batch_size=12")),

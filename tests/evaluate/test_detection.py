@@ -103,7 +103,7 @@ def test_flips_move_image_and_boxes_together(data: tuple[LabelledObjects, Labell
 
 
 def test_voc_mistakes_are_named(tmp_path: Path, squares: Path) -> None:
-    with pytest.raises(UserError, match=r"no .*val\.txt"):
+    with pytest.raises(UserError, match=r"cannot read .*val\.txt"):
         voc_objects(squares, "val")
     with pytest.raises(UserError, match="'square' is none of circle"):
         voc_objects(squares, "test", ("circle",))

@@ -48,9 +48,8 @@ def test_labels_are_read_with_void_and_classes_counted(data: tuple[LabelledPixel
 
 def test_label_mistakes_are_named(tmp_path: Path, halves: Path) -> None:
     unnamed = paired_folders(halves / "images", halves / "labels")  # void is not told
-    train, _ = with_classes(unnamed, unnamed, 2)
     with pytest.raises(UserError, match="label 9, but there are 2 classes"):
-        train.read(0)
+        with_classes(unnamed, unnamed, 2)
     with pytest.raises(UserError, match="no label folder"):
         paired_folders(halves / "images", tmp_path / "none")
     (tmp_path / "labels").mkdir()
@@ -62,8 +61,15 @@ def test_label_mistakes_are_named(tmp_path: Path, halves: Path) -> None:
         paired_folders(halves / "images", tmp_path / "labels").read(0)
     for number in range(12):
         Image.new("L", (32, 64)).save(tmp_path / "labels" / f"p{number}.png")
+    small = paired_folders(halves / "images", tmp_path / "labels")
     with pytest.raises(UserError, match="must have the size of their image"):
-        paired_folders(halves / "images", tmp_path / "labels").read(0)
+        small.read(0)
+    with pytest.raises(UserError, match="must have the size of their image"):
+        with_classes(small, small, None)
+    for number in range(12):
+        Image.new("L", (64, 64), 255).save(tmp_path / "labels" / f"p{number}.png")
+    with pytest.raises(UserError, match="every pixel of the 12 label files is void"):
+        with_classes(unnamed, paired_folders(halves / "images", tmp_path / "labels"), None)
 
 
 def test_binary_masks_and_palettes(tmp_path: Path) -> None:

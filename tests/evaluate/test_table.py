@@ -76,8 +76,6 @@ def test_a_result_names_everything(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_are_refused() -> None:
     with pytest.raises(UserError, match="not a finite number"):
         result([float("nan")])
-    with pytest.raises(UserError, match="--runs 0"):
-        run_seeds(lambda seed: (WEIGHTS, Outcome(metrics={})), runs=0, seed=0)
 
 
 def test_markdown(tmp_path: Path) -> None:
@@ -119,6 +117,25 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     write_result(made, tmp_path / "x.json")
     with pytest.raises(UserError, match="format 99"):
         read_result(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("mean", 3),
+        ("mean", {"miou": "high"}),
+        ("headline", "ap"),
+        ("std", {}),
+        ("runs", 3),
+        ("weights", None),
+        ("data", None),
+        ("data", {"test": 3}),
+    ],
+)
+def test_a_result_file_that_was_edited_is_refused(tmp_path: Path, part: str, value: object) -> None:
+    write_result({**result([0.4])[0], part: value}, tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"x\.json: its '.*' is not what `hapicl evaluate` writes"):
+        gather([tmp_path / "x.json"])
 
 
 def test_pages_hold_numbers_and_charts(tmp_path: Path) -> None:

@@ -73,13 +73,25 @@ def test_the_dry_run_prints_settings_size_and_memory(command, tmp_path, flat_fol
         (["--masks", "MASKS", "--recipe", "none"], "there is no recipe none"),
         (["--masks", "MASKS", "--resume", "auto"], "--resume auto needs --out"),
         (["--masks", "MASKS", "--resume", "none.pt"], r"--resume none\.pt: there is no run"),
+        (["--masks", "MASKS", "--recipe", "BINARY"], "cannot read the recipe .*binary.yaml"),
+        (["--masks", "MASKS", "--set", "config=[1"], r"--set config=\[1: the value is not valid YAML"),
+        (["--masks", "MASKS", "--set", "optimizer.lr_per_256=nan"], "takes a finite number"),
+        (["--masks", "MASKS", "--set", "config.photometric.blur=2"], r"photometric\.blur 2\.0: give"),
+        (["--masks", "MASKS", "--set", "config.photometric.hue=1"], r"photometric\.hue 1\.0: give"),
+        (["--masks", "MASKS", "--image-size", "100000"], "image_size must be at most 8192"),
+        (["--masks", "MASKS", "--seed", "-1"], "seed must be 0 to"),
+        (["--masks", "MASKS", "--seed", str(2**64)], "seed must be 0 to"),
+        (["--masks", "MASKS", "--out", "FILE/run"], "cannot write .*a folder on the way is a file"),
         (["--masks", "PART"], "3"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(command, tmp_path, monkeypatch, flat_folder, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").write_text("")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
     places = {"MASKS": write(flat_folder, tmp_path / "masks.h5"), "IMAGES": str(flat_folder)}
+    places["BINARY"] = str(tmp_path / "binary.yaml")
     if "PART" in arguments:
         write(flat_folder, tmp_path / "part.h5", leave_out=3)
         arguments = ["--masks", str(tmp_path / "part.h5"), "--images", str(flat_folder)]

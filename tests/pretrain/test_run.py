@@ -22,6 +22,7 @@ from hapicl.pretrain import assembly
 from hapicl.pretrain.backbones import build_backbone
 from hapicl.pretrain.engine.checkpoint import CheckpointError, load_checkpoint
 from hapicl.pretrain.engine.journal import read_metrics
+from hapicl.pretrain.report import write_report
 from hapicl.pretrain.resolve import resolve
 from hapicl.pretrain.run import export_backbone, pretrain
 from hapicl.pretrain.settings import RunSettings
@@ -114,6 +115,30 @@ def test_a_resumed_run_with_other_workers_ends_in_the_same_state(tmp_path, masks
         assert torch.equal(state["momentum_buffer"], parts["optimizer"]["state"][number]["momentum_buffer"])
 
 
+def test_the_largest_seed_trains_and_resumes(tmp_path, masks):
+    asked = settings(masks, tmp_path / "run", seed=2**64 - 1, stop_after=1, steps=2)
+    assert pretrain(asked, show=False).step == 1
+    found, _ = resolve({"resume": str(tmp_path / "run"), "workers": 0, "device": "cpu"})
+    assert found.seed == 2**64 - 1
+    assert pretrain(found, show=False).step == 2
+
+
+def test_the_report_refuses_images_that_are_not_there(tmp_path, masks, flat_folder):
+    pretrain(settings(masks, tmp_path / "run", steps=1), show=False)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_text("no image")
+    page = tmp_path / "report.html"
+    for images, message in (("nope", "no images at"), ("empty", "no images found"), ("broken", "a.jpg")):
+        with pytest.raises(UserError, match=message):
+            write_report([str(tmp_path / "run")], page, images=str(tmp_path / images))
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}: it is a folder"):
+        write_report([str(tmp_path / "run")], tmp_path)
+    assert not page.exists()
+    write_report([str(tmp_path / "run")], page, images=str(flat_folder))
+    assert "principal components" in page.read_text()
+
+
 def test_resume_by_path_needs_nothing_else(tmp_path, masks):
     out = tmp_path / "run"
     pretrain(settings(masks, out, stop_after=2), show=False)
@@ -134,7 +159,7 @@ def test_a_folder_in_use_is_refused_with_the_ways_on(tmp_path, masks):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; give a folder"):
         pretrain(settings(masks, tmp_path / "file"), show=False)
-    with pytest.raises(UserError, match=r"cannot make the run folder .*file/run: Not a directory; choose"):
+    with pytest.raises(UserError, match=r"cannot write .*file/run.*: a folder on the way is a file"):
         pretrain(settings(masks, tmp_path / "file" / "run"), show=False)
 
 
@@ -202,6 +227,7 @@ def test_the_online_knn_is_logged(tmp_path, masks, flat_folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a C++ compiler at work
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch 2.11's own
 def test_a_compiled_run_trains_as_an_uncompiled_one(tmp_path, masks, monkeypatch):
     monkeypatch.setattr(assembly, "build_backbone", lambda *_, **__: joint.TinyBackbone())
     for name, compiled in (("plain", False), ("compiled", True)):

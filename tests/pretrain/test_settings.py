@@ -104,7 +104,8 @@ def test_options_win_over_set_which_wins_over_the_recipe(tmp_path):
     )
     assert (settings.method, settings.batch_size, settings.epochs) == ("simclr", 32, 7)
     assert (settings.optimizer.name, settings.optimizer.lr_per_256) == ("lars", 0.1)
-    assert notes == [f"settings from recipe {recipe}"]
+    assert notes[0] == f"settings from recipe {recipe}"
+    assert "--set batch_size has no effect: its option is given too" in notes[1]
 
 
 def test_steps_on_the_command_line_replace_the_recipes_epochs():
