@@ -18,6 +18,7 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -29,10 +30,12 @@ from .files import whole_file
 from .images import ImageError
 from .imagestore import Encoded
 from .mapped import mapped
+from .maskformat import FORMAT as MASK_FORMAT
 from .maskformat import PathList, find_row
 
 FORMAT = "hapicl images"
 VERSION = 1
+PACK = "an image pack"
 COLUMNS = {"path": "S", "image_size": "<i4", "offset": "<i8", "crc32": "<u4"}
 
 
@@ -106,8 +109,11 @@ class ImagePack:
         """Read the header and map the columns."""
         try:
             with h5py.File(self.path, "r", locking=False) as file, open(self.path, "rb") as raw:
-                if file.attrs.get("format") != FORMAT:
-                    raise UserError(f"{self.path} is no image pack; make one with `hapicl data pack`")
+                if (kind := _kind(file)) != PACK:
+                    raise UserError(
+                        f"{self.path} is {kind}, no image pack; give a folder of images, or a file made by "
+                        "`hapicl data pack`"
+                    )
                 if int(file.attrs["version"]) != VERSION:
                     raise UserError(f"{self.path} has another version of the format; pack the images again")
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
@@ -119,6 +125,21 @@ class ImagePack:
             ) from error
         _check(columns, self.path)
         self._columns = columns
+
+
+def file_kind(path: str | os.PathLike[str]) -> str:
+    """What a file is, in words: `PACK`, a mask file, or something else."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _kind(file)
+    except OSError:
+        return "a folder" if Path(path).is_dir() else "no HDF5 file, or a damaged one"
+
+
+def _kind(file: h5py.File) -> str:
+    """What an open HDF5 file is, in words."""
+    kinds = {FORMAT: PACK, MASK_FORMAT: "a mask file"}
+    return kinds.get(file.attrs.get("format"), "an HDF5 file of another program")
 
 
 def write_pack(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import images
 from .errors import UserError
-from .imagepack import ImagePack, PackRow, columns_of, write_pack
+from .imagepack import PACK, ImagePack, PackRow, columns_of, file_kind, write_pack
 from .images import ImageError
 from .maskformat import encode_path
 from .parts import BuildFolder, paths_digest
@@ -94,7 +94,7 @@ def pack_images(
         "short_side": settings.short_side,
         "quality": settings.quality,
         "images": len(paths),
-        "paths_digest": paths_digest(paths),
+        "files_digest": paths_digest(f"{path}\0{_bytes(Path(root) / path)}" for path in paths),
     }
     if target.exists():
         return _finished(target, plan)
@@ -109,11 +109,11 @@ def pack_images(
 
 def _finished(target: Path, plan: dict[str, Any]) -> PackSummary:
     """Say that the file is there, or refuse another one."""
+    if (kind := file_kind(target)) != PACK:
+        raise UserError(f"{target} is there already and is {kind}; choose another --out, or delete it")
     pack = ImagePack(target)
-    made = {key: pack.description.get(key) for key in plan}
-    if made != plan:
-        different = ", ".join(key for key in plan if made[key] != plan[key])
-        raise UserError(f"{target} was made with another {different}; delete it or choose another --out")
+    if different := _different(pack.description, plan):
+        raise UserError(f"{target} was made with {different}; delete it or choose another --out")
     return PackSummary(len(pack), target.stat().st_size, pack.description["unreadable"], True)
 
 
@@ -122,12 +122,29 @@ def _settle(folder: BuildFolder, plan: dict[str, Any]) -> None:
     begun = folder.plan()
     if begun is None:
         folder.write_plan(plan)
-    elif begun != plan:
-        different = ", ".join(key for key in plan if begun.get(key) != plan[key])
+    elif different := _different(begun, plan):
         raise UserError(
-            f"{folder.path} holds an unfinished pack with another {different}; delete it or choose "
-            "another --out"
+            f"{folder.path} holds an unfinished pack with {different}; delete it or choose another --out"
         )
+
+
+def _different(made: dict[str, Any], plan: dict[str, Any]) -> str:
+    """What sets a pack apart from the one that is asked for, in words; empty if nothing does."""
+    words = {
+        "image_root": "another image folder",
+        "short_side": "another --short-side",
+        "quality": "another --quality",
+        "files_digest": "other images (their names, number or sizes in bytes)",
+    }
+    return " and ".join(word for key, word in words.items() if made.get(key) != plan[key])
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, -1 if it cannot be asked: then reading it says why."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _make_parts(

@@ -21,6 +21,7 @@ from hapicl.data.errors import UserError
 from hapicl.data.imagepack import ImagePack
 from hapicl.data.images import ImageError, decode_image, find_images, image_size
 from hapicl.data.loader import Loader
+from hapicl.data.maskwrite import write_masks
 from hapicl.data.packbuild import PackSettings, pack_images
 
 NEEDS = Needs(views=(ViewPolicy(size=24), ViewPolicy(size=24)))
@@ -112,8 +113,14 @@ def test_other_files_are_refused(photo_folder, tmp_path):
         _batch(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(UserError, match="is no image pack"):
+    with pytest.raises(UserError, match="is an HDF5 file of another program, no image pack; give a folder"):
         _batch(tmp_path / "other.h5")
+    write_masks(tmp_path / "masks.h5", [], {"image_root": "x", "recipe": {}})
+    with pytest.raises(UserError, match=r"masks.h5 is a mask file, no image pack; give a folder of images"):
+        _batch(tmp_path / "masks.h5")
+    for name, kind in (("masks.h5", "a mask file"), ("text.h5", "no HDF5 file"), ("", "a folder")):
+        with pytest.raises(UserError, match=f"is there already and is {kind}.*; choose another --out"):
+            pack_images(photo_folder, tmp_path / name, workers=1)
     pack_images(photo_folder, tmp_path / "images.h5", workers=1)
     with h5py.File(tmp_path / "images.h5", "r+") as file:
         file["offset"][-1] += 1
@@ -125,10 +132,19 @@ def test_other_settings_or_images_at_the_same_file_are_refused(photo_folder, tmp
     out = tmp_path / "images.h5"
     pack_images(photo_folder, out, workers=1)
     assert pack_images(photo_folder, out, workers=1).already_finished
-    with pytest.raises(UserError, match="another short_side"):
+    with pytest.raises(UserError, match="another --short-side"):
         pack_images(photo_folder, out, PackSettings(short_side=64), workers=1)
     Image.new("RGB", (20, 20)).save(photo_folder / "new.png")
-    with pytest.raises(UserError, match="another images"):
+    with pytest.raises(UserError, match="other images"):
+        pack_images(photo_folder, out, workers=1)
+
+
+def test_a_changed_image_of_the_same_name_is_noticed(photo_folder, tmp_path):
+    out = tmp_path / "images.h5"
+    pack_images(photo_folder, out, workers=1)
+    changed = photo_folder / find_images(photo_folder)[0]
+    Image.new("RGB", (20, 20)).save(changed)
+    with pytest.raises(UserError, match="was made with other images"):
         pack_images(photo_folder, out, workers=1)
 
 
@@ -162,7 +178,7 @@ def test_an_interrupted_pack_goes_on(flat_folder, tmp_path, monkeypatch):
     assert not out.exists()
     monkeypatch.setattr(packbuild, "make_part", make_part)
     before = made[0].stat().st_mtime_ns
-    with pytest.raises(UserError, match="unfinished pack with another quality"):
+    with pytest.raises(UserError, match="unfinished pack with another --quality"):
         pack_images(flat_folder, out, PackSettings(quality=50), workers=1)
     assert made[0].stat().st_mtime_ns == before
     pack_images(flat_folder, out, workers=1)
