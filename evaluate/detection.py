@@ -147,7 +147,8 @@ def evaluate_detection(
         `voc_ap75`, all in [0, 1]; `voc_ap` per class; the loss curve; pictures.
 
     Raises:
-        UserError: if the protocol needs masks and the data has none, or the backbone is no ResNet.
+        UserError: if the protocol needs masks and the data has none, no test object counts, or the backbone
+            is no ResNet.
     """
     masks = train_data.masks and test_data.masks and protocol.shape.head != "c4"
     if protocol.masks and not masks:
@@ -155,6 +156,8 @@ def evaluate_detection(
             f"{train_data.name} has no instance masks; this protocol needs COCO JSON with segmentations "
             "(voc-c4-moco and detect-small do without)"
         )
+    if all(objects.difficult.all() for objects in test_data.images):
+        raise UserError(f"{test_data.name}: no test image has an object that counts; name another split")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         detector = build_detector(backbone, protocol.shape, classes=len(train_data.classes), masks=masks)

@@ -6,9 +6,8 @@ Shape legend: T objects, H and W pixels.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ..data.errors import UserError
 from ..data.images import image_size, read_image
+from .coco_format import read_coco, segment_fits
 from .folders import read_lines
 from .segmentation_data import held_out
 from .transforms import as_tensor
@@ -88,14 +88,13 @@ def voc_objects(root: Path, split: str, classes: Sequence[str] | None = None) ->
             raise UserError(
                 f"{root}/Annotations/{name}.xml: class {strange[0]!r} is none of {', '.join(known)}"
             )
-        images.append(
-            Objects(
-                image=path,
-                boxes=np.asarray([box for _, box, _ in objects], np.float32).reshape(-1, 4),
-                labels=np.asarray([number[label] for label, _, _ in objects], np.int64),
-                difficult=np.asarray([hard for _, _, hard in objects], bool),
-            )
+        found = Objects(
+            image=path,
+            boxes=np.asarray([box for _, box, _ in objects], np.float32).reshape(-1, 4),
+            labels=np.asarray([number[label] for label, _, _ in objects], np.int64),
+            difficult=np.asarray([hard for _, _, hard in objects], bool),
         )
+        images.append(_checked(found, root / "Annotations" / f"{name}.xml"))
     return LabelledObjects(name=f"{root.name}/{split}", images=tuple(images), classes=known)
 
 
@@ -116,9 +115,11 @@ def _voc_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
             )
         except ValueError as error:
             raise UserError(f"{path}: an object lacks a side of its bndbox, or it is no number") from error
+        if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))):
+            raise UserError(f"{path}: the box {xmin:g} {ymin:g} {xmax:g} {ymax:g} is not finite")
         box = [max(0.0, xmin - 1), max(0.0, ymin - 1), xmax, ymax]
-        if not (box[0] < box[2] < math.inf and box[1] < box[3] < math.inf):
-            raise UserError(f"{path}: the box {xmin:g} {ymin:g} {xmax:g} {ymax:g} is empty or not finite")
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise UserError(f"{path}: the box {xmin:g} {ymin:g} {xmax:g} {ymax:g} is empty")
         name = (entry.findtext("name") or "").strip()
         if not name:
             raise UserError(f"{path}: an object has no name; every object needs its class")
@@ -133,7 +134,7 @@ def coco_objects(images: Path, annotations: Path, classes: Sequence[str] | None 
         UserError: if the JSON is missing or lacks a part, names an image that is not there, or an annotation
             is broken.
     """
-    content = _coco_json(annotations)
+    content = read_coco(annotations)
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
     known = tuple(classes or (names[key] for key in sorted(names)))
     number = {name: index for index, name in enumerate(known, start=1)}
@@ -151,7 +152,8 @@ def coco_objects(images: Path, annotations: Path, classes: Sequence[str] | None 
         if not path.is_file():
             raise UserError(f"{annotations} names {entry['file_name']}, but there is no {path}")
         boxed = [item for item in grouped[entry["id"]] if item["bbox"][2] > 0 and item["bbox"][3] > 0]
-        found.append(_coco_objects(path, boxed, [number[names[item["category_id"]]] for item in boxed]))
+        labels = [number[names[item["category_id"]]] for item in boxed]
+        found.append(_checked(_coco_objects(path, boxed, labels), annotations))
     if not found:
         raise UserError(f"{annotations} names no image")
     return LabelledObjects(name=annotations.stem, images=tuple(found), classes=known)
@@ -171,56 +173,27 @@ def _coco_objects(path: Path, entries: list[dict[str, Any]], labels: list[int]) 
     )
 
 
-def _coco_json(path: Path) -> dict[str, Any]:
-    """Read the JSON and check that its three lists are there."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a COCO annotation JSON") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON ({error})") from error
-    for part, wanted in _COCO_PARTS.items():
-        rows = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise UserError(f"{path} lacks the list {part!r} of COCO's format; export the annotations again")
-        for index, row in enumerate(rows):
-            broken = [
-                key for key, holds in wanted.items() if not isinstance(row, dict) or not holds(row.get(key))
-            ]
-            if broken:
-                raise UserError(
-                    f"{path}: {part}[{index}] lacks {broken[0]!r} as COCO's format has it, or it is broken"
-                )
-    return dict(content)
+def _checked(objects: Objects, source: Path) -> Objects:
+    """Refuse objects that cannot be in their image, whose header is read.
 
-
-def _whole(value: Any) -> bool:
-    """Whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _box(value: Any) -> bool:
-    """Whether a value is four finite numbers."""
-    numbers = value if isinstance(value, list) else []
-    return len(numbers) == 4 and all(
-        isinstance(side, int | float) and math.isfinite(side) for side in numbers
-    )
-
-
-def _segmentation(value: Any) -> bool:
-    """Whether a value is absent, polygons of at least three corners, or run lengths."""
-    if isinstance(value, dict):
-        return {"size", "counts"} <= value.keys()
-    rings = [] if value is None else value
-    return isinstance(rings, list) and all(isinstance(ring, list) and len(ring) >= 6 for ring in rings)
-
-
-# what a row of each list must hold
-_COCO_PARTS: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "images": {"id": _whole, "file_name": lambda value: isinstance(value, str)},
-    "annotations": {"image_id": _whole, "category_id": _whole, "bbox": _box, "segmentation": _segmentation},
-    "categories": {"id": _whole, "name": lambda value: isinstance(value, str)},
-}
+    Args:
+        objects: of one image.
+        source: the annotation file, for the error.
+    """
+    height, width = image_size(objects.image)
+    left, top, right, bottom = objects.boxes.T
+    if ((left >= width) | (top >= height) | (right <= 0) | (bottom <= 0)).any():
+        raise UserError(
+            f"{source}: a box of {objects.image} lies outside its {width} x {height} pixels; "
+            "mend it, or put the image there that was annotated"
+        )
+    for segment in objects.segments or ():
+        if not segment_fits(segment, height, width):
+            raise UserError(
+                f"{source}: a segmentation of {objects.image} is broken, or of another size than its "
+                f"{width} x {height} pixels"
+            )
+    return objects
 
 
 def segment_masks(segments: Sequence[Any], height: int, width: int) -> np.ndarray:

@@ -68,6 +68,8 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
     if spec == "random":
         raise UserError("export wants trained weights, not `random`")
     path = out if out.suffix else out.with_suffix(SUFFIX[target])
+    if path.suffix != SUFFIX[target]:  # timm, detectron2 and our own reader go by it
+        raise UserError(f"--to {target} writes a {SUFFIX[target]} file; give --out {out}{SUFFIX[target]}")
     if path.is_file():
         raise UserError(f"{path} exists already; choose another --out, or delete it first")
     refuse_unwritable(path)
@@ -228,7 +230,7 @@ _USAGE = {
     "torchvision": "model = torchvision.models.{arch}()\n"
     'model.load_state_dict(torch.load("{path}", weights_only=True), strict=False)  # only fc stays new',
     "timm": 'model = timm.create_model("{arch}", num_classes=0, checkpoint_path="{path}")',
-    "safetensors": "hapicl evaluate knn {path} ...; or safetensors.torch.load_file({path!r})",
+    "safetensors": 'hapicl evaluate knn {path} ...; or safetensors.torch.load_file("{path}")',
     "detectron2": 'cfg.MODEL.WEIGHTS = "{path}"\n'
     'cfg.INPUT.FORMAT = "RGB"\n'
     "cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]\n"

@@ -316,6 +316,8 @@ def run_detect(request: Request, where: DetectionData) -> Evaluated:
         learnt = voc_objects(where.voc, where.splits[0])
         asked = voc_objects(where.voc, where.splits[1], learnt.classes)
     elif where.images is not None and where.annotations is not None:
+        if where.test_images is not None and where.test_annotations is None:
+            raise UserError("--test-images needs --test-annotations: the COCO JSON of the test set")
         learnt = coco_objects(where.images, where.annotations)
         if where.test_annotations is not None:
             asked = coco_objects(where.test_images or where.images, where.test_annotations, learnt.classes)

@@ -6,6 +6,7 @@ Shape legend: N samples, V views, S view side in pixels, G occupancy cells per s
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ..data.batch import Batch
+from ..data.errors import UserError
 from ..data.files import whole_file
 from ..data.page import Picture, encode_image
 from .knn import IMAGENET_MEAN, IMAGENET_STD
@@ -48,9 +50,14 @@ def view_pictures(folder: Path) -> list[Picture]:
     """Give the kept views with the mask laid over them, the views of one sample side by side."""
     if not (folder / VIEWS).exists():
         return []
-    with np.load(folder / VIEWS) as kept:
-        views = kept["views"]
-        occupancy = kept.get("occupancy")
+    try:
+        with np.load(folder / VIEWS) as kept:
+            views = kept["views"]
+            occupancy = kept.get("occupancy")
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{folder / VIEWS} is damaged ({error}); delete it to have the report without crops"
+        ) from error
     pictures = []
     for number, sample in enumerate(views):
         grids = [None] * len(sample) if occupancy is None else list(occupancy[number])

@@ -142,8 +142,12 @@ def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
         return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            yield json.loads(line)
+            values = json.loads(line)
         except json.JSONDecodeError:
+            values = None
+        if isinstance(values, dict):
+            yield values
+        else:
             print(f"{path}: a line is cut and left out: {line[:60]}", file=sys.stderr)
 
 

@@ -96,6 +96,8 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "kept.pth")
     for out, message in ((tmp_path / "kept.pth", "exists already"), (tmp_path / "file/w", "cannot write")):
         assert message in command("export", "no weights", "--to", "torchvision", "--out", out)
+    said = command("export", "no weights", "--to", "detectron2", "--out", tmp_path / "w.bin")
+    assert "writes a .pkl file; give --out" in said
 
 
 @pytest.fixture
@@ -161,6 +163,21 @@ def edited(change: Callable[[dict[str, Any]], object]) -> str:
         (edited(lambda content: content["annotations"][0].update(bbox=[float("nan")] * 4)), "lacks 'bbox'"),
         (edited(lambda content: content["annotations"][0].update(segmentation=[[1, 2]])), "'segmentation'"),
         (edited(lambda content: content["annotations"][0].update(image_id=7)), "annotation 1 names image 7"),
+        (
+            edited(lambda content: content["images"].append(content["images"][0])),
+            "2 of its images have the id 1",
+        ),
+        (edited(lambda content: content["categories"].append({"id": 2, "name": "cat"})), "the name 'cat'"),
+        (edited(lambda content: content["annotations"][0].update(bbox=[50, 1, 5, 5])), "outside its 8 x 8"),
+        (
+            edited(lambda c: c["annotations"][0].update(segmentation={"size": [9, 8], "counts": [72]})),
+            "of another size than its 8 x 8",
+        ),
+        (
+            edited(lambda c: c["annotations"][0].update(segmentation={"size": [8, 8], "counts": [1]})),
+            "is broken, or",
+        ),
+        (edited(lambda c: c["annotations"][0].update(segmentation=[["a"] * 6])), "is broken, or"),
     ],
 )
 def test_broken_coco_annotations_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -168,6 +185,27 @@ def test_broken_coco_annotations_are_named(tmp_path: Path, text: str, message: s
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=rf"a\.json.*{message}"):
         coco_objects(tmp_path, tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((1, 1, "nan", 5), "is not finite"),
+        ((50, 50, 60, 60), "lies outside its 8 x 8 pixels"),
+        ((5, 5, 2, 9), "is empty"),
+    ],
+)
+def test_broken_voc_boxes_are_named(tmp_path: Path, box: tuple[object, ...], message: str) -> None:
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "JPEGImages/a.jpg")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    corners = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+    entry = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
+    (tmp_path / "Annotations/a.xml").write_text(f"<annotation>{entry}</annotation>")
+    with pytest.raises(UserError, match=rf"a\.xml.*{message}"):
+        voc_objects(tmp_path, "train")
 
 
 def test_text_lists_that_are_no_text_are_named(tmp_path: Path, squares: Path, colour_folders: Path) -> None:

@@ -68,6 +68,21 @@ def test_one_run_lists_all_its_settings(tmp_path):
     assert "resnet18" in text
 
 
+def test_a_damaged_file_of_a_run_is_named(tmp_path, capsys):
+    run = made_up_run(tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as lines:
+        lines.write('5\n{"step": 40, "lo')
+    write_report([run], tmp_path / "report.html")
+    assert capsys.readouterr().err.count("a line is cut and left out") == 2
+    (tmp_path / "run" / "views.npz").write_text("no pictures")
+    with pytest.raises(UserError, match=r"views\.npz is damaged"):
+        write_report([run], tmp_path / "report.html")
+    for content in ("[]", "{}"):
+        (tmp_path / "run" / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"is not the config\.json of a run"):
+            write_report([run], tmp_path / "report.html")
+
+
 def test_runs_of_one_folder_name_are_told_apart(tmp_path):
     assert run_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
     with pytest.raises(UserError, match="given twice"):
