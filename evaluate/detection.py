@@ -67,6 +67,18 @@ class DetectionProtocol:
             raise ValueError(f"clip_norm must be above 0 or null, not {self.clip_norm}")
 
 
+# detectron2's 1x schedule of Mask R-CNN on a pyramid
+_COCO_1X = DetectionProtocol(
+    shape=DetectorShape(head="2fc", short_sides=COCO_SIDES, long_side=1333),
+    steps=90_000,
+    batch_size=16,
+    lr=0.02,
+    milestones=(60 / 90, 80 / 90),
+    warmup_steps=1000,
+    headline="ap",
+    masks=True,
+)
+
 PROTOCOLS = {
     "voc-c4-moco": DetectionProtocol(
         shape=DetectorShape(head="c4", short_sides=MOCO_SIDES, long_side=1333),
@@ -77,25 +89,9 @@ PROTOCOLS = {
         warmup_steps=100,
         headline="voc_ap",
     ),
-    "coco-fpn-2fc": DetectionProtocol(
-        shape=DetectorShape(head="2fc", short_sides=COCO_SIDES, long_side=1333),
-        steps=90_000,
-        batch_size=16,
-        lr=0.02,
-        milestones=(60 / 90, 80 / 90),
-        warmup_steps=1000,
-        headline="ap",
-        masks=True,
-    ),
-    "coco-fpn-4conv1fc": DetectionProtocol(
-        shape=DetectorShape(head="4conv1fc", short_sides=COCO_SIDES, long_side=1333),
-        steps=90_000,
-        batch_size=16,
-        lr=0.02,
-        milestones=(60 / 90, 80 / 90),
-        warmup_steps=1000,
-        headline="ap",
-        masks=True,
+    "coco-fpn-2fc": _COCO_1X,
+    "coco-fpn-4conv1fc": dataclasses.replace(
+        _COCO_1X, shape=dataclasses.replace(_COCO_1X.shape, head="4conv1fc")
     ),
     # our own choice; AP at IoU .5 is the least noisy number at this scale
     "detect-small": DetectionProtocol(
