@@ -5,14 +5,16 @@
 Ours: the loader's worker (read, decode once, two crops, redraw by the mask, occupancy, drawn rows) without
 and with the photometric augmentation on the same core. Rivals, all on one core and on the same files: PIL +
 torchvision v1 as MoCo ships it and lightly's MoCoV2Transform (no masks), torchvision v2 on tv_tensors and
-lightly's DetConSTransform (masks as PNG files cropped along). All take turns in one process, n images each;
-medians of rounds. Before that, the masks are built once with the recipe `fast`.
+lightly's DetConSTransform (masks as PNG files cropped along). All take turns in one process, with the same n
+images in a round, each decoded once a sample; medians of rounds. The masks are built before, with the recipe
+`fast`.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import platform
@@ -39,6 +41,7 @@ from hapicl.data.files import whole_file
 from hapicl.data.loader import Loader
 from hapicl.data.maskfile import MaskReader
 from hapicl.data.packbuild import PackSettings, pack_images
+from hapicl.data.randomness import counter_generator
 from hapicl.maskgen.build import build_masks
 
 NEEDS = Needs(views=(ViewPolicy(), ViewPolicy()), grid=7)
@@ -48,6 +51,7 @@ GOALS = {
     "times the mask-aware ones": 12,
     "samples/s/core, pack 320": 900,
 }
+SEED, BATCH = 0, 16
 Run = Callable[[int], None]  # makes so many samples
 
 
@@ -109,12 +113,10 @@ def _runs(images: Path, folder: Path) -> dict[str, Run]:
         "ours, originals": _ours(images, masks, augment=False),
         "ours, originals, photometric on the same core": _ours(images, masks, augment=True),
         "ours, pack of short side 320": _ours(pack, masks, augment=False),
-        "PIL + torchvision v1 (MoCo), no masks": _each(
-            paths, lambda path: [moco(_pil(path)) for _ in (0, 1)]
-        ),
+        "PIL + torchvision v1 (MoCo), no masks": _each(paths, lambda path: _twice(moco, _pil(path))),
         "lightly MoCoV2Transform, no masks": _each(paths, lambda path: lightly_moco(_pil(path))),
         "torchvision v2 on tv_tensors, masks": _each(
-            paths, lambda path: [torchvision_v2(*_tensors(path, pngs[path])) for _ in (0, 1)]
+            paths, lambda path: _twice(torchvision_v2, *_tensors(path, pngs[path]))
         ),
         "lightly DetConSTransform, masks": _each(paths, lambda path: detcon(_pil(path), _mask(pngs[path]))),
         "decode alone (torchvision)": _each(paths, _decode),
@@ -138,7 +140,7 @@ def _masks_as_png(masks: Path, folder: Path) -> dict[Path, Path]:
 
 
 def _ours(images: Path, masks: Path, *, augment: bool) -> Run:
-    loader = Loader(images, masks, NEEDS, batch_size=16, seed=0, workers=0, augment=False)
+    loader = Loader(images, masks, NEEDS, batch_size=BATCH, seed=SEED, workers=0, augment=False)
 
     def endless() -> Iterator[Batch]:
         epoch = 0
@@ -149,7 +151,7 @@ def _ours(images: Path, masks: Path, *, augment: bool) -> Run:
     batches = endless()
 
     def run(samples: int) -> None:
-        for _ in range(samples // 16):
+        for _ in range(samples // BATCH):
             batch = next(batches)
             if augment:
                 photometric.augment(batch)
@@ -158,17 +160,26 @@ def _ours(images: Path, masks: Path, *, augment: bool) -> Run:
 
 
 def _each(paths: list[Path], make: Callable[[Path], object]) -> Run:
-    """Run a pipeline over the paths, in a fixed random order, round and round."""
-    order = np.random.default_rng(0).permutation(len(paths))
-    place = 0
+    """Run a pipeline over the paths in the order in which the loader takes them, epoch by epoch."""
+
+    def endless() -> Iterator[Path]:
+        for epoch in itertools.count():
+            order = counter_generator(SEED, epoch, 0, 0, "order").permutation(len(paths))
+            usable = len(paths) // BATCH * BATCH  # the loader drops an epoch's last images
+            yield from (paths[place] for place in order[:usable])
+
+    source = endless()
 
     def run(samples: int) -> None:
-        nonlocal place
-        for _ in range(samples):
-            make(paths[order[place % len(paths)]])
-            place += 1
+        for path in itertools.islice(source, samples):
+            make(path)
 
     return run
+
+
+def _twice(make: Callable[..., object], *decoded: object) -> list[object]:
+    """Two views of what was decoded once, as MoCo's TwoCropsTransform does."""
+    return [make(*decoded) for _ in (0, 1)]
 
 
 def _pil(path: Path) -> Image.Image:
