@@ -146,7 +146,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     name = os.fspath(path)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ImageError(name, "not a plain file")
             return _header(file, name).size
     except OSError as error:
         raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
@@ -189,7 +191,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         OSError: as `open` does; the caller knows whether a missing file is a mistake.
         ImageError: if it is no plain file, or larger than 128 MB.
     """
-    with open(path, "rb", buffering=0) as file:  # read in one piece, without a buffer between
+    with open(path, "rb", buffering=0, opener=_open) as file:  # in one piece, without a buffer between
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(os.fspath(path), "not a plain file")
@@ -198,6 +200,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
                 os.fspath(path), f"{status.st_size} bytes are more than the limit of {MAX_BYTES}"
             )
         return file.read()
+
+
+def _open(path: str, flags: int) -> int:
+    """Open as `open` does, but do not wait for a writer where the file is a named pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def decode_image(

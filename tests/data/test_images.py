@@ -1,6 +1,7 @@
 """Images from disk: every kind ends in upright RGB or in a clear reason."""
 
 import io
+import os
 import pickle
 
 import cv2
@@ -171,3 +172,12 @@ def test_links_are_followed_once(tmp_path):
     (root / "file.jpg").symlink_to(outside / "y.jpg")
     (root / "broken.jpg").symlink_to(root / "nowhere.jpg")
     assert find_images(root) == ["broken.jpg", "far2/y.jpg", "file.jpg", "real/x.jpg", "z/w.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a thing of Unix")
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match=r"pipe.jpg: not a plain file"):
+            read(pipe)
