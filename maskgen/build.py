@@ -18,6 +18,7 @@ from typing import NoReturn
 import numpy as np
 
 from ..data.errors import UserError
+from ..data.files import refuse_unwritable
 from ..data.images import find_images
 from ..data.maskfile import MaskReader
 from ..data.maskformat import STATUSES, encode_path
@@ -143,6 +144,7 @@ def build_rows(
     if finished_as_asked(target, str(root), recipe, paths, update=update):
         parts.remove()
         return summarize(target, 0, start, already_finished=True)
+    refuse_unwritable(target)
     runner = Runner(str(root), maker, backend, workers or default_workers(), scheduler)
     with parts.locked(shard):
         plan = settle(target, parts, str(root), recipe, paths, update=update)

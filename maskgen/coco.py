@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.errors import UserError
+from ..data.files import refuse_unwritable
 from ..data.images import ImageError, find_images, image_size
 from ..data.maskwrite import MaskRow, pack_mask, write_masks
 from .build import BuildSummary, summarize
@@ -45,6 +46,7 @@ def import_coco(
     start = time.monotonic()
     if Path(out).exists():
         raise UserError(f"{out} exists; choose another --out, or delete it")
+    refuse_unwritable(out)
     entries, segments = _read_coco(Path(source))
     root = Path(images).resolve()
     rows = []

@@ -182,9 +182,11 @@ def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: i
 
     No labels: a region regressor is trained on the surer half of the first masks.
     """
+    from ..data.files import refuse_unwritable
     from .build import BuildInterrupted, build_rows
     from .refine import train_on_mask_file
 
+    refuse_unwritable(out)
     if out.resolve() == masks_file.resolve():
         raise click.UsageError(f"--out {out} is the file of the first masks; choose another name")
     click.echo(f"learning from {masks_file}")
@@ -299,12 +301,17 @@ def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="Image folder: score the saliency computed again from it.",
 )
+@click.option(
+    "--first-masks",
+    type=click.Path(path_type=Path),
+    help="With --images and refined masks: the first masks that `refine` learned from.",
+)
 @_json_option
-def score(masks_file: Path, truth: Path, saliency: Path | None, images: Path | None, as_json: bool) -> None:
+def score(masks_file: Path, truth: Path, as_json: bool, **options: Any) -> None:
     """Score masks against the truth: IoU, F-beta (beta squared 0.3), MAE, S-measure."""
     from .score import score_masks
 
-    scores = score_masks(masks_file, truth, saliency=saliency, images=images)
+    scores = score_masks(masks_file, truth, **options)
     if as_json:
         click.echo(json.dumps(vars(scores), indent=1))
         return

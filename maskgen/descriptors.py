@@ -63,69 +63,91 @@ def describe(labels: NDArray[np.int32], channels: NDArray[np.float32]) -> NDArra
     Returns:
         (R, D) float32.
     """
-    height, width = labels.shape
     count = int(labels.max()) + 1
-    flat = labels.ravel()
-    area = np.bincount(flat, minlength=count).astype(np.float64)
-    pixels = channels.reshape(-1, CHANNELS)
-    mean = region_sums(flat, pixels, count) / area[:, None]
-    spread = np.sqrt(np.maximum(region_sums(flat, pixels * pixels, count) / area[:, None] - mean**2, 0))
-
-    rows, columns = np.mgrid[0:height, 0:width]
-    places = np.stack([(rows.ravel() + 0.5) / height, (columns.ravel() + 0.5) / width], axis=1).astype(
-        np.float32
-    )
-    centre = region_sums(flat, places, count) / area[:, None]
-    extent = np.sqrt(np.maximum(region_sums(flat, places * places, count) / area[:, None] - centre**2, 0))
+    area = np.bincount(labels.ravel(), minlength=count).astype(np.float64)
+    mean, spread = _moments(labels, channels, area)
     shares, contact = _shares_and_contact(labels, count)
-    share = area / area.sum()
-    off_centre = np.abs(centre - 0.5)
-    place = np.column_stack(
-        [
-            centre[:, 0],
-            off_centre,
-            np.hypot(*off_centre.T),
-            extent,
-            share,
-            contact.sum(axis=1) / np.sqrt(area),
-            shares[:, :2],
-            shares[:, 2:].min(axis=1),
-            shares[:, 2:].max(axis=1),
-            shares.sum(axis=1),
-        ]
-    )
-
-    difference = np.abs(mean[:, None] - mean[None])  # (R, R, C)
-    apart = ((centre[:, None] - centre[None]) ** 2).sum(axis=2)
-    near = np.exp(-apart / (2 * 0.25**2)) * share
-    contrast_all = np.einsum("ij,ijc->ic", np.broadcast_to(share, (count, count)), difference)
-    contrast_near = np.einsum("ij,ijc->ic", near / near.sum(axis=1, keepdims=True), difference)
-    touching = contact / np.maximum(contact.sum(axis=1, keepdims=True), 1)
-    contrast_touching = np.einsum("ij,ijc->ic", touching, difference)
-
-    colour = np.sqrt((difference[:, :, :3] ** 2).sum(axis=2))
-    border = shares / np.maximum(shares.sum(axis=0), 1e-9)  # (R, 4) each side's colours by length
-    to_sides = np.sort(colour @ border, axis=1)  # mean distance to each side, nearest first
-    alike = np.exp(-(colour**2) / (2 * 12.0**2))
-    like_sides = np.sort(alike @ border, axis=1)[:, ::-1]
-    like_all = alike @ share
-    texture = difference[:, :, 3:].sum(axis=2) @ border.mean(axis=1)
+    centre, place = _place(labels, area, shares, contact)
     described = np.column_stack(
         [
             place,
             mean,
             spread,
-            contrast_all,
-            contrast_near,
-            contrast_touching,
-            to_sides,
-            like_sides,
-            like_all,
-            texture,
+            _contrasts(mean, centre, area / area.sum(), contact),
+            _backgroundness(mean, area / area.sum(), shares),
             np.broadcast_to(channels.std(axis=(0, 1)), (count, CHANNELS)),
         ]
     )
     return described.astype(np.float32)
+
+
+def _moments(
+    labels: NDArray[np.int32], planes: NDArray[np.float32], area: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of (H, W, C) planes over each region, (R, C) each."""
+    flat, pixels = labels.ravel(), planes.reshape(-1, planes.shape[2])
+    mean = region_sums(flat, pixels, len(area)) / area[:, None]
+    square = region_sums(flat, pixels * pixels, len(area)) / area[:, None]
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _place(
+    labels: NDArray[np.int32],
+    area: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    contact: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centre (R, 2) as shares of the height and width; where regions lie, how large and compact they are."""
+    height, width = labels.shape
+    rows, columns = np.mgrid[0:height, 0:width]
+    places = np.stack([(rows + 0.5) / height, (columns + 0.5) / width], axis=2).astype(np.float32)
+    centre, extent = _moments(labels, places, area)
+    off_centre = np.abs(centre - 0.5)
+    place = [
+        centre[:, 0],
+        off_centre,
+        np.hypot(*off_centre.T),
+        extent,
+        area / area.sum(),
+        contact.sum(axis=1) / np.sqrt(area),
+        shares[:, :2],
+        shares[:, 2:].min(axis=1),
+        shares[:, 2:].max(axis=1),
+        shares.sum(axis=1),
+    ]
+    return centre, np.column_stack(place)
+
+
+def _contrasts(
+    mean: NDArray[np.float64],
+    centre: NDArray[np.float64],
+    share: NDArray[np.float64],
+    contact: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Difference of each channel from all regions, from near ones and from touching ones, (R, 3 C)."""
+    difference = np.abs(mean[:, None] - mean[None])  # (R, R, C)
+    apart = ((centre[:, None] - centre[None]) ** 2).sum(axis=2)
+    near = np.exp(-apart / (2 * 0.25**2)) * share
+    weights = (
+        np.broadcast_to(share, near.shape),
+        near / near.sum(axis=1, keepdims=True),
+        contact / np.maximum(contact.sum(axis=1, keepdims=True), 1),
+    )
+    return np.column_stack([np.einsum("ij,ijc->ic", weight, difference) for weight in weights])
+
+
+def _backgroundness(
+    mean: NDArray[np.float64], share: NDArray[np.float64], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Likeness of colour and texture to what lies along the four sides, and to everything, (R, 10)."""
+    difference = np.abs(mean[:, None] - mean[None])
+    colour = np.sqrt((difference[:, :, :3] ** 2).sum(axis=2))
+    border = shares / np.maximum(shares.sum(axis=0), 1e-9)  # (R, 4) each side's colours by length
+    to_sides = np.sort(colour @ border, axis=1)  # mean distance to each side, nearest first
+    alike = np.exp(-(colour**2) / (2 * 12.0**2))
+    like_sides = np.sort(alike @ border, axis=1)[:, ::-1]
+    texture = difference[:, :, 3:].sum(axis=2) @ border.mean(axis=1)
+    return np.column_stack([to_sides, like_sides, alike @ share, texture])
 
 
 def described_levels(work: NDArray[np.uint8]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:

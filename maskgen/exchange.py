@@ -1,6 +1,7 @@
 """Masks from elsewhere and to elsewhere, as trees of PNG or npz files.
 
-HARL and HAPiCL distribute their masks as such trees, one file per image with the image's path and stem.
+HARL's masks are such a tree of PNG files, one per image with the image's path and stem (the loader of
+https://github.com/TranNhiem/Heuristic_Attention_Represenation_Learning_SSL_Pytorch).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.errors import UserError
-from ..data.files import whole_file
+from ..data.files import refuse_unwritable, whole_file
 from ..data.images import ImageError, find_images, read_header, read_image
 from ..data.maskfile import MaskReader
 from ..data.maskformat import MAX_MASK_SIDE
@@ -58,7 +59,7 @@ class TreeRows:
             file = self.mask_file(path)
             if file is None:
                 raise ImageError(path, f"no mask for it in {self.masks}")
-            mask = binary(read_npz(file) if file.suffix == ".npz" else read_image(file)[:, :, 0])
+            mask = read_mask(file, path)
         except ImageError as error:
             return MaskRow(path=path, reason=error.reason, file_bytes=len(data))
         if aspect_differs(mask.shape, size):
@@ -135,6 +136,7 @@ def export_tree(
         raise UserError(f"{folder} is not an empty folder; choose another --out")
     reasons = reader.reasons()
     names = export_names(reader.paths)
+    refuse_unwritable(folder / names[0])
     for path, name in zip(reader.paths, names, strict=True):
         if path in reasons:
             continue
@@ -170,6 +172,18 @@ def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bo
 def binary(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Foreground of a grey map: above half of its largest value."""
     return np.asarray(values > values.max() / 2)
+
+
+def read_mask(file: Path, path: str) -> NDArray[np.bool_]:
+    """Read an image's mask from a PNG or npz.
+
+    Raises:
+        ImageError: about the image `path`, saying that it is its mask that cannot be used.
+    """
+    try:
+        return binary(read_npz(file) if file.suffix == ".npz" else read_image(file)[:, :, 0])
+    except ImageError as error:
+        raise ImageError(path, f"its mask {file.name}: {error.reason}") from error
 
 
 def read_npz(file: Path) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.errors import UserError
-from ..data.files import whole_file
+from ..data.files import refuse_unwritable, whole_file
 from ..data.images import ImageError, read_image
 from ..data.maskfile import MaskReader
 from ..data.maskformat import MaskStatus
@@ -164,8 +164,10 @@ def gallery_png(
         The paths shown.
 
     Raises:
-        UserError: if there is nothing to show, a path is unknown, or an image cannot be read.
+        UserError: if there is nothing to show, a path is unknown, an image cannot be read, or `out` not be
+            written.
     """
+    refuse_unwritable(out)
     reader = MaskReader(masks)
     chosen = list(paths) or random_paths(reader, sample, seed)
     if not chosen:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.errors import UserError
+from ..data.files import refuse_unwritable
 from ..data.maskfile import MaskReader
 from ..data.maskformat import find_row
 from ..data.maskwrite import join_masks
@@ -53,6 +54,7 @@ def finish(out: Path, parts: PartsFolder) -> int:
     Raises:
         UserError: if parts are missing or do not belong to the plan.
     """
+    refuse_unwritable(out)
     plan = parts.plan()
     if plan is None:
         raise UserError(f"nothing to join: {parts.path} holds no plan; run `hapicl masks build` first")
@@ -128,6 +130,7 @@ def merge_files(
     Raises:
         UserError: if recipes or image folders differ, or two sources disagree on an image.
     """
+    refuse_unwritable(out)
     readers = [reader for source in sources for reader in _readers(Path(source))]
     if not readers:
         raise UserError("nothing to join: give mask files or .parts folders with finished parts")

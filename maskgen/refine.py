@@ -9,6 +9,7 @@ After H. Jiang et al., CVPR 2013 (regional feature integration; random forest, s
 self-training as in the second stage of unsupervised saliency networks.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,12 +140,14 @@ class RefinedRows:
     recipe: Recipe
     regressor: RegionRegressor
     first_masks: str
+    limit: int
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the masks depend on: the recipe and which first masks the regressor learned from."""
-        learned_from = {"first_masks": self.first_masks, "images": self.regressor.images, "seed": self.seed}
-        return self.recipe.as_dict() | {"trained": learned_from | {"regions": self.regressor.regions}}
+        learned_from = {"first_masks": self.first_masks, "limit": self.limit, "seed": self.seed}
+        size = {"images": self.regressor.images, "regions": self.regressor.regions}
+        return self.recipe.as_dict() | {"trained": learned_from | size}
 
     def row(self, root: str, path: str) -> MaskRow:
         """Make one image's row; see `RecipeRows.row`."""
@@ -170,7 +173,7 @@ class RefinedRows:
 
 
 def train_on_mask_file(
-    images: str | Path, masks: str | Path, *, limit: int = 400, seed: int = 0
+    images: str | os.PathLike[str], masks: str | os.PathLike[str], *, limit: int = 400, seed: int = 0
 ) -> RefinedRows:
     """Train on the surest masks of a first build.
 
@@ -196,4 +199,4 @@ def train_on_mask_file(
     paths = [reader.paths[int(row)] for row in np.sort(surest[drawn])]
     pictures = (read_image(Path(images, path), reduce_to=recipe.work_size) for path in paths)
     regressor = train_region_regressor(pictures, (reader[path] for path in paths), recipe=recipe, seed=seed)
-    return RefinedRows(recipe, regressor, str(reader.attributes["content_digest"]), seed)
+    return RefinedRows(recipe, regressor, str(reader.attributes["content_digest"]), limit, seed)

@@ -18,9 +18,10 @@ from ..data.images import find_images, read_image
 from ..data.maskfile import MaskReader
 from .exchange import aspect_differs, binary, resize_mask
 from .measures import adaptive_f_beta, f_beta_curve, iou, mean_absolute_error, s_measure
-from .pipeline import segment
+from .pipeline import Foreground, segment
 from .plan import as_json
 from .recipes import RECIPES, Recipe
+from .refine import refine, train_on_mask_file
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def score_masks(
     *,
     saliency: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
+    first_masks: str | os.PathLike[str] | None = None,
 ) -> Scores:
     """Score a mask file against a folder of true masks, at the truths' own size.
 
@@ -60,6 +62,8 @@ def score_masks(
             suffix, or where that finds nothing by stem.
         saliency: folder of grey saliency maps, matched likewise.
         images: the image folder.
+        first_masks: with `images`, the mask file that refined masks were learned from: a mask file does not
+            hold the regressor, so it is trained again.
 
     Raises:
         UserError: if no truth matches, or two images share a stem that a truth is matched by.
@@ -70,7 +74,7 @@ def score_masks(
         raise UserError(
             f"none of the {len(reader)} images in {reader.path} has a truth in {truth}; names must match"
         )
-    source = _map_source(reader, pairs, saliency, images)
+    source = _map_source(reader, pairs, saliency, images, first_masks)
     reasons = reader.reasons()
     scores, curves = {}, []
     for path, file in pairs.items():
@@ -133,6 +137,7 @@ def _map_source(
     pairs: dict[str, Path],
     saliency: str | os.PathLike[str] | None,
     images: str | os.PathLike[str] | None,
+    first_masks: str | os.PathLike[str] | None,
 ) -> Callable[[str], NDArray[np.float32]] | None:
     """Where saliency maps come from: a folder, the images, or nowhere."""
     if saliency is not None:
@@ -142,9 +147,35 @@ def _map_source(
             raise UserError(f"{missing} has no saliency map in {saliency}")
         return lambda path: (read_image(files[path])[:, :, 0] / 255).astype(np.float32)
     if images is not None:
-        recipe, root = recorded_recipe(reader), Path(images)
-        return lambda path: segment(read_image(root / path, reduce_to=recipe.work_size), recipe).saliency
+        root, find = Path(images), _recorded_method(reader, images, first_masks)
+        work_size = int(reader.recipe["work_size"])
+        return lambda path: find(read_image(root / path, reduce_to=work_size)).saliency
     return None
+
+
+def _recorded_method(
+    reader: MaskReader, images: str | os.PathLike[str], first_masks: str | os.PathLike[str] | None
+) -> Callable[[NDArray[np.uint8]], Foreground]:
+    """Return what made a file's masks, of an image.
+
+    Raises:
+        UserError: if this version cannot do it, or needs the first masks of a refined file.
+    """
+    recipe = recorded_recipe(reader)
+    if not recipe.learned:
+        return lambda image: segment(image, recipe)
+    trained = reader.recipe["trained"]
+    if first_masks is None:
+        raise UserError(
+            f"{reader.path} holds refined masks; add --first-masks FILE, the masks that `masks refine` "
+            "learned from, or give saliency maps with --saliency"
+        )
+    if MaskReader(first_masks).attributes["content_digest"] != trained["first_masks"]:
+        raise UserError(
+            f"{reader.path} was not refined from {first_masks}; give the file it was refined from"
+        )
+    rows = train_on_mask_file(images, first_masks, limit=trained["limit"], seed=trained["seed"])
+    return lambda image: refine(image, rows.regressor, recipe)
 
 
 def recorded_recipe(reader: MaskReader) -> Recipe:
@@ -154,7 +185,8 @@ def recorded_recipe(reader: MaskReader) -> Recipe:
         UserError: if this version has none with these parameters.
     """
     name = reader.recipe.get("name")
-    if name in RECIPES and as_json(RECIPES[name].as_dict()) == reader.recipe:
+    parameters = {key: value for key, value in reader.recipe.items() if key != "trained"}
+    if name in RECIPES and as_json(RECIPES[name].as_dict()) == parameters:
         return RECIPES[name]
     raise UserError(
         f"{reader.path} was made by {name!r} with parameters that this version does not have; give saliency "

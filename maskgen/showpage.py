@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..data.files import whole_file
+from ..data.files import refuse_unwritable, whole_file
 from ..data.maskfile import MaskReader
 from ..data.page import Block, Picture, Section, Table, figure_picture, page
 from .gallery import extreme_paths, mask_tiles, masked_rows, random_paths, sheet
@@ -30,8 +30,9 @@ def gallery_page(
     """Write a self-contained HTML page about a mask file; arguments as for `gallery.gallery_png`.
 
     Raises:
-        UserError: if an image to show cannot be read.
+        UserError: if an image to show cannot be read, or `out` not be written.
     """
+    refuse_unwritable(out)
     reader = MaskReader(masks)
     root = Path(reader.image_root if images is None else images)
     few = max(1, sample // 2)

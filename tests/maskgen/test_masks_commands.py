@@ -14,11 +14,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from hapicl.data.errors import UserError
 from hapicl.data.maskfile import MaskReader
 from hapicl.maskgen.build import build_masks
 from hapicl.maskgen.commands import masks
 
 HAPICL = [sys.executable, "-m", "hapicl"]
+# what takes long in each command that writes
+WORK = ("build._work", "merge.join_masks", "gallery.sheet", "showpage.sheet", "refine.train_on_mask_file",
+        "exchange.resize_mask", "coco._read_coco")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,34 @@ def test_show_explains_what_it_cannot_do(built, tmp_path):
         result = run("show", out, *arguments)
         assert result.exit_code != 0
         assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "--images", "{images}", "--recipe", "fast", "--out", "{wrong}"),
+        ("merge", "{masks}", "--out", "{wrong}"),
+        ("refine", "--images", "{images}", "--masks", "{masks}", "--out", "{wrong}"),
+        ("show", "{masks}", "--out", "{wrong}.png"),
+        ("show", "{masks}", "--out", "{wrong}.html"),
+        ("export", "{masks}", "--out", "{wrong}"),
+        ("import", "--from", "{json}", "--images", "{images}", "--out", "{wrong}"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(built, tmp_path, monkeypatch, arguments):
+    def no_work(*_, **__):
+        raise AssertionError("the work has begun")
+
+    for target in WORK:
+        monkeypatch.setattr(f"hapicl.maskgen.{target}", no_work)
+    (tmp_path / "file").touch()
+    (tmp_path / "a.json").write_text("{}")
+    root, out, _ = built
+    places = {"images": root, "masks": out, "wrong": tmp_path / "file" / "x", "json": tmp_path / "a.json"}
+    result = run(*(argument.format(**places) for argument in arguments))
+    assert "a folder on the way is a file" in str(result.exception)
+    assert isinstance(result.exception, UserError)
 
 
 def test_export_verify_and_score_go_together(built, tmp_path):

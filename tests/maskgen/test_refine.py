@@ -11,6 +11,7 @@ from hapicl.maskgen.binarise import overlap
 from hapicl.maskgen.build import build_masks, build_rows
 from hapicl.maskgen.descriptors import channel_stack, describe
 from hapicl.maskgen.refine import learned_saliency, refine, train_on_mask_file, train_region_regressor
+from hapicl.maskgen.score import score_masks
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,5 +99,15 @@ def test_refined_file_is_complete_and_says_what_it_learned_from(
         reader.recipe["trained"]["first_masks"]
         == MaskReader(tmp_path / "first.h5").attributes["content_digest"]
     )
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    for number, (_, truth) in enumerate(scenes):
+        cv2.imwrite(str(truths / f"{number:02}.png"), truth.astype(np.uint8) * 255)
+    with pytest.raises(UserError, match="--first-masks"):
+        score_masks(reader.path, truths, images=folder)
+    with pytest.raises(UserError, match="was not refined from"):
+        score_masks(reader.path, truths, images=folder, first_masks=reader.path)
+    again = score_masks(reader.path, truths, images=folder, first_masks=tmp_path / "first.h5")
+    assert again.mean["s_measure"] > 0.8
     scores = [overlap(reader[f"{number:02}.png"], truth) for number, (_, truth) in enumerate(scenes)]
     assert np.mean(scores) > 0.85
