@@ -57,9 +57,12 @@ def measure_stages(loader: Loader, *, samples: int = 96) -> StageTimes:
     Raises:
         UserError: if a mask does not fit its image, or no image can be read.
     """
-    times = StageTimes()
+    times, warm = StageTimes(), False
     for index in loader.maker.order(0)[:samples].tolist():
         try:
+            if not warm:  # the first time pays for loading compiled code
+                _stages(loader, index, StageTimes())
+                warm = True
             _stages(loader, index, times)
         except images.ImageError:
             continue

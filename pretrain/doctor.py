@@ -6,6 +6,7 @@ The input path runs in worker processes beside the step, so the run goes as fast
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +43,20 @@ class Diagnosis:
     advice: list[str]
 
 
-def diagnose(settings: RunSettings, *, samples: int = 96, seconds: float = 4.0) -> Diagnosis:
+def diagnose(
+    settings: RunSettings,
+    *,
+    samples: int = 96,
+    seconds: float = 4.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Diagnosis:
     """Measure a run with these settings without training it.
 
     Args:
         settings: as for `pretrain`.
         samples: images timed stage by stage.
         seconds: how long all workers run together, and then how long steps are repeated.
+        say: told what is being timed.
 
     Raises:
         UserError: for the mistakes that a real run would meet at its start.
@@ -57,31 +65,41 @@ def diagnose(settings: RunSettings, *, samples: int = 96, seconds: float = 4.0) 
         parts = assemble(settings, world)
         with parts.loader as loader:
             loader.augment = False
+            say(f"timing the stages of {samples} images")
             stages = measure_stages(loader, samples=samples)
+            say(f"timing {loader.workers} workers together")
             together, raw = measure_loader(loader, seconds=seconds)
         transfer, augment, batch = measure_device(raw, world.device)
+        say(f"timing steps of {len(batch)} samples on {world.device}")
         step = _step_seconds(parts, batch, seconds)
         rates = {stage: _rate(stages.per_sample(stage)) for stage in STAGES}
         return _judge(rates, parts.loader, together, (transfer, augment, step), world.device)
 
 
 def _step_seconds(parts: Parts, batch: Batch, seconds: float) -> float:
-    """Seconds a sample of forward and backward, over at least one step after a first one to warm up."""
+    """Seconds a sample of forward and backward.
+
+    A first step warms up; one that takes longer than `seconds` is enough.
+    """
     device, method = parts.world.device, parts.method.to(parts.world.device)
     if parts.settings.channels_last and device.type == "cuda":
         method = method.to(memory_format=torch.channels_last)
     bf16 = loop_settings(parts).precision == "bf16"
-    started, done = 0.0, -1
-    while done < 1 or time.perf_counter() - started < seconds:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = method(batch).loss
-        loss.backward()
-        method.zero_grad(set_to_none=True)
-        _wait(device)
-        done += 1
-        if done == 0:
-            started = time.perf_counter()
-    return (time.perf_counter() - started) / done / len(batch)
+
+    def repeat(seconds: float) -> float:
+        """Seconds of one step, repeated for so many seconds, at least once."""
+        started, done = time.perf_counter(), 0
+        while done == 0 or time.perf_counter() - started < seconds:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = method(batch).loss
+            loss.backward()
+            method.zero_grad(set_to_none=True)
+            _wait(device)
+            done += 1
+        return (time.perf_counter() - started) / done
+
+    first = repeat(0)
+    return (first if first > seconds else repeat(seconds)) / len(batch)
 
 
 def _judge(
@@ -131,7 +149,8 @@ def input_advice(
     if slowest == "decode as needed":
         advice.append(
             "decoding is slowest: `hapicl data pack --images DIR --out images.h5 --short-side 320` makes "
-            "smaller JPEGs to decode, with the same crops"
+            "smaller JPEGs to decode, with the same crops; decoding at a reduced size is on already, where "
+            "every crop allows it"
         )
     wanted = max(1, round(workers * short + 0.5))
     advice.append(f"--workers {wanted} would keep up if this machine has as many idle cores")

@@ -34,4 +34,4 @@ def doctor(samples: int, **options: Any) -> None:
     settings, notes = resolve({key: value for key, value in options.items() if value is not None})
     for note in notes:
         click.echo(note, err=True)
-    click.echo(report(diagnose(settings, samples=samples)))
+    click.echo(report(diagnose(settings, samples=samples, say=lambda note: click.echo(note, err=True))))
