@@ -59,7 +59,7 @@ def main() -> None:
         },
         "peak_mib": peaks if device.type == "cuda" else "not measured on the CPU",
         "machine": {
-            "processor": platform.processor(),
+            "processor": _processor(),
             "cores": os.cpu_count(),
             "load_average": os.getloadavg(),
         },
@@ -147,6 +147,12 @@ def _time(run: Callable[[Tensor], object], images: Tensor, device: torch.device)
         torch.cuda.synchronize(device)
         return time.perf_counter() - started, torch.cuda.max_memory_allocated(device) / 2**20
     return time.perf_counter() - started, 0.0
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from hapicl.pretrain.backbones import Backbone, build_backbone
 from hapicl.pretrain.engine.distributed import World, choose_device
 from hapicl.pretrain.engine.loop import LoopSettings, fit
 from hapicl.pretrain.engine.optimizers import OptimizerSettings, build_optimizer
+from hapicl.pretrain.losses import info_nce
 from hapicl.pretrain.methods.base import Context
 from hapicl.pretrain.methods.registry import method_class
 
@@ -49,7 +50,7 @@ class Repeat:
 class Setup:
     """A method with its optimiser and a made-up batch, under one choice of levers."""
 
-    def __init__(self, name, options, *, precision, channels_last, fused, compile):
+    def __init__(self, name, options, *, precision, channels_last, fused, compile, synchronise=False):
         self.device, self.precision = options.device, precision
         kind = method_class(name)
         config = kind.Config()
@@ -70,6 +71,8 @@ class Setup:
             for module in self.method.modules():
                 if isinstance(module, Backbone):
                     module.compile()
+        if synchronise:
+            self.method.register_forward_hook(lambda module, given, output: output.loss.item() and None)
         settings = OptimizerSettings(fused=fused)
         self.optimizer = build_optimizer(
             self.method, settings, batch_size=options.batch_size, device=self.device
@@ -169,11 +172,15 @@ def measure_overhead(name, options):
 
 def measure_levers(name, options):
     """Samples/s with one lever changed at a time, against the trainer's own choice."""
+    found = {
+        "two forwards instead of one": measure_two_forwards(options),
+        "whole logits instead of chunks": measure_whole_logits(options),
+    }
     changes = {"contiguous instead of channels_last": {"channels_last": False}}
+    changes |= {"the loss read at every step": {"synchronise": True}}
     changes |= {"foreach instead of fused update": {"fused": False}, "torch.compile": {"compile": True}}
     precisions = {"bf16": "fp32", "fp32": "bf16"}
     other = precisions[options.precision]
-    found = {}
     for label, change in [
         *changes.items(),
         (f"{other} instead of {options.precision}", {"precision": other}),
@@ -181,13 +188,60 @@ def measure_levers(name, options):
         ours = Setup(name, options, **({"precision": options.precision} | BASE))
         theirs = Setup(name, options, **({"precision": options.precision} | BASE | change))
         times = alternate({"base": ours.trained, "changed": theirs.trained}, options)
-        ratios = [base / changed for base, changed in zip(times["base"], times["changed"], strict=True)]
-        found[label] = {
-            "speed_against_base": statistics.median(ratios),
-            "samples_per_second": options.batch_size / statistics.median(times["changed"]),
-        }
+        found[label] = compared(times, options)
         print(label, json.dumps(found[label]), flush=True)
     return found
+
+
+def compared(times, options):
+    """What a lever does: the changed form's speed over the base's, block by block."""
+    ratios = [base / changed for base, changed in zip(times["base"], times["changed"], strict=True)]
+    return {
+        "speed_against_base": statistics.median(ratios),
+        "samples_per_second": options.batch_size / statistics.median(times["changed"]),
+    }
+
+
+def measure_two_forwards(options):
+    """A backbone's forward and backward of two views at once, and one after the other."""
+    size = options.image_size
+    backbone = build_backbone(options.arch, image_size=size).to(options.device)
+    backbone = backbone.to(memory_format=torch.channels_last)
+    shape = (options.batch_size, 3, size, size)
+    views = [torch.randn(shape, device=options.device).contiguous(memory_format=torch.channels_last)] * 2
+
+    def pass_through(parts):
+        with torch.autocast(options.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = sum(backbone(part)[backbone.last].float().square().mean() for part in parts)
+        loss.backward()
+
+    def one(steps):
+        for _ in range(steps):
+            pass_through([torch.cat(views).contiguous(memory_format=torch.channels_last)])
+
+    def two(steps):
+        for _ in range(steps):
+            pass_through(views)
+
+    return compared(alternate({"base": one, "changed": two}, options), options)
+
+
+def measure_whole_logits(options, *, negatives=65_536, dim=128):
+    """MoCo's loss against its queue with all logits at once, and in our chunks of an eighth."""
+    rows = options.batch_size
+    shapes = ((rows, dim), (rows, dim), (negatives, dim))
+    query, key, queue = (torch.randn(shape, device=options.device) for shape in shapes)
+    query.requires_grad_()
+
+    def with_chunks_of(logits):
+        def run(steps):
+            for _ in range(steps):
+                info_nce(query, key, queue, temperature=0.2, chunk_logits=logits).backward()
+
+        return run
+
+    rivals = {"base": with_chunks_of(rows * negatives // 8), "changed": with_chunks_of(rows * negatives)}
+    return compared(alternate(rivals, options), options)
 
 
 def measure_throughput(name, options):
