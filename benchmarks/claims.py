@@ -219,6 +219,8 @@ def gather(options: argparse.Namespace, every: list[Column], failed: list[str]) 
     ]
     missing += [*failed, "instance mask AP: no data set with instance masks at hand"]
     missing += ["detectors and fine-tuned FCNs on the ViT rows: both need a ResNet"]
+    if SCALES[options.scale].fcn is None:
+        missing += ["fine-tuned FCN mIoU and linear probe: columns of the small scale"]
     missing += [] if options.supervised else ["a supervised row: no weight file given (--supervised FILE)"]
     missing += [
         f"{row}: no result yet" for row in rows if not any((row, column) in values for column in shown)
@@ -229,6 +231,11 @@ def gather(options: argparse.Namespace, every: list[Column], failed: list[str]) 
         rows=tuple(rows),
         columns=shown,
         values=values,
+        starts={
+            row: "random_vit" if row in VIT else "random"
+            for row in rows
+            if row not in RANDOM_ARCH and row != "supervised"
+        },
         costs=costs(options.work, rows),
         settings=describe(options),
         missing=tuple(missing),

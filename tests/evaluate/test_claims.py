@@ -16,7 +16,8 @@ from hapicl.pretrain.methods.registry import METHODS
 def table(values: dict[tuple[str, str], list[float]], *, smoke: bool = False) -> ClaimsTable:
     rows = tuple(dict.fromkeys(row for row, _ in values))
     columns = tuple(dict.fromkeys(column for _, column in values))
-    return ClaimsTable(scale="small", smoke=smoke, rows=rows, columns=columns, values=values)
+    starts = {"moco_v2": "random", "densecl": "random", "hapicl_m": "random", "mae": "random_vit"}
+    return ClaimsTable(scale="small", smoke=smoke, rows=rows, columns=columns, values=values, starts=starts)
 
 
 def test_a_difference_is_shown_beyond_twice_its_error_and_with_three_seeds() -> None:
@@ -46,6 +47,16 @@ def test_lines_and_statement_count_the_same() -> None:
     assert "seg 3 of 3" in text
     assert "smoke" not in text
     assert statement(table(values, smoke=True))[0].startswith("This is the smoke scale")
+
+
+def test_a_row_is_held_against_the_random_start_of_its_own_backbone() -> None:
+    values = {
+        ("random", "seg"): [0.1],
+        ("random_vit", "seg"): [0.5],
+        ("moco_v2", "seg"): [0.3],
+        ("mae", "seg"): [0.4],
+    }
+    assert "seg 1 of 2" in " ".join(statement(table(values)))
 
 
 def test_the_page_says_what_was_not_run() -> None:
