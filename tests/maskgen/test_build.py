@@ -278,7 +278,7 @@ def test_missing_and_empty_folders_and_wrong_options_are_explained(tmp_path, man
     with pytest.raises(UserError, match="cannot read the image folder"):
         build_rows(tmp_path / "none", tmp_path / "masks.h5", ThresholdRows())
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot work in"):
+    with pytest.raises(UserError, match="cannot write"):
         build_rows(many, tmp_path / "file" / "masks.h5", ThresholdRows())
     for options in (
         {"workers": 0},
