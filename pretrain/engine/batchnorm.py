@@ -77,18 +77,17 @@ class SplitBatchNorm(_BatchNorm):
             raise UserError(
                 f"a batch of {batch} does not split into {self.groups} BatchNorm groups of one size"
             )
-        # groups become channels: (B / G, G * C, L) normalises each group by itself in one call
-        grouped = input.reshape(self.groups, batch // self.groups, channels, -1).transpose(0, 1)
-        stacked = grouped.reshape(batch // self.groups, self.groups * channels, -1)
-        mean = input.new_zeros(self.groups * channels)
-        variance = input.new_zeros(self.groups * channels)
-        # momentum 1 makes the "running" statistics those of this batch
-        normalised = functional.batch_norm(stacked, mean, variance, training=True, momentum=1.0, eps=self.eps)
-        _track_running(self, mean.view(self.groups, -1).mean(0), variance.view(self.groups, -1).mean(0))
-        ungrouped = normalised.reshape(batch // self.groups, self.groups, channels, -1).transpose(0, 1)
-        values = ungrouped.reshape(input.shape)
-        shape = [1, -1, *[1] * (input.dim() - 2)]
-        return values * self.weight.view(shape) + self.bias.view(shape)
+        # Slices of the batch keep channels_last, which folding the groups into the channels does not: the
+        # layers around would convert back and forth. The statistics stay in the weights' precision.
+        mean = torch.zeros(self.groups, channels, dtype=self.weight.dtype, device=input.device)
+        variance = torch.zeros_like(mean)
+        # momentum 1 makes the "running" statistics those of the group
+        normalised = [
+            functional.batch_norm(*part, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            for part in zip(input.chunk(self.groups), mean, variance, strict=True)
+        ]
+        _track_running(self, mean.mean(0), variance.mean(0))
+        return torch.cat(normalised)
 
     def extra_repr(self) -> str:
         """Show the groups in the printed module."""
