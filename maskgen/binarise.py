@@ -20,6 +20,7 @@ def otsu_split(
 
     With `off_border` the criterion, the variance between the classes, is multiplied by that power of the
     share of the border that stays background: of like splits it takes the one that leaves the border out.
+    Where no split leaves any of it out, it is Otsu's own.
 
     Args:
         values: (R,) one per region.
@@ -43,7 +44,8 @@ def otsu_split(
     score = between
     if off_border and border is not None:
         left_out = np.cumsum(border[order])[:-1] / border.sum()
-        score = between * left_out**off_border
+        # where every split has the whole border in the foreground, leaving it out cannot tell them apart
+        score = between * left_out**off_border if left_out.any() else between
     best = int(score.argmax())
     return float((value[best] + value[best + 1]) / 2), float(min(1.0, between[best] / variance))
 

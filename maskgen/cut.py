@@ -21,9 +21,8 @@ Mask = NDArray[np.bool_]
 COMPONENTS = 5  # Gaussians on each side, as in the paper
 SAMPLE = 1500  # pixels that k-means sees, evenly spread; all pixels refine the components afterwards
 LEAST_PIXELS = 10  # a component of fewer pixels has no covariance to speak of
-NOISE = (
-    1.0  # grey levels squared, added to each variance: what quantisation and compression do to flat colour
-)
+# added to each variance, grey levels squared: what quantisation and compression do to flat colour
+NOISE = 1.0
 CERTAIN = 10.0  # cost of a fixed pixel's change; the eight edges of a pixel together cost at most 6.9
 STEP = 0.25  # primal and dual; their product times 16, the squared norm of the differences, is 1
 

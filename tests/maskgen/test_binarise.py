@@ -78,3 +78,10 @@ def test_overlap() -> None:
     first, second = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
     assert overlap(first, second) == pytest.approx(1 / 3)
     assert overlap(first & ~first, second & ~second) == 1
+
+
+def test_a_border_that_no_split_leaves_out_does_not_decide():
+    values = np.array([0.1, 0.2, 0.9], np.float32)
+    area, border = np.array([10, 10, 10]), np.array([0, 0, 8])
+    assert otsu_split(values, area, border, 5.0) == otsu_split(values, area)
+    assert otsu_split(values, area)[0] == pytest.approx(0.55)
