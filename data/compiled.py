@@ -1,4 +1,4 @@
-"""How this room's kernels are compiled."""
+"""How kernels are compiled, here and in the other rooms."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Any
 import numba
 
 
-def compiled(function: Callable[..., Any], *, fastmath: set[str] | bool = False) -> Any:
-    """Compile a function at its first call, and keep the machine code on disk where one may write.
+def compiled(
+    function: Callable[..., Any], *, signature: str | None = None, fastmath: set[str] | bool = False
+) -> Any:
+    """Compile a function, and keep the machine code on disk.
+
+    numba keeps it beside the module or, where that folder cannot be written, in the user's cache folder;
+    where neither can be written every process compiles anew, some seconds.
 
     Args:
         function: what to compile.
+        signature: numba's, to compile for it at once; None compiles at the first call, for its arguments.
         fastmath: liberties with floating point, as numba names them; none by default, then the result is
             numpy's to the last bit.
     """
     try:
-        return numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)
+        return numba.njit(signature, cache=True, nogil=True, fastmath=fastmath)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        # numba found no folder for its cache: every process compiles anew
-        return numba.njit(nogil=True, fastmath=fastmath)(function)
+        return numba.njit(signature, nogil=True, fastmath=fastmath)(function)
