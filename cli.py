@@ -12,7 +12,7 @@ import sys
 import click
 
 from . import __version__
-from .data.errors import UserError
+from .common.errors import UserError
 
 # command name -> (module, attribute, one line of help shown by `hapicl --help` without importing the
 # module)
@@ -26,7 +26,7 @@ COMMANDS = {
     "masks": ("hapicl.maskgen.commands", "masks", "Stage one: find the foreground of every image, once."),
     "pretrain": ("hapicl.pretrain.commands", "pretrain", "Stage two: train a backbone on images and masks."),
     "doctor": (
-        "hapicl.pretrain.doctor_command",
+        "hapicl.pretrain.commands",
         "doctor",
         "Time every stage on your machine and name the slowest.",
     ),

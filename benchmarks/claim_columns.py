@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hapicl.data.images import find_images
+from hapicl.data.images.folder import find_images
 from hapicl.evaluate.protocols import (
     DetectionData,
     Evaluated,

@@ -25,16 +25,16 @@ from typing import Any
 
 import torch
 from claim_columns import ORDER, RANDOM_ARCH, SCALES, VIT, Column, Scale, columns
+from claims_table import ClaimsTable, render
 
-from hapicl.data.errors import UserError
-from hapicl.data.files import whole_file
-from hapicl.data.images import find_images
-from hapicl.evaluate.claims import ClaimsTable, render
+from hapicl.common.atomic_files import whole_file
+from hapicl.common.errors import UserError
+from hapicl.data.images.folder import find_images
+from hapicl.engine.stop import EXIT_STOPPED
 from hapicl.evaluate.finetune import RunStopped, Runtime
 from hapicl.evaluate.protocols import Request
-from hapicl.evaluate.report import bars
+from hapicl.evaluate.report.page import bars
 from hapicl.evaluate.result import read_result, write_result
-from hapicl.pretrain.engine.stop import EXIT_STOPPED
 from hapicl.pretrain.methods.registry import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[1]

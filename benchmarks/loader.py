@@ -35,14 +35,14 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from hapicl.data import photometric
-from hapicl.data.batch import Batch, Needs, ViewPolicy
-from hapicl.data.files import whole_file
-from hapicl.data.loader import Loader
-from hapicl.data.maskfile import MaskReader
-from hapicl.data.packbuild import PackSettings, pack_images
-from hapicl.data.randomness import counter_generator
-from hapicl.maskgen.build import build_masks
+from hapicl.common.atomic_files import whole_file
+from hapicl.common.randomness import counter_generator
+from hapicl.data.images.pack_build import PackSettings, pack_images
+from hapicl.data.loading import photometric
+from hapicl.data.loading.batch import Batch, Needs, ViewPolicy
+from hapicl.data.loading.loader import Loader
+from hapicl.data.masks.reader import MaskReader
+from hapicl.maskgen.building.build import build_masks
 
 NEEDS = Needs(views=(ViewPolicy(), ViewPolicy()), grid=7)
 GOALS = {

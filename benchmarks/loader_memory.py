@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from hapicl.data.batch import Needs, ViewPolicy
-from hapicl.data.files import whole_file
-from hapicl.data.loader import Loader
+from hapicl.common.atomic_files import whole_file
+from hapicl.data.loading.batch import Needs, ViewPolicy
+from hapicl.data.loading.loader import Loader
 
 
 def main() -> None:

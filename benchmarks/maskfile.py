@@ -26,10 +26,10 @@ import h5py
 import numpy as np
 
 from hapicl.data.geometry import sample_geometry
-from hapicl.data.maskfile import MaskReader
-from hapicl.data.maskwrite import join_masks, pack_mask, write_masks
-from hapicl.maskgen.merge import describe
-from hapicl.maskgen.verify import verify_masks
+from hapicl.data.masks.reader import MaskReader
+from hapicl.data.masks.writer import join_masks, pack_mask, write_masks
+from hapicl.maskgen.building.merge import describe
+from hapicl.maskgen.inspection.verify import verify_masks
 
 IMAGENET = 1_281_167
 PART = 65_536

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb as skimage_felzenszwalb
 from threadpoolctl import threadpool_limits
 
-from hapicl.data.images import find_images, read_image
+from hapicl.data.images.decode import read_image
+from hapicl.data.images.folder import find_images
 from hapicl.maskgen import RECIPES, segment
-from hapicl.maskgen.binarise import overlap
-from hapicl.maskgen.refine import refine, train_region_regressor
+from hapicl.maskgen.refinement.region_regressor import refine, train_region_regressor
+from hapicl.maskgen.segmentation.binarise import overlap
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

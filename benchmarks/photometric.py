@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from hapicl.data import photometric
-from hapicl.data.batch import PhotometricPolicy
-from hapicl.data.files import whole_file
-from hapicl.data.randomness import counter_generator
+from hapicl.common.atomic_files import whole_file
+from hapicl.common.randomness import counter_generator
+from hapicl.data.loading import photometric
+from hapicl.data.loading.batch import PhotometricPolicy
 
 
 def main() -> None:

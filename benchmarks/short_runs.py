@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from hapicl import __version__
-from hapicl.data.files import whole_file
-from hapicl.pretrain.backbones import build_backbone
-from hapicl.pretrain.engine.distributed import World
-from hapicl.pretrain.online import OnlineKnn
-from hapicl.pretrain.settings import RunSettings
+from hapicl.common.atomic_files import whole_file
+from hapicl.engine.distributed import World
+from hapicl.models.backbones.build import build_backbone
+from hapicl.pretrain.config.settings import RunSettings
+from hapicl.pretrain.diagnose.online_knn import OnlineKnn
 
 MACHINE = ("masks", "images", "out", "resume", "knn_train", "knn_val")  # paths of one machine
 CURVE_KEYS = ("_at_chance", "similarity", "gap", "std", "rank", "instance", "pixel", "loss")

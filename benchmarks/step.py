@@ -16,13 +16,14 @@ import time
 
 import torch
 
-from hapicl.data.batch import Batch
 from hapicl.data.geometry import ViewGeometry
-from hapicl.data.loader import Loader
-from hapicl.pretrain.backbones import Backbone, build_backbone
-from hapicl.pretrain.engine.distributed import World, choose_device
-from hapicl.pretrain.engine.loop import LoopSettings, fit
-from hapicl.pretrain.engine.optimizers import OptimizerSettings, build_optimizer
+from hapicl.data.loading.batch import Batch
+from hapicl.data.loading.loader import Loader
+from hapicl.engine.distributed import World, choose_device
+from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
+from hapicl.models.backbones.base import Backbone
+from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.losses import info_nce
 from hapicl.pretrain.methods.base import Context
 from hapicl.pretrain.methods.registry import method_class

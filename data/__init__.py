@@ -1,1 +1,1 @@
-"""The ground floor: images and masks on disk, geometry, views, device augmentation. Imports no other room."""
+"""Images and masks on disk, the one geometry, and the loader that makes batches of them."""

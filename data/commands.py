@@ -39,7 +39,7 @@ def pack(images: Path, out: Path, short_side: int | None, quality: int, workers:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from .packbuild import PackSettings, pack_images
+    from .images.pack_build import PackSettings, pack_images
 
     settings = PackSettings(short_side=short_side, quality=quality)
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.randomness import counter_generator
+from ..common.randomness import counter_generator
 from .photographs import Outline, Photograph, fill_polygons
 
 SIZES = ((240, 320), (320, 240), (288, 288))  # (H, W)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.images import read_image
-from ..data.maskfile import MaskReader
+from ..data.images.decode import read_image
+from ..data.masks.reader import MaskReader
 from ..maskgen.pipeline import segment
 from .folder import Folder
 

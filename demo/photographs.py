@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.errors import UserError
+from ..common.errors import UserError
 
 # where each package keeps its pictures
 PICTURE_FOLDERS = {"scikit-image": "skimage.data", "scikit-learn": "sklearn.datasets.images"}

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..data.files import whole_file
-from ..data.page import Code, Note, Picture, Pictures, Section, Table, figure_picture, page
-from ..maskgen.score import Scores
-from ..pretrain.engine.journal import read_config
+from ..common.atomic_files import whole_file
+from ..common.page import Code, Note, Picture, Pictures, Section, Table, figure_picture, page
+from ..engine.run_logger import read_config
+from ..maskgen.inspection.score import Scores
 from .folder import Folder
 from .stages import Run, mean_iou
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..data.errors import UserError
-from ..data.files import whole_file
+from ..common.atomic_files import whole_file
+from ..common.errors import UserError
 from .folder import Folder, build_folder
 
 MARKER = "demo.json"  # a folder that holds it is the demo's own, and is made anew

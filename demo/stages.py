@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ..data.files import whole_file
-from ..data.maskfile import MaskReader
-from ..data.page import encode_image
-from ..maskgen.build import build_masks
-from ..maskgen.score import Scores, score_masks
-from ..pretrain.engine.journal import read_metrics
-from ..pretrain.resolve import resolve
-from ..pretrain.run import pretrain
-from ..pretrain.settings import RunSettings
+from ..common.atomic_files import whole_file
+from ..common.page import encode_image
+from ..data.masks.reader import MaskReader
+from ..engine.run_logger import read_metrics
+from ..maskgen.building.build import build_masks
+from ..maskgen.inspection.score import Scores, score_masks
+from ..pretrain.config.resolve import resolve
+from ..pretrain.config.settings import RunSettings
+from ..pretrain.train import pretrain
 from .folder import Folder
 from .gallery import gallery, shown_pictures, side_by_side
 

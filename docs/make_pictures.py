@@ -7,16 +7,16 @@ ones follows from their names, not from how good their masks are.
 import tempfile
 from pathlib import Path
 
-from hapicl.data.files import whole_file
-from hapicl.data.maskfile import MaskReader
-from hapicl.data.page import encode_image
+from hapicl.common.atomic_files import whole_file
+from hapicl.common.page import encode_image
+from hapicl.data.masks.reader import MaskReader
 from hapicl.demo.collage import cutouts_by_label, make_collage
 from hapicl.demo.folder import build_folder
 from hapicl.demo.gallery import gallery, side_by_side
 from hapicl.demo.photographs import load_photographs
 from hapicl.demo.run import SEED
-from hapicl.maskgen.build import build_masks
-from hapicl.maskgen.score import score_masks
+from hapicl.maskgen.building.build import build_masks
+from hapicl.maskgen.inspection.score import score_masks
 
 PHOTOGRAPHS = ("astronaut/astronaut.png", "cat/chelsea.png", "cup/coffee.png", "coin/coins.png")
 COLLAGES = ("astronaut", "cat", "cup", "shuttle")

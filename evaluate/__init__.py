@@ -1,1 +1,1 @@
-"""What a backbone is worth, and its weights for other toolkits. Imports data and pretrain."""
+"""What a backbone is worth on labelled images, and its weights for other toolkits."""

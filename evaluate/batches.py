@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..data.errors import UserError
-from ..data.randomness import counter_generator
+from ..common.errors import UserError
+from ..common.randomness import counter_generator
 
 
 class Samples(Protocol):

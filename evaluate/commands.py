@@ -68,12 +68,12 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
 
 def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
     """Make the request, run the command's function, write and print."""
-    from ..data.files import refuse_unwritable
-    from ..pretrain.engine.distributed import choose_device
-    from ..pretrain.engine.stop import EXIT_STOPPED
+    from ..common.atomic_files import refuse_unwritable
+    from ..engine.distributed import choose_device
+    from ..engine.stop import EXIT_STOPPED
     from .finetune import RunStopped, Runtime
-    from .output import default_out, finish
     from .protocols import Request
+    from .report.output import default_out, finish
 
     shared = ("weights", "protocol", "arch", "stem", "image_size", "runs", "seed")
     picked = {name: options.pop(name) for name in shared}
@@ -213,8 +213,8 @@ def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
 @click.option("--out", type=FOLDER, help="Write to this file instead of the screen.")
 def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """One table of many result files: a row per weights, a column per protocol."""
-    from ..data.files import whole_file
-    from .output import render_table
+    from ..common.atomic_files import whole_file
+    from .report.output import render_table
 
     text = render_table(results, kind)
     if out is None:
@@ -232,7 +232,7 @@ def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
 @click.option("--arch", help="Backbone, where the file does not say.")
 def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> None:
     """Write a backbone for another library, and check that it loads there."""
-    from .export import export_backbone
+    from .export.export import export_backbone
 
     written, matched = export_backbone(
         checkpoint, target, out or Path(checkpoint).parent / f"backbone-{target}", arch=arch
@@ -267,10 +267,10 @@ def show_matches(
     map, as DenseCL matches them: with dots where both lie at the same place of the photograph, else
     crosses.
     """
-    from ..data.files import refuse_unwritable, whole_file
-    from ..data.images import read_image
-    from ..pretrain.matchpictures import find_matches, matches_picture
-    from .weights import load_backbone
+    from ..common.atomic_files import refuse_unwritable, whole_file
+    from ..data.images.decode import read_image
+    from ..models.weights import load_backbone
+    from .report.match_pictures import find_matches, matches_picture
 
     refuse_unwritable(out)
     pixels = read_image(image)

@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..data.errors import UserError
-from ..pretrain.engine.checkpoint import LAST, load_checkpoint
-from ..pretrain.engine.distributed import World
-from ..pretrain.engine.guard import NonFiniteLossError
-from ..pretrain.engine.journal import Journal, read_metrics
-from ..pretrain.engine.loop import LoopSettings, fit
-from ..pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer
-from ..pretrain.settings import build, parse_overrides
+from ..common.errors import UserError
+from ..engine.checkpoint import LAST, load_checkpoint
+from ..engine.distributed import World
+from ..engine.guard import NonFiniteLossError
+from ..engine.loop import LoopSettings, fit
+from ..engine.optimizers import OptimizerSettings, build_optimizer
+from ..engine.run_logger import Journal, read_metrics
+from ..engine.schedule import ScheduleSettings
+from ..pretrain.config.settings import build, parse_overrides
 from .batches import TaskBatches
 
 AnyProtocol = TypeVar("AnyProtocol")

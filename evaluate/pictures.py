@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .segmentation_data import IGNORE
+from .segmentation.data import IGNORE
 
 Pixels = np.ndarray
 

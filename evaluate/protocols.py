@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import UserError
-from ..pretrain.backbones import Backbone
-from ..pretrain.settings import LARGEST_IMAGE, LARGEST_SEED
+from ..common.errors import UserError
+from ..data.images.class_folders import LabelledImages, class_folders, listed, share_per_class
+from ..models.backbones.base import Backbone
+from ..models.weights import WeightsInfo, load_backbone
+from ..pretrain.config.settings import LARGEST_IMAGE, LARGEST_SEED
 from .finetune import Runtime, settings_from
-from .folders import LabelledImages, class_folders, listed, share_per_class
 from .result import Outcome, Run, make_result, run_seeds
-from .weights import WeightsInfo, load_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +123,8 @@ def _folders(train: Path, test: Path) -> tuple[LabelledImages, LabelledImages, d
 
 def run_knn(request: Request, *, train: Path, test: Path) -> Evaluated:
     """`evaluate knn`."""
-    from .features import default_resize, extract_features
-    from .knn import PROTOCOLS, evaluate_knn
+    from .classification.features import default_resize, extract_features
+    from .classification.knn import PROTOCOLS, evaluate_knn
 
     size = request.image_size or 224
     protocol = choose(PROTOCOLS, request)
@@ -158,7 +158,7 @@ def run_knn(request: Request, *, train: Path, test: Path) -> Evaluated:
 
 def run_linear(request: Request, *, train: Path, test: Path) -> Evaluated:
     """`evaluate linear`."""
-    from .linear import PROTOCOLS, evaluate_linear
+    from .classification.linear import PROTOCOLS, evaluate_linear
 
     protocol = choose(PROTOCOLS, request)
     learnt, asked, data = _folders(train, test)
@@ -179,7 +179,7 @@ def run_semi(
     request: Request, *, train: Path, test: Path, list_file: Path | None, share: float | None
 ) -> Evaluated:
     """`evaluate semi`; the few images come from a list file, or are a share of each class."""
-    from .semi import PROTOCOLS, evaluate_semi
+    from .classification.semi import PROTOCOLS, evaluate_semi
 
     protocol = choose(PROTOCOLS, request)
     learnt, asked, data = _folders(train, test)
@@ -204,8 +204,8 @@ def run_svm(
     request: Request, *, train: Path | None, test: Path | None, voc: Path | None, splits: tuple[str, str]
 ) -> Evaluated:
     """`evaluate svm`, on class folders or VOC's classification lists."""
-    from .features import extract_features
-    from .svm import PROTOCOLS, evaluate_svm, folder_signs, voc_signs
+    from .classification.features import extract_features
+    from .classification.svm import PROTOCOLS, evaluate_svm, folder_signs, voc_signs
 
     protocol = choose(PROTOCOLS, request)
     if voc is not None:
@@ -260,8 +260,8 @@ class SegmentationData:
 
 def run_segment(request: Request, where: SegmentationData) -> Evaluated:
     """`evaluate segment`."""
-    from .segmentation import PROTOCOLS, ProbeProtocol, evaluate_segmentation
-    from .segmentation_data import hold_out, paired_folders, voc_split, with_classes
+    from .segmentation.data import hold_out, paired_folders, voc_split, with_classes
+    from .segmentation.segment import PROTOCOLS, ProbeProtocol, evaluate_segmentation
 
     protocol = choose(PROTOCOLS, request)
     options: dict[str, Any] = {"void": where.void}
@@ -308,8 +308,8 @@ class DetectionData:
 
 def run_detect(request: Request, where: DetectionData) -> Evaluated:
     """`evaluate detect`."""
-    from .detection import PROTOCOLS, evaluate_detection
-    from .detection_data import coco_objects, hold_out_objects, voc_objects
+    from .detection.data import coco_objects, hold_out_objects, voc_objects
+    from .detection.detect import PROTOCOLS, evaluate_detection
 
     protocol = choose(PROTOCOLS, request)
     if where.voc is not None:

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..data.errors import UserError
-from ..data.files import whole_file
+from ..common.atomic_files import whole_file
+from ..common.errors import UserError
 
 FORMAT = 1
 LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "faster-coco-eval", "numpy")

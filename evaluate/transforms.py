@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import InterpolationMode
 
 from ..data.geometry import sample_geometry
-from ..pretrain.knn import IMAGENET_MEAN, IMAGENET_STD
+from ..models.knn import IMAGENET_MEAN, IMAGENET_STD
 
 
 def as_tensor(image: np.ndarray) -> Tensor:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..data.errors import UserError
+from ..common.errors import UserError
 
 if TYPE_CHECKING:
-    from .build import BuildSummary, Progress
+    from .building.build import BuildSummary, Progress
 
 _FAILURES_LISTED = 10
 _images_option = click.option(
@@ -81,7 +81,7 @@ def build(images: Path, out: Path, strict: bool, **options: Any) -> None:
 
     Stop it with Ctrl-C or lose the machine: the same command continues.
     """
-    from .build import BuildInterrupted, build_masks
+    from .building.build import BuildInterrupted, build_masks
 
     try:
         with progress_bar("masks") as progress:
@@ -99,8 +99,8 @@ def build(images: Path, out: Path, strict: bool, **options: Any) -> None:
 @_json_option
 def info(masks_file: Path, as_json: bool) -> None:
     """Say what a mask file holds and how it was made."""
-    from ..data.maskfile import MaskReader
-    from .info import describe_file, file_facts
+    from ..data.masks.reader import MaskReader
+    from .inspection.info import describe_file, file_facts
 
     reader = MaskReader(masks_file)
     if as_json:
@@ -125,11 +125,11 @@ def info(masks_file: Path, as_json: bool) -> None:
 def show(masks_file: Path, out: Path, **options: Any) -> None:
     """Show masks on their images, as a picture or as a self-contained page."""
     if out.suffix == ".png":
-        from .gallery import gallery_png
+        from .inspection.gallery import gallery_png
 
         gallery_png(masks_file, out, **options)
     elif out.suffix in (".html", ".htm"):
-        from .showpage import gallery_page
+        from .inspection.page import gallery_page
 
         gallery_page(masks_file, out, **options)
     else:
@@ -143,8 +143,8 @@ def show(masks_file: Path, out: Path, **options: Any) -> None:
 @click.option("--stored-size", is_flag=True, help="Masks as stored instead of at their images' size.")
 def export(masks_file: Path, out: Path, stored_size: bool) -> None:
     """Write every mask as a PNG of 0 and 255, in folders like the images'."""
-    from ..data.maskfile import MaskReader
-    from .exchange import export_tree
+    from ..data.masks.reader import MaskReader
+    from .exchange.tree import export_tree
 
     written, total = 0, len(MaskReader(masks_file))
     with progress_bar("export") as progress:
@@ -182,9 +182,9 @@ def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: i
 
     No labels: a region regressor is trained on the surer half of the first masks.
     """
-    from ..data.files import refuse_unwritable
-    from .build import BuildInterrupted, build_rows
-    from .refine import train_on_mask_file
+    from ..common.atomic_files import refuse_unwritable
+    from .building.build import BuildInterrupted, build_rows
+    from .refinement.region_regressor import train_on_mask_file
 
     refuse_unwritable(out)
     if out.resolve() == masks_file.resolve():
@@ -222,11 +222,11 @@ def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: i
 def import_masks(source: Path, images: Path, out: Path, long_side: int | None, workers: int | None) -> None:
     """Make a mask file from masks made elsewhere."""
     if source.suffix == ".json":
-        from .coco import import_coco
+        from .exchange.coco import import_coco
 
         _print_summary(import_coco(source, images, out, long_side=long_side))
         return
-    from .exchange import import_tree
+    from .exchange.tree import import_tree
 
     with progress_bar("import") as progress:
         summary = import_tree(source, images, out, long_side=long_side, workers=workers, progress=progress)
@@ -249,8 +249,8 @@ def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
     Without SOURCES: the parts that `masks build --shard` left beside OUT. With SOURCES: mask files, or .parts
     folders, made by one recipe.
     """
-    from .merge import finish, merge_files
-    from .plan import PartsFolder
+    from .building.merge import finish, merge_files
+    from .building.plan import PartsFolder
 
     if sources:
         rows = merge_files(out, sources, image_root=images)
@@ -272,7 +272,7 @@ def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
 @_json_option
 def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
     """Check digests, every mask and, with --images, every image size; exits with 1 if something is wrong."""
-    from .verify import verify_masks
+    from .inspection.verify import verify_masks
 
     with progress_bar("verify") as progress:
         report = verify_masks(masks_file, images, progress=lambda done, total: progress(done, total, 0))
@@ -309,7 +309,7 @@ def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
 @_json_option
 def score(masks_file: Path, truth: Path, as_json: bool, **options: Any) -> None:
     """Score masks against the truth: IoU, F-beta (beta squared 0.3), MAE, S-measure."""
-    from .score import score_masks
+    from .inspection.score import score_masks
 
     scores = score_masks(masks_file, truth, **options)
     if as_json:

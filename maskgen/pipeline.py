@@ -9,16 +9,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.errors import UserError
-from .barrier import barrier_saliency, unit_scaled
-from .binarise import border_pixels, cleaned, confidence, otsu_split, overlap
-from .boundary import boundary_saliency
-from .cut import colour_cut
-from .ranking import SIGMA_SQUARED, ranking_saliency
+from ..common.errors import UserError
 from .recipes import Recipe, get_recipe
-from .regions import felzenszwalb, region_means
-from .spectral import spectral_saliency
-from .superpixels import superpixel_graph
+from .saliency.barrier import barrier_saliency, unit_scaled
+from .saliency.boundary import boundary_saliency
+from .saliency.ranking import SIGMA_SQUARED, ranking_saliency
+from .saliency.spectral import spectral_saliency
+from .saliency.superpixels import superpixel_graph
+from .segmentation.binarise import border_pixels, cleaned, confidence, otsu_split, overlap
+from .segmentation.cut import colour_cut
+from .segmentation.regions import felzenszwalb, region_means
 
 SMALLEST_SIDE = 4  # pixels of the working image; below there is no inside and outside
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..data.errors import UserError
+from ..common.errors import UserError
 
 MAPS = ("barrier", "boundary", "ranking", "ranking_wide", "spectral")
 

@@ -1,1 +1,1 @@
-"""Stage two: backbones, losses, methods and the trainer. Imports only data."""
+"""Stage two: methods, their losses and modules, the run around them."""

@@ -62,9 +62,9 @@ def pretrain(
 
     Several GPUs: torchrun --standalone --nproc-per-node N -m hapicl pretrain ...
     """
-    from .engine.guard import NonFiniteLossError
-    from .engine.stop import EXIT_NOT_FINITE, EXIT_STOPPED
-    from .resolve import resolve
+    from ..engine.guard import NonFiniteLossError
+    from ..engine.stop import EXIT_NOT_FINITE, EXIT_STOPPED
+    from .config.resolve import resolve
 
     given = {name: value for name, value in options.items() if value is not None}
     if compile_:
@@ -73,11 +73,11 @@ def pretrain(
     for note in notes if int(os.environ.get("RANK", "0")) == 0 else []:
         click.echo(note, err=True)
     if dry_run:
-        from .dry_run import dry_run_report
+        from .diagnose.dry_run import dry_run_report
 
         click.echo(dry_run_report(settings))
         return
-    from .run import pretrain as run
+    from .train import pretrain as run
 
     try:
         result = run(settings)
@@ -94,7 +94,7 @@ def methods() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .methods_table import method_rows
+    from .methods.registry import method_rows
 
     table = Table("method", "needs", "source")
     for row in method_rows():
@@ -108,7 +108,37 @@ def methods() -> None:
 @click.option("--images", metavar="DIR", help="Folder for the feature pictures  [default: the run's images]")
 def report(runs: tuple[str, ...], out: str, images: str | None) -> None:
     """Compare runs on one self-contained page: curves, settings that differ, crops and features."""
-    from .report import write_report
+    from .report.page import write_report
 
     write_report(list(runs), out, images=images)
     click.echo(f"wrote {out}")
+
+
+@click.command()
+@click.option("--masks", type=click.Path(), help="Mask file made by `hapicl masks build`.")
+@click.option(
+    "--images", type=click.Path(), help="Image folder or packed file, if not where the masks were made."
+)
+@click.option("--method", help="What would be trained.  [default: hapicl_m]")
+@click.option("--arch", help="Backbone.")
+@click.option("--image-size", type=int, help="Side of the views, pixels.")
+@click.option(
+    "--batch-size", type=int, help="Samples of a step.  [default: the recipe's, at most all images]"
+)
+@click.option("--workers", type=int, help="Loader processes.  [default: by the CPUs at hand]")
+@click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
+@click.option(
+    "--missing-masks", type=click.Choice(["error", "skip", "instance-only"]), help="As for pretrain."
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=96, show_default=True, help="Images timed stage by stage."
+)
+def doctor(samples: int, **options: Any) -> None:
+    """Time every stage of training on your images and machine, and say which one is the wall."""
+    from .config.resolve import resolve
+    from .diagnose.doctor import diagnose, report
+
+    settings, notes = resolve({key: value for key, value in options.items() if value is not None})
+    for note in notes:
+        click.echo(note, err=True)
+    click.echo(report(diagnose(settings, samples=samples, say=lambda note: click.echo(note, err=True))))

@@ -23,6 +23,8 @@ hypothesis.settings.load_profile("machine")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
+# helpers are importable by name, also in the processes that tests start
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
-"""What a user installs: the wheel, its metadata, a quick command line, and the rooms' arrows."""
+"""What a user installs: the wheel, its metadata, a quick command line."""
 
-import ast
 import configparser
 import os
 import resource
@@ -11,17 +10,10 @@ import zipfile
 from email import message_from_string
 
 import pytest
+from architecture import ROOMS, tracked
 
 import hapicl
 
-ROOMS = {
-    # room -> rooms it may import
-    "data": {"data"},
-    "maskgen": {"maskgen", "data"},
-    "pretrain": {"pretrain", "data"},
-    "evaluate": {"evaluate", "pretrain", "data"},
-    "demo": {"demo", "evaluate", "maskgen", "pretrain", "data"},
-}
 ROOT_MODULES = {"__init__.py", "__main__.py", "cli.py"}
 NEVER_COPIED = (
     ".git",
@@ -35,16 +27,6 @@ NEVER_COPIED = (
     "demo-output",
     "*.egg-info",
 )
-
-
-def tracked(repository, *patterns):
-    """Files of the working tree that git knows or would add, as paths relative to the root."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
-    try:
-        listed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        pytest.skip("git does not list this folder's files")
-    return [line for line in listed.splitlines() if (repository / line).is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -151,59 +133,12 @@ def test_every_command_of_the_help_can_be_asked_for_help():
 
 
 @pytest.mark.parametrize(
-    "name", ["data/images.py", "data/__init__.py", "tests/data/test_page.py", "docs/masks.md"]
+    "name", ["data/images/decode.py", "data/__init__.py", "tests/data/test_geometry.py", "docs/masks.md"]
 )
 def test_gitignore_hides_no_source(repository, name):
     tracked(repository)  # skips without git
     done = subprocess.run(["git", "check-ignore", "--no-index", "--quiet", name], cwd=repository, check=False)
     assert done.returncode == 1
-
-
-def test_the_root_holds_no_other_module(repository):
-    found = {name for name in tracked(repository, "*.py") if "/" not in name}
-    assert found == ROOT_MODULES
-
-
-def test_imports_inside_the_package_are_relative_and_keep_the_arrows(repository):
-    wrong = []
-    for name in tracked(repository, "*.py"):
-        room = name.split("/")[0]
-        if room not in ROOMS and name not in ROOT_MODULES:
-            continue
-        for line, target in imported_rooms(name, (repository / name).read_text(encoding="utf-8")):
-            if target == "absolute":
-                wrong.append(f"{name}:{line}: write a relative import")
-            elif room in ROOMS and target not in ROOMS[room] | {"__version__"}:
-                wrong.append(f"{name}:{line}: {room} must not import {target}")
-    assert wrong == []
-
-
-def imported_rooms(name, source):
-    """Yield (line, room) of every import of ours in a file; room "absolute" for `hapicl...`."""
-    folder = name.split("/")[:-1]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-            yield from ((node.lineno, "absolute") for target in targets if target.split(".")[0] == "hapicl")
-        elif isinstance(node, ast.ImportFrom):
-            if node.level == 0:
-                if (node.module or "").split(".")[0] == "hapicl":
-                    yield node.lineno, "absolute"
-                continue
-            base = folder[: len(folder) - (node.level - 1)]
-            full = [*base, *(node.module or "").split(".")] if node.module else base
-            names = [alias.name for alias in node.names]
-            for target in [full[0]] if full else names:
-                yield node.lineno, target
-
-
-def test_the_arrows_are_seen_by_the_check_itself():
-    source = "from ..maskgen.build import x\nimport hapicl.data\nfrom .loop import y\nfrom ... import demo\n"
-    found = list(imported_rooms("pretrain/run.py", source))
-    assert found[:3] == [(1, "maskgen"), (2, "absolute"), (3, "pretrain")]
-    assert list(imported_rooms("pretrain/engine/loop.py", "from ...data.batch import Batch")) == [(1, "data")]
-    assert list(imported_rooms("cli.py", "from .data.errors import UserError")) == [(1, "data")]
-    assert list(imported_rooms("demo/run.py", "from .. import __version__")) == [(1, "__version__")]
 
 
 def setup_cfg(repository):

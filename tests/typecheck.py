@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ROOMS = ("data", "maskgen", "pretrain", "evaluate", "demo")
+ROOMS = ("common", "data", "engine", "models", "maskgen", "pretrain", "evaluate", "demo")
 
 with tempfile.TemporaryDirectory() as folder:
     (pathlib.Path(folder) / "hapicl").symlink_to(ROOT, target_is_directory=True)

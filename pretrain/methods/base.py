@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from ...data.batch import Batch, Needs
+from ...data.loading.batch import Batch, Needs
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...data.batch import Batch, Needs, PhotometricPolicy
-from ..backbones import Backbone
-from ..heads import pooled, vector_head
+from ...data.loading.batch import Batch, Needs, PhotometricPolicy
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled, vector_head
 from ..losses import negative_cosine
 from ..losses.common import unit
-from ..momentum import cosine_momentum, follow, momentum_copy
+from ..modules.momentum import cosine_momentum, follow, momentum_copy
 from .base import Context, Method, Output
-from .views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
+from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data.batch import Batch, Needs
-from ...data.errors import UserError
-from ..backbones import Backbone
-from ..heads import cell_head, pooled
+from ...common.errors import UserError
+from ...data.loading.batch import Batch, Needs
+from ...models.backbones.base import Backbone
+from ...models.heads import cell_head, pooled
 from ..losses import cell_labels, dense_info_nce, match_cells
-from ..matches import cell_distance, mutual, nearest_cells
-from ..memory import Queue
-from ..momentum import dealt, momentum_copy
+from ..modules.matches import cell_distance, mutual, nearest_cells
+from ..modules.memory import Queue
+from ..modules.momentum import dealt, momentum_copy
 from .base import Context, Output
 from .moco_v2 import MocoConfig, MomentumContrast, instance_output
-from .views import require, require_choice, require_share
+from .shared.views import require, require_choice, require_share
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 import torch
 
-from ...data.batch import Batch, Needs
-from ..backbones import Backbone
-from ..heads import pooled
+from ...data.loading.batch import Batch, Needs
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled
 from .base import Context, Method, Output
-from .pixel_term import PixelConfig, build_pixel_head, pixel_map, pixel_output, view_labels
-from .views import require
+from .shared.pixel_term import PixelConfig, build_pixel_head, pixel_map, pixel_output, view_labels
+from .shared.views import require
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...data.batch import Batch, Needs
-from ..backbones import Backbone
-from ..engine.batchnorm import split_batch_norm
-from ..heads import pooled
-from ..momentum import dealt, momentum_copy
+from ...data.loading.batch import Batch, Needs
+from ...engine.batchnorm import split_batch_norm
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled
+from ..modules.momentum import dealt, momentum_copy
 from .base import Context, Output
 from .moco_v2 import MocoConfig, MomentumContrast, instance_output
-from .pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
+from .shared.pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import torch
 
-from ...data.batch import Batch, Needs
-from ..backbones import Backbone
-from ..heads import pooled, vector_head
+from ...data.loading.batch import Batch, Needs
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled, vector_head
 from .base import Context, Method, Output
-from .pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
+from .shared.pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
 from .simclr import SimclrConfig, batch_output
 
 

@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ...data.batch import Batch, Needs
-from ..backbones import Backbone
-from ..heads import cell_head
-from ..momentum import momentum_copy
+from ...data.loading.batch import Batch, Needs
+from ...models.backbones.base import Backbone
+from ...models.heads import cell_head
+from ..modules.momentum import momentum_copy
 from .base import Context, Output
 from .moco_v3 import MocoV3, MocoV3Config
-from .pixel_term import PixelConfig, joined, pixel_output, view_labels
-from .views import require
+from .shared.pixel_term import PixelConfig, joined, pixel_output, view_labels
+from .shared.views import require
 
 
 @dataclass(frozen=True, kw_only=True)

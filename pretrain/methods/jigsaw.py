@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.batch import Batch, Needs, PhotometricPolicy
-from ..backbones import Backbone
-from ..engine.distributed import local_slice, world_size
-from ..heads import pooled
+from ...data.loading.batch import Batch, Needs, PhotometricPolicy
+from ...engine.distributed import local_slice, world_size
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled
 from ..losses.common import precise
-from .bank_term import step_generator
 from .base import Context, Method, Output
-from .pretext import CELLS, distant_permutations, jigsaw_policy, ordered
-from .views import PIRL, ViewConfig, require, require_positive
+from .shared.bank_term import step_generator
+from .shared.pretext import CELLS, distant_permutations, jigsaw_policy, ordered
+from .shared.views import PIRL, ViewConfig, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,16 +11,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...data.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
-from ..backbones import Backbone
-from ..decoders import HiddenPatchDecoder
+from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
+from ...models.backbones.base import Backbone
+from ...models.backbones.vit import ViTBackbone, patchify, require_vit, take_tokens
+from ...models.decoders import HiddenPatchDecoder
 from ..losses.common import precise
 from ..losses.tokens import normalised_patches, patch_scale
-from ..masking import MaskPolicy, draw_mask, split
-from ..pictures import reconstruction_picture
-from ..vit import ViTBackbone, patchify, require_vit, take_tokens
+from ..modules.patch_masking import MaskPolicy, draw_mask, split
 from .base import Context, Method, Output, Pixels
-from .views import ViewConfig, require, require_positive
+from .shared.pictures import reconstruction_picture
+from .shared.views import ViewConfig, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...data.batch import Batch, Needs
-from ..backbones import Backbone
-from ..engine.batchnorm import split_batch_norm
-from ..heads import pooled, vector_head
+from ...data.loading.batch import Batch, Needs
+from ...engine.batchnorm import split_batch_norm
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled, vector_head
 from ..losses import info_nce
 from ..losses.common import unit
-from ..memory import Queue, queue_length
-from ..momentum import batch_norm_groups, dealt, follow, momentum_copy
+from ..modules.memory import Queue, queue_length
+from ..modules.momentum import batch_norm_groups, dealt, follow, momentum_copy
 from .base import Context, Method, Output
-from .views import ViewConfig, require, require_positive, require_share
+from .shared.views import ViewConfig, require, require_positive, require_share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...data.batch import Batch, Needs, PhotometricPolicy
-from ..backbones import Backbone
-from ..engine.distributed import gather, rank
-from ..heads import pooled
+from ...data.loading.batch import Batch, Needs, PhotometricPolicy
+from ...engine.distributed import gather, rank
+from ...models.backbones.base import Backbone
+from ...models.backbones.vit import ViTBackbone
+from ...models.heads import pooled
 from ..losses.batch import batch_info_nce
 from ..losses.common import unit
-from ..momentum import cosine_momentum, follow, momentum_copy
-from ..vit import ViTBackbone
+from ..modules.momentum import cosine_momentum, follow, momentum_copy
 from .base import Context, Method, Output
-from .views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
+from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
 
 VIT_TEMPERATURE, RESNET_TEMPERATURE = 0.2, 1.0
 

@@ -10,12 +10,12 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from ...data.batch import Batch, Needs
-from ..backbones import Backbone
-from ..heads import pooled
+from ...data.loading.batch import Batch, Needs
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled
 from ..losses.common import unit
-from .bank_term import BankConfig, BankContrast
 from .base import Context, Method, Output
+from .shared.bank_term import BankConfig, BankContrast
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...data.batch import Batch, Needs
-from ..backbones import Backbone
-from ..heads import pooled, vector_head
+from ...data.loading.batch import Batch, Needs
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled, vector_head
 from ..losses.common import unit
-from .bank_term import BankConfig, BankContrast
 from .base import Context, Method, Output
-from .pretext import CELLS, jigsaw_policy, ordered, rotate_images, rotate_patches
-from .views import require_choice, require_share
+from .shared.bank_term import BankConfig, BankContrast
+from .shared.pretext import CELLS, jigsaw_policy, ordered, rotate_images, rotate_patches
+from .shared.views import require_choice, require_share
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from ...data.errors import UserError
+from ...common.errors import UserError
 from .base import Method
 
 # name -> (module beside this file, class)
@@ -39,3 +39,16 @@ def method_class(name: str) -> type[Method]:
     module, attribute = METHODS[name]
     found: type[Method] = getattr(importlib.import_module(f".{module}", __package__), attribute)
     return found
+
+
+def method_rows() -> list[tuple[str, str, str]]:
+    """Give name, needs and source of every method."""
+    rows = []
+    for name in sorted(METHODS):
+        kind = method_class(name)
+        needs = kind.needs(kind.Config(), image_size=224, grid=7)
+        words = [f"{len(needs.views)} view{'s' if len(needs.views) != 1 else ''}"]
+        words += ["masks"] if needs.masks else []
+        words += ["jigsaw patches"] if needs.jigsaw else []
+        rows.append((name, ", ".join(words), kind.source))
+    return rows

@@ -12,13 +12,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from ...data.batch import Batch, Needs, PhotometricPolicy
-from ..backbones import Backbone
-from ..heads import pooled
+from ...data.loading.batch import Batch, Needs, PhotometricPolicy
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled
 from ..losses.common import precise
 from .base import Context, Method, Output
-from .pretext import rotate_images
-from .views import PIRL, ViewConfig
+from .shared.pretext import rotate_images
+from .shared.views import PIRL, ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)

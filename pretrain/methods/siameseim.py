@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ...data.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
-from ..backbones import Backbone
-from ..decoders import CrossViewDecoder
-from ..engine.distributed import reduce_mean
+from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
+from ...engine.distributed import reduce_mean
+from ...models.backbones.base import Backbone
+from ...models.backbones.vit import BlockNorm, ViTBackbone, initialise, patchify, require_vit, token_blocks
+from ...models.decoders import CrossViewDecoder
 from ..losses.common import unit
 from ..losses.tokens import (
     RELEASED_STRENGTH,
@@ -29,12 +30,11 @@ from ..losses.tokens import (
     unigrad_cosine,
     unigrad_parts,
 )
-from ..masking import MaskPolicy, draw_mask, split
-from ..momentum import cosine_momentum, follow, momentum_copy
-from ..pictures import similarity_picture
-from ..vit import BlockNorm, ViTBackbone, initialise, patchify, require_vit, token_blocks
+from ..modules.momentum import cosine_momentum, follow, momentum_copy
+from ..modules.patch_masking import MaskPolicy, draw_mask, split
 from .base import Context, Method, Output, Pixels
-from .views import (
+from .shared.pictures import similarity_picture
+from .shared.views import (
     BYOL_FIRST,
     BYOL_SECOND,
     ViewConfig,

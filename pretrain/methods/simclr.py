@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...data.batch import Batch, Needs, PhotometricPolicy
-from ..backbones import Backbone
-from ..engine.distributed import gather
-from ..heads import pooled, vector_head
+from ...data.loading.batch import Batch, Needs, PhotometricPolicy
+from ...engine.distributed import gather
+from ...models.backbones.base import Backbone
+from ...models.heads import pooled, vector_head
 from ..losses import nt_xent
 from ..losses.common import unit
 from .base import Context, Method, Output
-from .views import SIMCLR, ViewConfig, require_positive
+from .shared.views import SIMCLR, ViewConfig, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapicl.data.geometry import (
-    ViewGeometry,
-    cell_centres,
-    relative_positions,
-    sample_geometry,
-    sincos_table,
-    stack,
-)
-from hapicl.data.randomness import counter_generator
+from hapicl.common.randomness import counter_generator
+from hapicl.data.geometry import ViewGeometry, sample_geometry
+from hapicl.data.positions import cell_centres, relative_positions, sincos_table, stack
 
 GOLDEN = (
     pathlib.Path(__file__).resolve().parents[3] / "shared" / "golden" / "siameseim_relative_positions.npz"

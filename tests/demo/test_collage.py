@@ -4,14 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hapicl.demo.collage import (
-    Cutout,
-    cut_out,
-    cutouts_by_label,
-    draw_background,
-    make_collage,
-    paste,
-)
+from hapicl.demo.collage import Cutout, cut_out, cutouts_by_label, draw_background, make_collage, paste
 from hapicl.demo.photographs import fill_polygons, load_photographs
 
 

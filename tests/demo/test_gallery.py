@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapicl.data.maskfile import MaskReader
+from hapicl.data.masks.reader import MaskReader
 from hapicl.demo.folder import build_folder
 from hapicl.demo.gallery import CAPTION, GAP, TILE, gallery, overlay, shown_pictures, side_by_side
-from hapicl.maskgen.build import build_masks
+from hapicl.maskgen.building.build import build_masks
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 
-from hapicl.data.errors import UserError
+from hapicl.common.errors import UserError
 from hapicl.demo import photographs
 from hapicl.demo.photographs import fill_polygons, load_photographs
 

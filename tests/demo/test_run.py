@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from hapicl.data.errors import UserError
+from hapicl.common.errors import UserError
 from hapicl.demo import run
 from hapicl.demo.commands import demo
 from hapicl.demo.run import MARKER, Diary, Size, prepare, run_demo

@@ -9,7 +9,7 @@ import torchvision
 from click.testing import CliRunner, Result
 
 from hapicl.cli import command_line
-from hapicl.data.errors import UserError
+from hapicl.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

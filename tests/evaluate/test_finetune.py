@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hapicl.data.errors import UserError
+from hapicl.common.errors import UserError
+from hapicl.engine.optimizers import OptimizerSettings
+from hapicl.engine.schedule import ScheduleSettings, lr_factor
 from hapicl.evaluate.batches import TaskBatch, TaskBatches, ordered_batches
 from hapicl.evaluate.finetune import RunStopped, Runtime, train
-from hapicl.pretrain.engine.optimizers import OptimizerSettings, ScheduleSettings, lr_factor
 from hapicl.pretrain.methods.base import Output
 
 

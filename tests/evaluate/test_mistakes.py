@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 
 from hapicl.cli import command_line
-from hapicl.data.errors import UserError
-from hapicl.evaluate.detection import PROTOCOLS as DETECTION
-from hapicl.evaluate.detection_data import coco_objects, hold_out_objects, voc_objects
+from hapicl.common.errors import UserError
+from hapicl.data.images.class_folders import class_folders, listed
+from hapicl.evaluate.classification.knn import PROTOCOLS as KNN
+from hapicl.evaluate.classification.semi import PROTOCOLS as SEMI
+from hapicl.evaluate.classification.svm import PROTOCOLS as SVM
+from hapicl.evaluate.detection.data import coco_objects, hold_out_objects, voc_objects
+from hapicl.evaluate.detection.detect import PROTOCOLS as DETECTION
 from hapicl.evaluate.finetune import settings_from
-from hapicl.evaluate.folders import class_folders, listed
-from hapicl.evaluate.knn import PROTOCOLS as KNN
 from hapicl.evaluate.protocols import Request, choose
-from hapicl.evaluate.segmentation import PROTOCOLS as SEGMENTATION
-from hapicl.evaluate.semi import PROTOCOLS as SEMI
-from hapicl.evaluate.svm import PROTOCOLS as SVM
-from hapicl.evaluate.weights import load_backbone
+from hapicl.evaluate.segmentation.segment import PROTOCOLS as SEGMENTATION
+from hapicl.models.weights import load_backbone
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from hapicl.data.errors import UserError
-from hapicl.data.maskfile import MaskReader
-from hapicl.maskgen.build import build_masks
+from hapicl.common.errors import UserError
+from hapicl.data.masks.reader import MaskReader
+from hapicl.maskgen.building.build import build_masks
 from hapicl.maskgen.commands import masks
 
 HAPICL = [sys.executable, "-m", "hapicl"]
@@ -220,7 +220,7 @@ def test_a_worker_never_loads_torch():
 def test_workers_follow_the_cores_of_this_process():
     command = (
         "import os, sys; os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]});"
-        "from hapicl.maskgen.runner import default_workers; sys.exit(default_workers() != 1)"
+        "from hapicl.maskgen.building.pool import default_workers; sys.exit(default_workers() != 1)"
     )
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 

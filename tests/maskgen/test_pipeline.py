@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from hapicl.data.errors import UserError
+from hapicl.common.errors import UserError
 from hapicl.maskgen import RECIPES, Recipe, foreground, segment
-from hapicl.maskgen.binarise import overlap
-from hapicl.maskgen.spectral import spectral_saliency
+from hapicl.maskgen.saliency.spectral import spectral_saliency
+from hapicl.maskgen.segmentation.binarise import overlap
 
 HEURISTIC = [name for name, recipe in RECIPES.items() if not recipe.learned]
 ODD_SIZES = [(1, 1), (2, 3), (1, 500), (3000, 2), (4, 160), (5, 7), (10, 10), (16, 16), (2000, 20)]

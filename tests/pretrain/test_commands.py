@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from hapicl.cli import main
-from hapicl.data.images import find_images, image_size
-from hapicl.data.maskwrite import pack_mask, write_masks
+from hapicl.data.images.decode import image_size
+from hapicl.data.images.folder import find_images
+from hapicl.data.masks.writer import pack_mask, write_masks
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import joint
 import pytest
 import torch
 
-from hapicl.pretrain.engine.distributed import World
-from hapicl.pretrain.engine.guard import NonFiniteLossError
-from hapicl.pretrain.engine.loop import LoopSettings, fit
-from hapicl.pretrain.engine.optimizers import OptimizerSettings, build_optimizer
+from hapicl.engine.distributed import World
+from hapicl.engine.guard import NonFiniteLossError
+from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

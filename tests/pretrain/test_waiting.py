@@ -4,9 +4,9 @@ import joint
 import pytest
 import torch
 
-from hapicl.pretrain.engine.distributed import World
-from hapicl.pretrain.engine.loop import LoopSettings, fit
-from hapicl.pretrain.engine.optimizers import OptimizerSettings, build_optimizer
+from hapicl.engine.distributed import World
+from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 
 WAITING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from joint import TinyBackbone
 
-from hapicl.data.batch import Batch
 from hapicl.data.geometry import ViewGeometry
+from hapicl.data.loading.batch import Batch
 from hapicl.pretrain.methods.base import Context, Method
 from hapicl.pretrain.methods.registry import method_class
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hapicl.data.errors import UserError
-from hapicl.pretrain.heads import pooled
+from hapicl.common.errors import UserError
+from hapicl.models.heads import pooled
 from hapicl.pretrain.losses import dense_info_nce, info_nce
 from hapicl.pretrain.methods.densecl import warm_up_steps
 from hapicl.pretrain.methods.registry import method_class

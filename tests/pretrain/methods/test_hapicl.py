@@ -7,12 +7,12 @@ import logging
 import pytest
 import torch
 
-from hapicl.data.errors import UserError
-from hapicl.pretrain.backbones import build_backbone
-from hapicl.pretrain.heads import pooled
+from hapicl.common.errors import UserError
+from hapicl.models.backbones.build import build_backbone
+from hapicl.models.heads import pooled
 from hapicl.pretrain.losses import cell_labels, info_nce, nt_xent, pixel_contrast
-from hapicl.pretrain.methods.pixel_term import build_pixel_head, pixel_map
 from hapicl.pretrain.methods.registry import method_class
+from hapicl.pretrain.methods.shared.pixel_term import build_pixel_head, pixel_map
 
 SYSTEMS = ("hapicl", "hapicl_s", "hapicl_m")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_vit import GRID, SIDE, batch_for, small_method, train
 
-from hapicl.data.errors import UserError
+from hapicl.common.errors import UserError
 from hapicl.pretrain.losses import pixel_contrast
 from hapicl.pretrain.methods.hapicl_vit import HapiclVit, HapiclVitConfig
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hapicl.data.errors import UserError
-from hapicl.pretrain import momentum
-from hapicl.pretrain.engine import batchnorm
-from hapicl.pretrain.heads import pooled
+from hapicl.common.errors import UserError
+from hapicl.engine import batchnorm
+from hapicl.models.heads import pooled
 from hapicl.pretrain.losses import info_nce
 from hapicl.pretrain.methods.harl import three_vectors
 from hapicl.pretrain.methods.registry import METHODS, method_class
+from hapicl.pretrain.modules import momentum
 
 
 def trained_names(method):

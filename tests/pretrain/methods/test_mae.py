@@ -4,10 +4,10 @@ import pytest
 import torch
 from small_vit import GRID, batch_for, small_method, train
 
-from hapicl.data.batch import NO_PHOTOMETRIC
-from hapicl.data.errors import UserError
-from hapicl.pretrain.masking import split
+from hapicl.common.errors import UserError
+from hapicl.data.loading.batch import NO_PHOTOMETRIC
 from hapicl.pretrain.methods.mae import Mae, MaeConfig
+from hapicl.pretrain.modules.patch_masking import split
 
 
 def test_the_loss_against_a_loop() -> None:
@@ -92,8 +92,8 @@ def test_needs_one_view_without_colour_and_no_masks() -> None:
 def test_the_picture_of_a_perfect_prediction_is_the_image(normalise, monkeypatch) -> None:
     method = small_method("mae", normalise=normalise).eval()
     batch = batch_for(method, images=2)
+    from hapicl.models.backbones.vit import patchify
     from hapicl.pretrain.losses.tokens import normalised_patches
-    from hapicl.pretrain.vit import patchify
 
     patches = patchify(batch.views[0], 8)
     perfect = normalised_patches(patches) if normalise else patches

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_vit import batch_for, small_method, train
 
-from hapicl.data.errors import UserError
-from hapicl.pretrain.backbones import build_backbone
+from hapicl.common.errors import UserError
+from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.methods.base import Context
 from hapicl.pretrain.methods.moco_v3 import MocoV3, MocoV3Config, batch_norm_head
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from hapicl.data.errors import UserError
-from hapicl.data.loader import Loader
-from hapicl.pretrain.backbones import build_backbone
+from hapicl.common.errors import UserError
+from hapicl.data.loading.loader import Loader
+from hapicl.models.backbones.build import build_backbone
+from hapicl.pretrain.config.settings import RunSettings
 from hapicl.pretrain.methods.base import Context
 from hapicl.pretrain.methods.registry import method_class
-from hapicl.pretrain.run import pretrain
-from hapicl.pretrain.settings import RunSettings
+from hapicl.pretrain.train import pretrain
 
 CASES = [
     ("simclr", {}),

@@ -10,17 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hapicl.data.batch import PhotometricPolicy
-from hapicl.data.errors import UserError
+from hapicl.common.errors import UserError
+from hapicl.data.loading.batch import PhotometricPolicy
 from hapicl.pretrain.losses import bank_info_nce
-from hapicl.pretrain.methods.pretext import (
+from hapicl.pretrain.methods.registry import method_class
+from hapicl.pretrain.methods.shared.pretext import (
     distant_permutations,
     jigsaw_policy,
     ordered,
     rotate_images,
     rotate_patches,
 )
-from hapicl.pretrain.methods.registry import method_class
 
 TRANSFORMS = ("jigsaw", "rotation", "rotation_jigsaw")
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from small_vit import GRID, SIDE, batch_for, small_method, small_vit, train
 
-from hapicl.data.batch import NO_PHOTOMETRIC
-from hapicl.data.errors import UserError
-from hapicl.pretrain.backbones import build_backbone
+from hapicl.common.errors import UserError
+from hapicl.data.loading.batch import NO_PHOTOMETRIC
+from hapicl.models.backbones.build import build_backbone
+from hapicl.models.backbones.vit import TokenBatchNorm, patchify
 from hapicl.pretrain.losses import unigrad
 from hapicl.pretrain.losses.tokens import collapse_level, normalised_patches, second_moment, target_tokens
-from hapicl.pretrain.masking import draw_mask, split
 from hapicl.pretrain.methods.base import Context
 from hapicl.pretrain.methods.siameseim import RunningMoment, SiameseIM, SiameseIMConfig
-from hapicl.pretrain.vit import TokenBatchNorm, patchify
+from hapicl.pretrain.modules.patch_masking import draw_mask, split
 
 V1 = {"form": "v1", "global_weight": 1.0, "dense_weight": 4.0}
 FORMS = [{}, {"global_weight": 1.0}, {"norm": "layer"}, V1, {"target": "pixel"}, {"views": "same"}]

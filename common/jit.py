@@ -1,0 +1,37 @@
+"""How kernels are compiled: one decorator for every room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numba
+
+
+def jit(function_or_signature: Callable[..., Any] | str) -> Any:
+    """Compile a function, and keep the machine code on disk.
+
+    `@jit` compiles at the first call, for its arguments. `@jit("float32[::1](float32[::1])")` compiles for
+    one signature when the module is imported, so nothing is compiled again in the middle of a build for
+    another array layout. The result is numpy's to the last bit: no liberties with floating point.
+
+    numba keeps the machine code beside the module or, where that folder cannot be written, in the user's
+    cache folder; where neither can be written every process compiles anew, some seconds.
+
+    Args:
+        function_or_signature: what to compile, or numba's signature of what is decorated.
+    """
+    if isinstance(function_or_signature, str):
+        return partial(_compile, signature=function_or_signature)
+    return _compile(function_or_signature)
+
+
+def _compile(function: Callable[..., Any], signature: str | None = None) -> Any:
+    """Compile, with a cache where there is a folder for it."""
+    try:
+        return numba.njit(signature, cache=True, nogil=True)(function)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        return numba.njit(signature, nogil=True)(function)

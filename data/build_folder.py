@@ -1,0 +1,120 @@
+"""The folder in which a long build keeps its finished parts, so that an interrupted one goes on.
+
+A build never writes into its final file. Each part of it is a small file of its own, written whole into
+`<out>.parts/` beside a `plan.json`; a killed build loses only the parts it was working on. Machines that
+share a disk can work on disjoint parts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..common.atomic_files import whole_file
+from ..common.errors import UserError
+from .path_keys import encode_path
+
+
+def paths_digest(paths: Iterable[str]) -> str:
+    """Digest of a list of paths, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        digest.update(encode_path(path) + b"\0")
+    return digest.hexdigest()
+
+
+class BuildFolder:
+    """The folder `<out>.parts` of an unfinished build: a plan, finished parts, locks."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out.with_name(out.name + ".parts")
+
+    def part_path(self, index: int) -> Path:
+        """Where a part is, or will be."""
+        return self.path / f"part-{index:06d}.h5"
+
+    def plan(self) -> dict[str, Any] | None:
+        """Return the plan written there, None if there is none.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        try:
+            plan: dict[str, Any] = json.loads((self.path / "plan.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}/plan.json cannot be read ({error}); delete {self.path}") from error
+        return plan
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Write the plan."""
+        with whole_file(self.path / "plan.json") as part:
+            part.write_text(json.dumps(plan, indent=1, sort_keys=True))
+
+    def finished(self) -> list[int]:
+        """Return the numbers of the parts that are there, ascending."""
+        return sorted(int(path.stem.removeprefix("part-")) for path in self.path.glob("part-*.h5"))
+
+    def remove_parts(self) -> None:
+        """Delete the finished parts and the plan; the folder and its locks stay."""
+        for path in [self.path / "plan.json", *self.path.glob("part-*.h5")]:
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the folder, if it is there.
+
+        Raises:
+            UserError: if that is not allowed; the final file stands by then.
+        """
+        try:
+            shutil.rmtree(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(
+                f"cannot delete {self.path}, which is not needed any more: {error.strerror}"
+            ) from error
+
+    @contextmanager
+    def locked(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
+        """Hold the folder: alone, or with other shards but no second process on the same shard.
+
+        A folder without a plan is deleted on leaving.
+
+        Raises:
+            UserError: if another process holds it, or the folder cannot be made.
+        """
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock(stack, "lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX)
+                if shard:
+                    self._lock(stack, f"shard-{shard[0]}-of-{shard[1]}.lock", fcntl.LOCK_EX)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another build of {self.out} is running; wait for it, or choose another --out"
+                ) from error
+            except OSError as error:
+                raise UserError(
+                    f"cannot work in {self.path}: {error.strerror}; choose an --out that you may write to"
+                ) from error
+            try:
+                yield
+            finally:
+                if not (self.path / "plan.json").exists():
+                    shutil.rmtree(self.path, ignore_errors=True)
+
+    def _lock(self, stack: ExitStack, name: str, kind: int) -> None:
+        """Take one advisory lock until the stack closes; it is gone with the process, however that ends."""
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o666)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

@@ -1,0 +1,264 @@
+"""Images on disk: which there are, how large, and their pixels, always upright and always RGB.
+
+Orientation is decided here once: the EXIF tag is applied, as `PIL.ImageOps.exif_transpose` would. What a file
+is follows from its first bytes, never from its suffix (ImageNet holds a PNG named .JPEG).
+Shape legend: H, W pixels of the upright image.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+from collections.abc import Callable
+from typing import IO, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ...common.errors import UserError
+from .jpeg_header import plain_frame
+
+# 50 million pixels decode to 150 MB; with the file, an upright copy and libraries a worker stays under 600 MB
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 128_000_000
+
+JPEG_START = b"\xff\xd8\xff"
+_STRIP_PIXELS = 1 << 20
+_ORIENTATION_TAG = 0x0112
+# The plugin classes are opened directly: Image.open adds its own pixel limit, a process-wide setting.
+_FORMATS: dict[str, tuple[type, Callable[[bytes], bool]]] = {
+    "JPEG": (JpegImagePlugin.JpegImageFile, lambda head: head[:3] == JPEG_START),
+    "PNG": (PngImagePlugin.PngImageFile, lambda head: head[:8] == b"\x89PNG\r\n\x1a\n"),
+    "WEBP": (WebPImagePlugin.WebPImageFile, lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
+    "TIFF": (TiffImagePlugin.TiffImageFile, lambda head: head[:4] in (b"II*\0", b"MM\0*")),
+    "BMP": (BmpImagePlugin.BmpImageFile, lambda head: head[:2] == b"BM"),
+    "GIF": (GifImagePlugin.GifImageFile, lambda head: head[:6] in (b"GIF87a", b"GIF89a")),
+    "PPM": (PpmImagePlugin.PpmImageFile, lambda head: head[:1] == b"P" and head[1:2] in b"123456"),
+}
+# EXIF orientation -> the turn that makes the stored pixels upright
+_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image[::-1].transpose(1, 0, 2),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: image.transpose(1, 0, 2)[::-1],
+}
+_REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
+_REDUCED[8] = cv2.IMREAD_REDUCED_COLOR_8
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `reason` alone is what a mask file records."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+class Header(NamedTuple):
+    """What an image file says of itself before its pixels."""
+
+    kind: str
+    size: tuple[int, int]  # upright (H, W)
+    orientation: int  # 1 where the pixels are already upright
+    progressive: bool
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of the upright image in pixels, from the file's header alone.
+
+    Raises:
+        ImageError: if the file cannot be read or is no image.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ImageError(name, "not a plain file")
+            return _header(file, name).size
+    except OSError as error:
+        raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
+
+
+def read_header(data: bytes, name: str) -> Header:
+    """Kind and size of an image held in memory.
+
+    Raises:
+        ImageError: if it is no image; calls it `name`.
+    """
+    frame = plain_frame(data) if data.startswith(JPEG_START) else None
+    if frame is not None:
+        return Header("JPEG", (frame.height, frame.width), 1, frame.progressive)
+    return _header(io.BytesIO(data), name)
+
+
+def read_image(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, reduce_to: int | None = None
+) -> NDArray[np.uint8]:
+    """Read and decode one image file; see `decode_image`.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright, contiguous.
+
+    Raises:
+        ImageError: if the file cannot be read or `decode_image` refuses it; names the path and the reason.
+    """
+    name = os.fspath(path)
+    try:
+        return decode_image(read_bytes(path), name, max_pixels=max_pixels, reduce_to=reduce_to)
+    except OSError as error:
+        raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read an encoded image whole.
+
+    Raises:
+        OSError: as `open` does; the caller knows whether a missing file is a mistake.
+        ImageError: if it is no plain file, or larger than 128 MB.
+    """
+    with open(path, "rb", buffering=0, opener=_open) as file:  # in one piece, without a buffer between
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(os.fspath(path), "not a plain file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(
+                os.fspath(path), f"{status.st_size} bytes are more than the limit of {MAX_BYTES}"
+            )
+        return file.read()
+
+
+def _open(path: str, flags: int) -> int:
+    """Open as `open` does, but do not wait for a writer where the file is a named pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def decode_image(
+    data: bytes,
+    name: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    reduce_to: int | None = None,
+    header: Header | None = None,
+) -> NDArray[np.uint8]:
+    """Decode an image held in memory to upright RGB.
+
+    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB, an alpha channel is dropped.
+
+    Args:
+        data: the encoded file.
+        name: what to call it in an error.
+        max_pixels: refuse images whose decoding needs more pixels than this (decompression bombs).
+        reduce_to: a baseline JPEG may be decoded at a half, quarter or eighth of its size as long as its
+            short side keeps at least this many pixels (sides round up: take the true size from `image_size`).
+        header: of these bytes, if the caller has read it already.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous; smaller than the image if reduced.
+
+    Raises:
+        ImageError: for an empty, truncated, damaged or foreign file, and above the limit.
+    """
+    header = header or read_header(data, name)
+    height, width = header.size
+    factor = 1
+    if reduce_to is not None and header.kind == "JPEG":
+        factor = next((by for by in (8, 4, 2) if -(-min(height, width) // by) >= reduce_to), 1)
+    # a progressive JPEG keeps the coefficients of every pixel whatever the size it is decoded to
+    needed = height * width if header.progressive else -(-height // factor) * -(-width // factor)
+    limit = (
+        max_pixels // 2 if header.kind == "TIFF" else max_pixels
+    )  # OpenCV decodes TIFF through a second copy
+    if needed > limit:
+        raise ImageError(name, f"{width} x {height} pixels are more than the limit of {limit}")
+    image = _decode_gif(data, name) if header.kind == "GIF" else _decode_cv2(data, name, header, factor)
+    if factor == 1 and image.shape[:2] != header.size:
+        raise ImageError(name, f"decoded to {image.shape[:2]}, but its header says {header.size}")
+    return np.ascontiguousarray(image)
+
+
+def _header(file: IO[bytes], name: str) -> Header:
+    """Kind, upright size and orientation from a file's header."""
+    head = file.read(16)
+    if not head:
+        raise ImageError(name, "empty file")
+    kind = next((kind for kind, (_, accepts) in _FORMATS.items() if accepts(head)), None)
+    if kind is None:
+        raise ImageError(name, f"not an image of a known kind ({', '.join(_FORMATS)})")
+    file.seek(0)
+    try:
+        image: Image.Image = _FORMATS[kind][0](file)
+    except (SyntaxError, OSError, ValueError, OverflowError) as error:  # what Pillow's plugins raise
+        raise ImageError(name, f"damaged {kind} header: {error}") from error
+    width, height = image.size
+    if min(width, height) < 1:
+        raise ImageError(name, f"damaged {kind} header: {width} x {height} pixels")
+    if image.mode in ("F", "I"):
+        raise ImageError(name, f"pixels of 32 bits ({image.mode}) have no agreed range; give 8 or 16 bits")
+    orientation = _orientation(image)
+    if orientation >= 5 and kind != "TIFF":  # Pillow's TIFF plugin already gives the upright size
+        width, height = height, width
+    return Header(kind, (height, width), orientation, bool(image.info.get("progressive")))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; damaged EXIF data, or none, is 1 (upright).
+
+    The plugin's own `getexif` would decode a whole PNG to look for EXIF data behind the pixels; the base
+    class's takes what the header has given.
+    """
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except (SyntaxError, struct.error, ValueError, OSError):
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[np.uint8]:
+    """Decode with OpenCV to upright RGB."""
+    flags = _REDUCED[factor]
+    if header.kind == "JPEG":  # the decoder's own order of channels saves turning them afterwards
+        flags = flags & ~cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB
+    if header.kind != "TIFF":  # libtiff turns half of the orientations itself, so OpenCV has to do the rest
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(name, f"cannot be decoded: {error.err}") from error
+    if decoded is None:
+        raise ImageError(name, "cannot be decoded: truncated or damaged")
+    image = np.asarray(decoded, np.uint8)
+    step = max(1, _STRIP_PIXELS // image.shape[1])
+    # in strips: OpenCV would copy the whole to convert it in place
+    for top in range(0, 0 if header.kind == "JPEG" else image.shape[0], step):
+        image[top : top + step] = cv2.cvtColor(image[top : top + step], cv2.COLOR_BGR2RGB)
+    if header.kind != "TIFF" and header.orientation in _UPRIGHT:
+        image = _UPRIGHT[header.orientation](image)
+    return image
+
+
+def _decode_gif(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode a GIF's first frame with Pillow; OpenCV reads GIF only from 4.11."""
+    try:
+        return np.array(GifImagePlugin.GifImageFile(io.BytesIO(data)).convert("RGB"))
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ImageError(name, f"cannot be decoded: {error}") from error

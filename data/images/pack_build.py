@@ -1,0 +1,247 @@
+"""Making an image pack: in parts, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import UserError
+from ..build_folder import BuildFolder, paths_digest
+from ..path_keys import encode_path
+from .decode import ImageError, decode_image, read_bytes
+from .folder import find_images
+from .pack import PACK, ImagePack, PackRow, columns_of, file_kind, write_pack
+
+PART_IMAGES = 256  # about 30 MB of ImageNet originals
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """How images are stored.
+
+    Attributes:
+        short_side: larger images are stored at this short side, in pixels; None keeps every file's own bytes.
+        quality: JPEG quality of what is encoded anew.
+    """
+
+    short_side: int | None = None
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.short_side < 16:
+            raise UserError(f"--short-side {self.short_side} is too small; give at least 16 pixels")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"--quality {self.quality} is not between 1 and 100")
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What a call did.
+
+    Attributes:
+        images: how many are in the file.
+        size: of the file, bytes.
+        unreadable: path -> reason of images left out.
+        already_finished: nothing had to be done.
+    """
+
+    images: int
+    size: int
+    unreadable: dict[str, str]
+    already_finished: bool = False
+
+
+def pack_images(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: PackSettings | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PackSummary:
+    """Pack the images of a folder into one file.
+
+    Run again after an interruption, it takes up the finished parts. Images that cannot be decoded are left
+    out and listed in the file's description.
+
+    Args:
+        root: the image folder.
+        out: the file to write.
+        settings: how to store them.
+        workers: processes; None takes the cores this process may use.
+        progress: called after each part.
+
+    Raises:
+        UserError: for an empty folder, a file of other images or settings at `out`, or a disk that is full.
+    """
+    settings = settings or PackSettings()
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: give at least 1")
+    target, paths = Path(out), find_images(root)
+    if not paths:
+        raise UserError(f"no images in {root}; give a folder that holds images, at any depth")
+    plan = {
+        "image_root": str(Path(root).absolute()),
+        "short_side": settings.short_side,
+        "quality": settings.quality,
+        "images": len(paths),
+        "files_digest": paths_digest(f"{path}\0{_bytes(Path(root) / path)}" for path in paths),
+    }
+    if target.exists():
+        return _finished(target, plan)
+    folder = BuildFolder(target)
+    with folder.locked():
+        _settle(folder, plan)
+        _make_parts(folder, Path(root), paths, settings, workers, progress)
+        summary = _join(folder, target, plan)
+        folder.remove()
+    return summary
+
+
+def _finished(target: Path, plan: dict[str, Any]) -> PackSummary:
+    """Say that the file is there, or refuse another one."""
+    if (kind := file_kind(target)) != PACK:
+        raise UserError(f"{target} is there already and is {kind}; choose another --out, or delete it")
+    pack = ImagePack(target)
+    if different := _different(pack.description, plan):
+        raise UserError(f"{target} was made with {different}; delete it or choose another --out")
+    return PackSummary(len(pack), target.stat().st_size, pack.description["unreadable"], True)
+
+
+def _settle(folder: BuildFolder, plan: dict[str, Any]) -> None:
+    """Go on with the parts of the same plan, refuse those of another."""
+    begun = folder.plan()
+    if begun is None:
+        folder.write_plan(plan)
+    elif different := _different(begun, plan):
+        raise UserError(
+            f"{folder.path} holds an unfinished pack with {different}; delete it or choose another --out"
+        )
+
+
+def _different(made: dict[str, Any], plan: dict[str, Any]) -> str:
+    """What sets a pack apart from the one that is asked for, in words; empty if nothing does."""
+    words = {
+        "image_root": "another image folder",
+        "short_side": "another --short-side",
+        "quality": "another --quality",
+        "files_digest": "other images (their names, number or sizes in bytes)",
+    }
+    return " and ".join(word for key, word in words.items() if made.get(key) != plan[key])
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, -1 if it cannot be asked: then reading it says why."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _make_parts(
+    folder: BuildFolder,
+    root: Path,
+    paths: Sequence[str],
+    settings: PackSettings,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """Make the parts that are not there yet; a worker writes its part itself."""
+    count = -(-len(paths) // PART_IMAGES)
+    done = set(folder.finished())
+    todo = [number for number in range(count) if number not in done]
+    jobs = (
+        joblib.delayed(make_part)(
+            root, paths[number * PART_IMAGES : (number + 1) * PART_IMAGES], folder.part_path(number), settings
+        )
+        for number in todo
+    )
+    processes = min(workers or joblib.cpu_count(), max(1, len(todo)))
+    made = joblib.Parallel(n_jobs=processes, return_as="generator_unordered", pre_dispatch="2*n_jobs")(jobs)
+    for finished, _ in enumerate(made, len(done) + 1):
+        if progress is not None:
+            progress(min(len(paths), finished * PART_IMAGES), len(paths))
+
+
+def make_part(root: Path, paths: Sequence[str], out: Path, settings: PackSettings) -> None:
+    """Encode some images and write them as a pack of their own."""
+    cv2.setNumThreads(1)
+    rows: list[PackRow] = []
+    unreadable: dict[str, str] = {}
+    for path in paths:
+        try:
+            rows.append(pack_row(root, path, settings))
+        except ImageError as error:
+            unreadable[path] = error.reason
+    pieces = (np.frombuffer(row.data, np.uint8) for row in rows)
+    write_pack(out, columns_of(rows), pieces, {"unreadable": unreadable})
+
+
+def pack_row(root: Path, path: str, settings: PackSettings) -> PackRow:
+    """Read, decode (which finds damaged files), and encode one image as the settings ask.
+
+    Raises:
+        ImageError: if it cannot be read or decoded.
+    """
+    try:
+        data = read_bytes(root / path)
+    except OSError as error:
+        raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
+    image = decode_image(data, path)
+    size = (image.shape[0], image.shape[1])
+    if settings.short_side is not None and min(size) > settings.short_side:
+        data = _encode(_shrink(image, settings.short_side), settings.quality)
+    return PackRow(encode_path(path), size, data)
+
+
+def _shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+    """Area-average to a short side in pixels."""
+    ratio = short_side / min(image.shape[:2])
+    height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _encode(image: NDArray[np.uint8], quality: int) -> bytes:
+    """RGB to JPEG."""
+    _, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    return bytes(encoded.tobytes())
+
+
+def _join(folder: BuildFolder, target: Path, plan: dict[str, Any]) -> PackSummary:
+    """Join all parts into the final file."""
+    parts = [ImagePack(folder.part_path(number)) for number in folder.finished()]
+    unreadable = {path: why for part in parts for path, why in part.description["unreadable"].items()}
+    kept = [part for part in parts if len(part)]
+    if not kept:
+        raise UserError(
+            f"none of the images in {plan['image_root']} can be decoded; the first: {_first(unreadable)}"
+        )
+    columns: dict[str, Any] = {
+        name: np.concatenate([part.column(name) for part in kept]) for name in ("path", "image_size", "crc32")
+    }
+    lengths = np.concatenate([np.diff(part.column("offset")) for part in kept])
+    columns["offset"] = np.concatenate([[0], np.cumsum(lengths)])
+    write_pack(target, columns, _blobs(kept), {**plan, "unreadable": unreadable})
+    return PackSummary(len(columns["path"]), target.stat().st_size, unreadable)
+
+
+def _blobs(parts: Sequence[ImagePack]) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of the parts, one part at a time."""
+    for part in parts:
+        yield part.column("blob")
+
+
+def _first(unreadable: dict[str, str]) -> str:
+    path, reason = next(iter(unreadable.items()))
+    return f"{path}: {reason}"

@@ -1,0 +1,1 @@
+"""From images and masks on disk to augmented batches on the device."""

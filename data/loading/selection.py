@@ -1,0 +1,143 @@
+"""Which images a run trains on, and which of them have a mask: decided once, before the first step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...common.errors import UserError
+from ..images.folder import Folder
+from ..images.store import ImageStore
+from ..masks.format import STATUSES, MaskStatus
+from ..masks.reader import MaskReader
+from ..path_keys import encode_path
+from .batch import MissingMasks
+
+logger = logging.getLogger("hapicl.data")
+NAMED = 5  # paths that a message names
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images of a run.
+
+    Attributes:
+        paths: (N,) sorted bytes; a numpy array, since a list of a million strings is copied into every
+        worker
+            as its reference counts change.
+        has_mask: (N,) bool.
+        without_mask: how many images go without a mask.
+        left_out: how many were left out for want of a mask or as unreadable.
+    """
+
+    paths: npt.NDArray[np.bytes_]
+    has_mask: npt.NDArray[np.bool_]
+    without_mask: int = 0
+    left_out: int = 0
+
+
+def select_images(
+    store: ImageStore | None,
+    masks: MaskReader | None,
+    *,
+    missing: MissingMasks = "error",
+    use_low_confidence: bool = True,
+    limit: int | None = None,
+) -> Selection:
+    """Match images and masks.
+
+    Images that the mask file records as unreadable are left out, with a warning that says how many.
+
+    Args:
+        store: the images; None takes the paths of the mask file.
+        masks: the mask file; None for methods that use no masks.
+        missing: what to do about an image that the mask file does not hold: refuse, leave it out, or
+            train on it without a mask.
+        use_low_confidence: whether masks marked as of low confidence count; if not, their images go without
+            a mask.
+        limit: take only the first so many paths.
+
+    Raises:
+        UserError: for no images, or missing masks under "error"; says how many and names a few.
+    """
+    listed = masks.column("path") if store is None and masks is not None else _sorted_keys(store)
+    paths = np.asarray(listed[:limit])
+    if len(paths) == 0:
+        where = f" in {store.root}" if isinstance(store, Folder) else ""
+        raise UserError(f"no images found{where}: give a folder that holds images, at any depth")
+    if masks is None:
+        return Selection(paths, np.zeros(len(paths), dtype=np.bool_))
+    rows = _rows(paths, masks.column("path"))
+    known = rows >= 0
+    status = np.where(known, masks.column("status")[np.maximum(rows, 0)], len(STATUSES))
+    unreadable = status == STATUSES.index(MaskStatus.UNREADABLE)
+    _report(paths[~known], paths[unreadable], masks.path, missing)
+    usable = known & ~unreadable
+    if not use_low_confidence:
+        usable &= status != STATUSES.index(MaskStatus.LOW_CONFIDENCE)
+    kept = ~unreadable if missing == "instance-only" else known & ~unreadable
+    if not kept.any():
+        raise UserError(
+            f"{masks.path} has a mask for none of the {len(paths)} images; are both of one folder?"
+        )
+    return Selection(
+        paths[kept], usable[kept], without_mask=int((~usable[kept]).sum()), left_out=int((~kept).sum())
+    )
+
+
+def _sorted_keys(store: ImageStore | None) -> npt.NDArray[np.bytes_]:
+    """The store's paths as sorted bytes."""
+    if store is None:
+        raise UserError(
+            "no images: give a folder of images, a packed file, or a mask file that names its folder"
+        )
+    keys = [encode_path(path) for path in store.paths()]
+    return np.sort(np.array(keys, dtype=np.bytes_)) if keys else np.array([], dtype="S1")
+
+
+def _rows(paths: npt.NDArray[np.bytes_], keys: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
+    """Row of each path among the sorted keys, -1 where there is none."""
+    if len(keys) == 0:
+        return np.full(len(paths), -1)
+    rows = np.minimum(np.searchsorted(keys, paths), len(keys) - 1)
+    return np.where(keys[rows] == paths, rows, -1)
+
+
+def _report(
+    missing: npt.NDArray[np.bytes_],
+    unreadable: npt.NDArray[np.bytes_],
+    mask_file: str,
+    policy: MissingMasks,
+) -> None:
+    """Refuse or log missing masks, log unreadable images."""
+    if len(unreadable):
+        logger.warning(
+            "%d images that %s records as unreadable are left out: %s",
+            len(unreadable),
+            mask_file,
+            _few(unreadable),
+        )
+    if len(missing) == 0:
+        return
+    if policy == "error":
+        raise UserError(
+            f"{mask_file} has no mask for {len(missing)} of the images: {_few(missing)}. Add them with "
+            "`hapicl masks build --update`, or choose --missing-masks skip (leave these images out) or "
+            "instance-only (train on them without a mask)"
+        )
+    logger.warning(
+        "%d images have no mask in %s and %s: %s",
+        len(missing),
+        mask_file,
+        "are left out" if policy == "skip" else "are trained on without one",
+        _few(missing),
+    )
+
+
+def _few(paths: npt.NDArray[np.bytes_]) -> str:
+    """The first paths, for a message."""
+    names = [bytes(path).decode("utf-8", "replace") for path in paths[:NAMED]]
+    return ", ".join(names) + (", ..." if len(paths) > NAMED else "")

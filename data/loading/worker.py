@@ -1,0 +1,264 @@
+"""What a loader worker does: make chunks of a batch, from encoded images and masks to uint8 views.
+
+A chunk is a stretch of one process's share of a global batch. It depends on (seed, epoch, step, chunk) alone.
+
+Shape legend: n images of a chunk, S view side in pixels, G occupancy cells per side, P patch side in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from ...common.errors import UserError
+from ...common.randomness import counter_generator
+from ..geometry import ViewGeometry
+from ..images import decode as images
+from ..images.decode import ImageError
+from ..images.store import ImageStore
+from ..masks.integral import MaskIntegral
+from ..masks.reader import MaskReader
+from ..path_keys import decode_path
+from . import photometric, views
+from .batch import Batch, Needs
+from .selection import Selection
+
+MAX_REPLACED = 20  # images in a row that may fail before the run stops: then it is the disk, not an image
+CHECKED = 32  # images whose size is compared with the mask file's before the first step
+
+
+class Task(NamedTuple):
+    """One chunk: positions start to stop of the step's global batch."""
+
+    epoch: int
+    step: int
+    start: int
+    stop: int
+
+
+class ChunkMaker(Dataset[object]):
+    """Makes chunks by task; sent to every worker, so it holds no open handle.
+
+    Args:
+        store: the images.
+        masks: the mask file, or None.
+        selection: paths, and which have a mask.
+        needs: what to make.
+        seed: the run's seed.
+        batch_size: global batch.
+        scaled_decode: decode large JPEGs at a half, quarter or eighth where every crop allows it.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        masks: MaskReader | None,
+        selection: Selection,
+        needs: Needs,
+        *,
+        seed: int,
+        batch_size: int,
+        scaled_decode: bool = True,
+    ) -> None:
+        self.store = store
+        self.masks = masks if needs.masks else None
+        self.selection = selection
+        self.needs = needs
+        self.seed = seed
+        self.batch_size = batch_size
+        self.scaled_decode = scaled_decode
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The epoch's permutation of all images, the same on every rank."""
+        if self._order is None or self._order[0] != epoch:
+            generator = counter_generator(self.seed, epoch, 0, 0, "order")
+            self._order = epoch, generator.permutation(len(self.selection.paths))
+        return self._order[1]
+
+    def check_masks(self) -> None:
+        """Look at a few images spread over the list, so that masks of another folder are refused at once.
+
+        Every other image is checked when it is read.
+
+        Raises:
+            MaskError: if an image has another size than its mask was made for.
+        """
+        count = len(self.selection.paths)
+        for index in np.unique(np.linspace(0, count - 1, min(count, CHECKED), dtype=np.int64)).tolist():
+            path = decode_path(bytes(self.selection.paths[index]))
+            try:
+                size = self.store.read(path).image_size
+            except ImageError:  # replaced and reported when it is its turn
+                continue
+            self.mask(path, index, size)
+
+    def __getitem__(self, task: Task) -> Chunk | UserError:
+        """Make one chunk; a user's mistake is returned, so that it crosses the process border as it is."""
+        begin = task.step * self.batch_size
+        try:
+            return self._make(task, self.order(task.epoch)[begin + task.start : begin + task.stop])
+        except UserError as error:
+            return error
+
+    def _make(self, task: Task, indices: npt.NDArray[np.int64]) -> Chunk:
+        """Fill the arrays of a chunk, sample by sample."""
+        chunk = Chunk(self.needs, task, len(indices))
+        for slot, index in enumerate(indices.tolist()):
+            self._fill(chunk, slot, index)
+        return chunk
+
+    def _fill(self, chunk: Chunk, slot: int, index: int) -> None:
+        """Make one sample; an image that fails is replaced by the next one in the path list.
+
+        The replacement depends on nothing but the data, so a resumed run repeats it; `Chunk.failures` says
+        what happened, and the loader logs and counts it.
+        """
+        count = len(self.selection.paths)
+        for attempt in range(min(MAX_REPLACED, count)):
+            chosen = (index + attempt) % count
+            try:
+                self._sample(chunk, slot, chosen)
+            except ImageError as error:
+                chunk.failures.append(str(error))
+            else:
+                return
+        raise UserError(
+            f"{min(MAX_REPLACED, count)} images in a row cannot be used, the last: {chunk.failures[-1]}; "
+            "is the image folder still there?"
+        )
+
+    def _sample(self, chunk: Chunk, slot: int, index: int) -> None:
+        """Read, draw, decode once, cut all views."""
+        needs, counter = self.needs, views.Counter(self.seed, chunk.task.epoch, index)
+        path = decode_path(self.selection.paths.item(index))
+        data, size, header = self.store.read(path)
+        mask = self.mask(path, index, size)
+        draws = views.draw_views(needs, counter, size, mask)
+        jigsaw = views.draw_jigsaw(needs.jigsaw, counter, size) if needs.jigsaw is not None else None
+        side = views.shortest_side(needs, draws, jigsaw, size) if self.scaled_decode else None
+        image = images.decode_image(data, path, reduce_to=side, header=header)
+        for number, (policy, draw) in enumerate(zip(needs.views, draws, strict=True)):
+            views.cut_view(image, size, draw.geometry, policy.size, chunk.pixels[number][slot])
+            if mask is not None and needs.grid is not None:
+                chunk.occupancy[number, slot] = mask.crop(draw.geometry, needs.grid)
+            row = photometric.draw_row(counter.generator(number, "photometric"), policy.photometric)
+            chunk.photometric[number, slot] = row
+        if jigsaw is not None:
+            self._jigsaw(chunk, slot, counter, image, size, jigsaw)
+        chunk.index[slot] = index
+        chunk.image_size[slot] = size
+        for number, draw in enumerate(draws):
+            chunk.geometry[number, :, slot] = draw.geometry
+            chunk.fallback[slot, number] = draw.fallback
+        chunk.has_mask[slot] = mask is not None
+        chunk.rotation[slot] = counter.generator(0, "rotation").integers(4)
+
+    def mask(self, path: str, index: int, size: tuple[int, int]) -> MaskIntegral | None:
+        """The image's mask, unpacked once, after checking that it was made for this image."""
+        if self.masks is None or not self.selection.has_mask[index]:
+            return None
+        return self.masks.integral(path, size)
+
+    def _jigsaw(
+        self,
+        chunk: Chunk,
+        slot: int,
+        counter: views.Counter,
+        image: views.Pixels,
+        size: tuple[int, int],
+        draw: views.JigsawDraw,
+    ) -> None:
+        """Cut the patches and draw each one's photometric row."""
+        policy = self.needs.jigsaw
+        assert policy is not None
+        chunk.patches[slot] = torch.from_numpy(views.cut_patches(image, size, policy, draw))
+        chunk.permutation[slot] = draw.permutation
+        for cell in range(policy.grid**2):
+            generator = counter.generator(cell, "patch photometric")
+            chunk.patch_photometric[slot, cell] = photometric.draw_row(generator, policy.photometric)
+
+
+class Chunk:
+    """The arrays of a chunk, filled by a worker and read by the loader's process.
+
+    Images are tensors, which cross the process border through shared memory; everything else is small and
+    goes through the pipe, because each shared tensor costs a file descriptor (a thousand are allowed).
+    They lie as (n, S, S, 3), torch's channels_last.
+    """
+
+    def __init__(self, needs: Needs, task: Task, count: int) -> None:
+        self.needs = needs
+        self.task = task
+        self.failures: list[str] = []
+        self.views = [_pixels(count, policy.size, policy.size, 3) for policy in needs.views]
+        self.pixels = [view.numpy() for view in self.views]  # the same memory
+        jigsaw = needs.jigsaw
+        cells, patch = (jigsaw.grid**2, jigsaw.patch) if jigsaw is not None else (0, 0)
+        self.patches = _pixels(count, cells, patch, patch, 3)
+        self.index = np.zeros(count, np.int64)
+        self.image_size = np.zeros((count, 2), np.int32)
+        self.geometry = np.zeros((len(needs.views), 6, count), np.int32)
+        self.photometric = np.zeros((len(needs.views), count, photometric.COLUMNS), np.float32)
+        self.patch_photometric = np.zeros((count, cells, photometric.COLUMNS), np.float32)
+        self.occupancy = np.zeros((len(needs.views), count, needs.grid or 0, needs.grid or 0), np.float32)
+        self.fallback = np.zeros((count, len(needs.views)), np.bool_)
+        self.has_mask = np.zeros(count, np.bool_)
+        self.permutation = np.zeros((count, cells), np.int64)
+        self.rotation = np.zeros(count, np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pixels": []}  # the reader has the tensors
+
+    def pin_memory(self) -> Chunk:
+        """Pin the images; torch's DataLoader calls this by name."""
+        self.views = [view.pin_memory() for view in self.views]
+        self.patches = self.patches.pin_memory()
+        return self
+
+
+def _pixels(*shape: int) -> torch.Tensor:
+    """Unset uint8 pixels; in a worker already in the shared memory into which torch would copy them."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    new_shared: Any = torch.UntypedStorage._new_shared  # torch's own collate function takes it, without types
+    return torch.empty(0, dtype=torch.uint8).set_(new_shared(math.prod(shape))).view(shape)
+
+
+def join(chunks: list[Chunk]) -> Batch:
+    """Join the chunks of one step, in order, into a batch of uint8 views."""
+    first = chunks[0]
+    masks, jigsaw = first.needs.masks, first.needs.jigsaw is not None
+
+    def numbers(name: str, axis: int = 0) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([getattr(chunk, name) for chunk in chunks], axis))
+
+    def pictures(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    geometry = numbers("geometry", 2)
+    return Batch(
+        index=numbers("index"),
+        image_size=numbers("image_size"),
+        views=tuple(
+            pictures(list(parts)).permute(0, 3, 1, 2)
+            for parts in zip(*(chunk.views for chunk in chunks), strict=True)
+        ),
+        geometry=tuple(ViewGeometry(*view[:4], *view[4:].bool()) for view in geometry),
+        photometric=tuple(numbers("photometric", 1)),
+        occupancy=tuple(numbers("occupancy", 1)) if masks else (),
+        has_mask=numbers("has_mask") if masks else None,
+        fallback=numbers("fallback"),
+        patches=pictures([chunk.patches for chunk in chunks]).permute(0, 1, 4, 2, 3) if jigsaw else None,
+        patch_photometric=numbers("patch_photometric") if jigsaw else None,
+        permutation=numbers("permutation") if jigsaw else None,
+        rotation=numbers("rotation"),
+        epoch=first.task.epoch,
+        step=first.task.step,
+        failures=tuple(failure for chunk in chunks for failure in chunk.failures),
+    )

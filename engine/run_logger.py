@@ -1,0 +1,172 @@
+"""What a run leaves besides weights: metrics.jsonl, TensorBoard events, train.log, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..common.atomic_files import whole_file
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+CHANCE = "_at_chance"  # what a part's name ends in where its value at chance level is logged
+HOST_NUMBERS, SHOWN_PARTS = {"step", "epoch", "lr", "momentum", "seconds"}, 5
+METRICS, LOG, CONFIG, EVENTS = "metrics.jsonl", "train.log", "config.json", "tensorboard"
+
+
+class Journal:
+    """Writes one run folder; with `folder=None` it is silent, as on every process but the first.
+
+    A context: the files are closed on exit. After a resume, lines at or past the resumed step are
+    dropped, so that metrics.jsonl holds every step once.
+    """
+
+    def __init__(self, folder: Path | None, *, total: int, resumed_step: int = 0, show: bool = True) -> None:
+        self.folder = folder
+        self._total = total
+        self._start = resumed_step
+        self._console = Console(stderr=True, quiet=not show or folder is None)
+        self._events: SummaryWriter | None = None
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Journal:
+        if self.folder is None:
+            return self
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the run folder {self.folder}: {error.strerror}; choose another --out"
+            ) from error
+        _drop_from(self.folder / METRICS, self._start)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=self._start or None)
+        if self._console.is_terminal and not self._console.quiet:
+            self._bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=self._console,
+                refresh_per_second=4,
+            )
+            self._bar.add_task("", total=self._total, completed=self._start)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._events is not None:
+            self._events.close()
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step` done."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Write one line of numbers for `step` optimiser steps done."""
+        if self.folder is None:
+            return
+        with open(self.folder / METRICS, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+        text = _one_line(values)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        else:
+            self._console.print(f"step {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
+        self._log(f"step {step}/{self._total}  {text}")
+
+    def say(self, text: str) -> None:
+        """Tell the user and train.log one sentence."""
+        if self.folder is None:
+            return
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._log(text)
+
+    def _log(self, text: str) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / LOG, "a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}\n")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, whole."""
+    with whole_file(folder / CONFIG) as part:
+        part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run folder's config.json.
+
+    Raises:
+        UserError: if it is missing, not JSON, or no run's; names the folder.
+    """
+    path = folder / CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{folder} is no run folder: it has no {CONFIG}; give the --out of a `hapicl pretrain`"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); was it edited?") from error
+    if not isinstance(config, dict) or not {"settings", "data", "total_steps"} <= config.keys():
+        raise UserError(f"{path} is not the {CONFIG} of a run; give the --out of a `hapicl pretrain`")
+    return config
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
+    """Give the lines of a run's metrics.jsonl; a last line cut by a crash is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            values = None
+        if isinstance(values, dict):
+            yield values
+        else:
+            print(f"{path}: a line is cut and left out: {line[:60]}", file=sys.stderr)
+
+
+def _drop_from(path: Path, step: int) -> None:
+    """Keep the metrics of steps before a resume's position."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    with whole_file(path) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _one_line(values: dict[str, float]) -> str:
+    """Loss, its parts and the rates, short enough for a terminal's line."""
+    # parts of the loss have names of one word; what is only watched (similarity_positive, ...) has more
+    parts = [name for name in values if "_" not in name and name not in HOST_NUMBERS][:SHOWN_PARTS]
+    first = [*parts, *(name for name in ("knn_accuracy",) if name in values)]
+    words = [f"{name} {values[name]:.4g}" for name in first]
+    if "samples_per_second" in values:
+        words.append(f"{values['samples_per_second']:.3g} samples/s")
+        words.append(f"data wait {values['data_wait_share']:.0%}")
+    return "  ".join(words) or "  ".join(f"{name} {value:.4g}" for name, value in values.items())

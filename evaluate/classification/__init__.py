@@ -1,0 +1,1 @@
+"""Frozen features and fine-tuning for image classification."""

@@ -1,0 +1,236 @@
+"""`evaluate linear`: a linear classifier on the frozen backbone.
+
+`linear-moco` (He et al., CVPR 2020, arXiv 1911.05722, section 4.1): SGD, rate 30 for 256 images, no weight
+decay, 100 epochs, divided by 10 at 60 and 80; random resized crops and flips; the mean over the last map.
+`linear-moco-cached`: the same classifier on stored features of the centre crops: minutes instead of days, and
+not the same number; each channel is standardised, which the rate of 1 wants. Our own choice.
+`linear-mae` for ViTs (arXiv 2111.06377, A.2): BatchNorm without affine, then linear; LARS, rate .1 for 256
+images, batch 16384, 90 epochs, 10 of warm-up, cosine. On the mean patch token. LARS is the training engine's,
+which agrees with timm's.
+The backbone is in eval mode and gets no gradient.
+Shape legend: B images, C channels, K classes, S side of the crop in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...data.images.class_folders import LabelledImages
+from ...engine.optimizers import OptimizerSettings
+from ...engine.schedule import ScheduleSettings
+from ...models.backbones.base import Backbone
+from ...pretrain.methods.base import Output
+from ..batches import TaskBatch, TaskBatches, ordered_batches
+from ..checks import not_negative, positive
+from ..finetune import Curve, Runtime, train
+from ..result import Outcome
+from ..transforms import normalise
+from .features import CropSamples, Features, default_resize, extract_features, pooled
+from .knn import classification_outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProtocol:
+    """Parameters of a linear protocol."""
+
+    epochs: int
+    batch_size: int
+    lr_per_256: float
+    optimizer: Literal["sgd", "lars"]
+    schedule: Literal["steps", "cosine"]
+    norm: bool  # BatchNorm without affine before the classifier
+    cached: bool
+    weight_decay: float = 0.0
+    warmup_epochs: float = 0.0
+    image_size: int = 224
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "epochs", "batch_size", "lr_per_256", "image_size")
+        not_negative(self, "weight_decay", "warmup_epochs")
+
+
+PROTOCOLS = {
+    "linear-moco": LinearProtocol(
+        epochs=100,
+        batch_size=256,
+        lr_per_256=30.0,
+        optimizer="sgd",
+        schedule="steps",
+        norm=False,
+        cached=False,
+    ),
+    "linear-moco-cached": LinearProtocol(
+        epochs=100, batch_size=256, lr_per_256=1.0, optimizer="sgd", schedule="steps", norm=True, cached=True
+    ),
+    "linear-mae": LinearProtocol(
+        epochs=90,
+        batch_size=16_384,
+        lr_per_256=0.1,
+        optimizer="lars",
+        schedule="cosine",
+        norm=True,
+        cached=False,
+        warmup_epochs=10,
+    ),
+}
+
+
+class LinearClassifier(nn.Module):
+    """A linear layer on features or, with a frozen backbone, on images."""
+
+    def __init__(
+        self, channels: int, classes: int, *, norm: bool, backbone: Backbone | None = None, seed: int = 0
+    ) -> None:
+        """Start at N(0, .01) and bias 0, as MoCo and MAE do; `backbone` is used, not trained or saved."""
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels, affine=False, eps=1e-6) if norm else nn.Identity()
+        self.classifier = nn.Linear(channels, classes)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.classifier.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.classifier.bias)
+        self._frozen = (backbone,)  # in a tuple: not a submodule
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(B, C) features, or (B, 3, S, S) uint8 images with a backbone, to (B, K)."""
+        backbone = self._frozen[0]
+        if backbone is not None:
+            with torch.no_grad():
+                inputs = pooled(backbone, normalise(inputs)).float()
+        scores: Tensor = self.classifier(self.norm(inputs))
+        return scores
+
+    def forward(self, batch: TaskBatch) -> Output:
+        """Cross-entropy of a batch of (inputs, labels)."""
+        inputs, labels = batch.values
+        return Output(loss=functional.cross_entropy(self.logits(inputs), labels))
+
+
+class FeatureSamples:
+    """Stored features as training samples."""
+
+    def __init__(self, features: Features) -> None:
+        """Keep the features."""
+        self.features = features
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.features.labels)
+
+    def sample(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(C,) feature and its label."""
+        return self.features.values[index], self.features.labels[index]
+
+
+def evaluate_linear(
+    backbone: Backbone,
+    train_images: LabelledImages,
+    test_images: LabelledImages,
+    protocol: LinearProtocol,
+    *,
+    seed: int,
+    runtime: Runtime,
+    identity: dict[str, Any] | None = None,
+) -> Outcome:
+    """Train the classifier on `train_images`, measure on the centre crops of `test_images`.
+
+    Args:
+        backbone: frozen, in eval mode.
+        train_images, test_images: with the same classes.
+        protocol: one of `PROTOCOLS`, perhaps changed; a batch larger than the training set is cut to it, at
+            the same rate per 256 images.
+        seed: of the order, the crops and the classifier.
+        runtime: device, workers, run folder.
+        identity: JSON-able, what the run folder must be of; part of the checkpoint.
+
+    Returns:
+        `top1` (and `top5`) in [0, 1], accuracy per class, confusion, the loss curve.
+    """
+    backbone.to(runtime.device).eval()
+    size, resize = protocol.image_size, default_resize(protocol.image_size)
+    channels = backbone.channels[backbone.last]
+    test = extract_features(
+        backbone, test_images, image_size=size, workers=runtime.workers, device=runtime.device
+    )
+    classifier = LinearClassifier(
+        channels,
+        len(train_images.classes),
+        norm=protocol.norm,
+        backbone=None if protocol.cached else backbone,
+        seed=seed,
+    )
+    samples: FeatureSamples | CropSamples
+    if protocol.cached:
+        samples = FeatureSamples(
+            extract_features(
+                backbone, train_images, image_size=size, workers=runtime.workers, device=runtime.device
+            )
+        )
+    else:
+        samples = CropSamples(train_images, size=size, resize=resize, random=True)
+    config = {"protocol": dataclasses.asdict(protocol), "seed": seed, **(identity or {})}
+    curve = fit_classifier(classifier, samples, protocol, seed=seed, runtime=runtime, config=config)
+    with torch.inference_mode():
+        normed = classifier.norm(test.values.to(runtime.device))
+        scores = classifier.classifier(normed).float().cpu()
+    outcome = classification_outcome(scores, test.labels, train_images.classes)
+    return dataclasses.replace(outcome, curves={"loss": curve})
+
+
+def fit_classifier(
+    classifier: LinearClassifier,
+    samples: FeatureSamples | CropSamples,
+    protocol: LinearProtocol,
+    *,
+    seed: int,
+    runtime: Runtime,
+    config: dict[str, Any],
+) -> Curve:
+    """Train the linear layer over whole epochs; give the loss curve."""
+    batches = TaskBatches(
+        samples,
+        batch_size=min(protocol.batch_size, len(samples)),
+        seed=seed,
+        workers=0 if protocol.cached else runtime.workers,
+        device=runtime.device,
+    )
+    steps_schedule = ScheduleSettings(name="steps", milestones=(0.6, 0.8))
+    cosine = ScheduleSettings(name="cosine", warmup_epochs=protocol.warmup_epochs)
+    return train(
+        classifier,
+        batches,
+        steps=protocol.epochs * batches.steps_per_epoch,
+        optimizer=OptimizerSettings(
+            name=protocol.optimizer,
+            lr_per_256=protocol.lr_per_256,
+            momentum=0.9,
+            weight_decay=protocol.weight_decay,
+        ),
+        schedule=steps_schedule if protocol.schedule == "steps" else cosine,
+        seed=seed,
+        runtime=runtime,
+        config=config,
+    )
+
+
+def predict_crops(
+    classifier: LinearClassifier, images: LabelledImages, *, image_size: int, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    """Scores (N, K) and labels (N,) of the centre crops, for a classifier that holds its backbone."""
+    samples = CropSamples(images, size=image_size, resize=default_resize(image_size), random=False)
+    scores, labels = [], []
+    classifier.eval()
+    with torch.inference_mode():
+        for crops, numbers in ordered_batches(
+            samples, batch_size=64, workers=runtime.workers, device=runtime.device
+        ):
+            scores.append(classifier.logits(crops).float().cpu())
+            labels.append(numbers.cpu())
+    return torch.cat(scores), torch.cat(labels)

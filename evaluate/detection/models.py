@@ -1,0 +1,228 @@
+"""torchvision's detectors on our backbones, with detectron2's settings where torchvision's differ.
+
+Shape legend: B images, R regions, C channels, S cells per side, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from ...common.errors import UserError
+from ...models.backbones.base import Backbone
+from ...models.backbones.resnet import ResNetBackbone
+from ...pretrain.methods.base import Output
+from ..batches import TaskBatch
+from ..checks import positive
+
+RATIOS = (0.5, 1.0, 2.0)
+PYRAMID_LEVELS = 5  # res2 to res5, and one pooled from res5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorShape:
+    """Which detector, and its sizes."""
+
+    head: Literal["c4", "2fc", "4conv1fc"]
+    short_sides: tuple[int, ...]  # pixels; one is drawn per batch in training, the last serves in tests
+    long_side: int
+    anchors: tuple[int, ...] = (32, 64, 128, 256, 512)  # side at ratio 1, pixels of the resized image
+    regions: int = 512  # sampled per image for the head's loss
+    channels: int = 256  # of the pyramid (Lin et al., CVPR 2017; detectron2's width)
+    hidden: int = 1024  # of the box head's linear layers
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "short_sides", "long_side", "anchors", "regions", "channels", "hidden")
+        if self.head != "c4" and len(self.anchors) != PYRAMID_LEVELS:
+            raise ValueError(f"anchors must hold {PYRAMID_LEVELS} sides, one for each level of the pyramid")
+
+
+class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
+    """RoIAlign with detectron2's half-pixel correction (`aligned=True`), from one map or a pyramid.
+
+    A region goes to the level floor(4 + log2(sqrt(area) / 224)) of the pyramid (Lin et al., CVPR 2017,
+    equation 1), where level 2 is the first map. torchvision's MultiScaleRoIAlign has no such correction.
+    """
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        """Take the maps' names, largest map first, and the side of the output in cells."""
+        super().__init__(featmap_names=list(names), output_size=size, sampling_ratio=0)
+
+    def forward(
+        self, maps: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Maps (B, C, S, S) and boxes (R, 4) per image to (sum of R, C, size, size)."""
+        chosen = [maps[name] for name in self.featmap_names]
+        image = torch.cat([values.new_full((len(values), 1), number) for number, values in enumerate(boxes)])
+        # in float32 also under autocast: bfloat16 has no room for a box's fractions of a pixel
+        rows = torch.cat([image, torch.cat(boxes)], dim=1).float()
+        padded = max(height for height, _ in image_shapes)
+        # the maps are of the padded batch, whose height is the next multiple of 32 of its tallest image
+        scales = [2.0 ** round(torch.tensor(each.shape[2] / padded).log2().item()) for each in chosen]
+        sides = (rows[:, 3] - rows[:, 1]).clamp(min=0) * (rows[:, 4] - rows[:, 2]).clamp(min=0)
+        level = torch.floor(4 + torch.log2(sides.sqrt() / 224 + 1e-8)).clamp(2, len(chosen) + 1) - 2
+        pooled = rows.new_zeros(len(rows), chosen[0].shape[1], *self.output_size)
+        for number, (each, scale) in enumerate(zip(chosen, scales, strict=True)):
+            here = torch.nonzero(level == number)[:, 0]
+            found = roi_align(
+                each.float(),
+                rows[here],
+                self.output_size,
+                spatial_scale=scale,
+                sampling_ratio=0,
+                aligned=True,
+            )
+            pooled = pooled.index_put((here,), found)
+        return pooled
+
+
+class C4Trunk(nn.Module):
+    """Everything up to `layer3`: the map the C4 detector proposes and pools from."""
+
+    def __init__(self, backbone: ResNetBackbone) -> None:
+        """Share the backbone's layers."""
+        super().__init__()
+        trunk = backbone.trunk
+        self.stem = nn.Sequential(trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool)
+        self.layers = nn.Sequential(trunk.layer1, trunk.layer2, trunk.layer3)
+        self.out_channels = backbone.channels["layer3"]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to {"0": (B, C, S, S)}."""
+        return {"0": self.layers(self.stem(images))}
+
+
+class C4Head(nn.Module):
+    """`layer4` on the pooled regions, MoCo's extra BatchNorm after it, then the mean over the cells."""
+
+    def __init__(self, backbone: ResNetBackbone) -> None:
+        """Share the backbone's `layer4`."""
+        super().__init__()
+        channels = backbone.channels["layer4"]
+        self.layer4 = backbone.trunk.layer4
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """(R, C3, 14, 14) to (R, C4)."""
+        pooled: Tensor = self.norm(self.layer4(regions)).mean(dim=(2, 3))
+        return pooled
+
+
+def build_detector(backbone: Backbone, shape: DetectorShape, *, classes: int, masks: bool) -> nn.Module:
+    """Build torchvision's Faster or Mask R-CNN around a backbone, all layers trained.
+
+    Args:
+        backbone: a ResNet.
+        shape: which detector.
+        classes: K, without background.
+        masks: also predict instance masks (not with the C4 head).
+
+    Raises:
+        UserError: for a backbone that is no ResNet.
+    """
+    if not isinstance(backbone, ResNetBackbone):
+        raise UserError("the detectors need a ResNet backbone; measure a ViT with knn, linear or seg-probe")
+    common: dict[str, Any] = {"min_size": shape.short_sides, "max_size": shape.long_side}
+    common |= {"box_batch_size_per_image": shape.regions}
+    if shape.head == "c4":
+        return _c4(backbone, shape, classes, common)
+    return _pyramid(backbone, shape, classes, masks, common)
+
+
+def _c4(backbone: ResNetBackbone, shape: DetectorShape, classes: int, common: dict[str, Any]) -> nn.Module:
+    """Faster R-CNN on `layer3`; detectron2's R_50_C4 keeps 12000 / 6000 boxes before its suppression."""
+    trunk = C4Trunk(backbone)
+    anchors = AnchorGenerator((shape.anchors,), (RATIOS,))
+    model: nn.Module = FasterRCNN(
+        trunk,
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(trunk.out_channels, anchors.num_anchors_per_location()[0]),
+        rpn_pre_nms_top_n_train=12_000,
+        rpn_pre_nms_top_n_test=6_000,
+        rpn_post_nms_top_n_train=2_000,
+        rpn_post_nms_top_n_test=1_000,
+        box_roi_pool=AlignedRoIAlign(["0"], 14),
+        box_head=C4Head(backbone),
+        box_predictor=FastRCNNPredictor(backbone.channels["layer4"], classes + 1),
+        **common,
+    )
+    return model
+
+
+def _pyramid(
+    backbone: ResNetBackbone, shape: DetectorShape, classes: int, masks: bool, common: dict[str, Any]
+) -> nn.Module:
+    """Faster or Mask R-CNN on a pyramid of `layer1` to `layer4`.
+
+    Detectron2 keeps 1000 proposals in training (torchvision 2000). In the 4conv1fc form pyramid and heads
+    carry BatchNorm, as MoCo's COCO recipe has it.
+    """
+    width = shape.channels
+    normed = shape.head == "4conv1fc"
+    norm = nn.BatchNorm2d if normed else None
+    names = [f"layer{level}" for level in (1, 2, 3, 4)]
+    trunk = BackboneWithFPN(
+        backbone.trunk,
+        return_layers={name: str(number) for number, name in enumerate(names)},
+        in_channels_list=[backbone.channels[name] for name in names],
+        out_channels=width,
+        norm_layer=norm,
+    )
+    anchors = AnchorGenerator(tuple((side,) for side in shape.anchors), (RATIOS,) * len(shape.anchors))
+    levels = ["0", "1", "2", "3"]
+    head = (
+        FastRCNNConvFCHead((width, 7, 7), [width] * 4, [shape.hidden], norm_layer=norm)
+        if normed
+        else TwoMLPHead(width * 7 * 7, shape.hidden)
+    )
+    arguments: dict[str, Any] = {
+        "rpn_anchor_generator": anchors,
+        "rpn_head": RPNHead(width, anchors.num_anchors_per_location()[0]),
+        "rpn_pre_nms_top_n_train": 2_000,
+        "rpn_pre_nms_top_n_test": 1_000,
+        "rpn_post_nms_top_n_train": 1_000,
+        "rpn_post_nms_top_n_test": 1_000,
+        "box_roi_pool": AlignedRoIAlign(levels, 7),
+        "box_head": head,
+        "box_predictor": FastRCNNPredictor(shape.hidden, classes + 1),
+        **common,
+    }
+    if not masks:
+        plain: nn.Module = FasterRCNN(trunk, **arguments)
+        return plain
+    with_masks: nn.Module = MaskRCNN(
+        trunk,
+        mask_roi_pool=AlignedRoIAlign(levels, 14),
+        mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm_layer=norm),
+        mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
+        **arguments,
+    )
+    return with_masks
+
+
+class DetectionTask(nn.Module):
+    """A detector as the training loop sees it: a batch in, the sum of its losses out."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        """Hold the detector."""
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: TaskBatch) -> Output:
+        """Loss of a batch of (images, list of (3, H, W) uint8; targets, list of dictionaries)."""
+        images, targets = batch.values
+        losses: dict[str, Tensor] = self.detector([image.float() / 255 for image in images], targets)
+        total = torch.stack(list(losses.values())).sum()
+        return Output(loss=total, parts={name: value.detach() for name, value in losses.items()})

@@ -1,0 +1,1 @@
+"""Backbones as files that other toolkits load."""

@@ -1,0 +1,148 @@
+"""HTML reports: one evaluation with its curves, classes and pictures; or a table with bars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ...common.page import Note, Picture, Pictures, Section, Table, figure_picture, page
+from ..result import Run
+from .table import ResultTable
+
+MOST_CLASSES = 60  # above that a confusion matrix is no longer readable
+
+
+def result_page(result: dict[str, Any], runs: list[Run]) -> str:
+    """Report of one result file.
+
+    Args:
+        result: as written to JSON.
+        runs: the same runs, with their pictures.
+    """
+    sections = [_numbers(result)]
+    if any(run.outcome.curves.get("loss") for run in runs):
+        sections.append(
+            Section("Training", [figure_picture(_curves(runs), "Loss by step, one line per run")])
+        )
+    if result["runs"][0]["per_class"]:
+        sections.append(_classes(result))
+    confusion = runs[0].outcome.confusion
+    if confusion is not None and len(confusion) <= MOST_CLASSES:
+        names = list(runs[0].outcome.per_class)
+        caption = "Share of each true class (row) predicted as each class (column), first run"
+        sections.append(Section("Confusion", [figure_picture(_confusion(confusion, names), caption)]))
+    pictures = [Picture(pixels, caption, lossy=True) for caption, pixels in runs[0].outcome.pictures]
+    if pictures:
+        order = "input, truth, prediction" if result["task"] == "segment" else "truth, detections above .3"
+        sections.append(Section(f"Pictures ({order})", [Pictures(pictures, minimum=420)]))
+    sections.append(Section("Parameters", [Table([], _flat(result["parameters"]))]))
+    title = f"{result['protocol']}: {result['weights']['spec']}"
+    return page(title, sections, footer=f"{result['created']}, code {result['code_version']}")
+
+
+def _numbers(result: dict[str, Any]) -> Section:
+    """Mean and deviation of every metric, where they come from."""
+    weights = result["weights"]
+    rows = []
+    for name, mean in result["mean"].items():
+        deviation = result["std"][name]
+        each = ", ".join(f"{100 * run['metrics'][name]:.2f}" for run in result["runs"])
+        spread = "one run" if deviation is None else f"{100 * deviation:.2f}"
+        rows.append((name, f"{100 * mean:.2f}", spread, each))
+    note = (
+        f"Weights: {weights['spec']}, {weights['arch']} (stem {weights['stem']}), "
+        f"{weights['matched']} of {weights['total']} keys matched, SHA-256 {weights['sha256'][:16]}. "
+        "Numbers are those of the last step."
+    )
+    table = Table(["metric", "mean, %", "standard deviation", "runs, %"], rows, numeric=(1, 2, 3))
+    return Section("Result", [table, Note(note)])
+
+
+def _classes(result: dict[str, Any]) -> Section:
+    """The headline by class, mean over runs."""
+    names = list(result["runs"][0]["per_class"])
+    rows = []
+    for name in names:
+        values = [run["per_class"][name] for run in result["runs"]]
+        known = [value for value in values if value is not None]
+        rows.append((name, f"{100 * float(np.mean(known)):.1f}" if known else "not in the test set"))
+    return Section("Classes", [Table(["class", "mean over runs, %"], rows, numeric=(1,))])
+
+
+def _curves(runs: list[Run]) -> Figure:
+    """Loss against step."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        points = run.outcome.curves.get("loss", [])
+        axes.plot([step for step, _ in points], [value for _, value in points], label=f"seed {run.seed}")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("training loss")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _confusion(confusion: list[list[int]], names: list[str]) -> Figure:
+    """Row-normalised confusion matrix."""
+    counts = np.asarray(confusion, float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4.0, min(12.0, 0.28 * len(names) + 2))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(shown, shrink=0.7)
+    return figure
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested parameters as rows."""
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", str(value)))
+    return rows
+
+
+def table_page(table: ResultTable, *, title: str = "Results", lead: str = "") -> str:
+    """The table with one bar chart per column."""
+    header, *rows = table.lines()
+    numeric = tuple(range(1, len(header)))
+    sections = [Section("Table", [Table(header, rows, numeric=numeric)])]
+    sections.append(Section("Bars", [figure_picture(bars(table), "Mean and deviation over runs, per cent")]))
+    return page(
+        title, sections, lead=lead or "Per cent, mean ± standard deviation over runs (number of runs)."
+    )
+
+
+def bars(table: ResultTable) -> Figure:
+    """One panel per column, one bar per row, deviations as whiskers."""
+    count = len(table.columns)
+    across = min(3, count)
+    down = -(-count // across)
+    height = 1.0 + 0.28 * len(table.rows)
+    figure = Figure(figsize=(4.2 * across, height * down), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(down, across, sharey=True)).ravel()
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    for panel, column in zip(panels, table.columns, strict=False):
+        for position, row in enumerate(table.rows):
+            cell = table.cells.get((row, column))
+            if cell is None:
+                continue
+            colour = "0.6" if row.startswith("random") else "tab:blue"
+            error = None if cell.std is None else 100 * cell.std
+            panel.barh(position, 100 * cell.mean, xerr=error, color=colour, height=0.7, ecolor="0.2")
+        panel.set_title(column, fontsize=8)
+        panel.set_yticks(range(len(table.rows)), table.rows, fontsize=8)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    return figure

@@ -1,0 +1,1 @@
+"""Semantic segmentation: probe and fine-tuned networks, mean IoU."""

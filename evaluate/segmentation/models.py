@@ -1,0 +1,178 @@
+"""Networks of the segmentation protocols: the probe's 1x1 convolution and the two fine-tuned FCNs.
+
+Shape legend: B images, C channels, K classes, H and W pixels, S map cells per side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...common.errors import UserError
+from ...models.backbones.base import Backbone
+from ...models.backbones.resnet import ResNetBackbone
+from ...pretrain.methods.base import Output
+from ..batches import TaskBatch
+from ..transforms import normalise
+from .data import IGNORE
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over the pixels that count, logits (B, K, S, S) enlarged bilinearly to labels (B, H, W).
+
+    A batch without any counted pixel gives 0 instead of 0 / 0.
+    """
+    enlarged = functional.interpolate(
+        logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False
+    )
+    summed = functional.cross_entropy(enlarged, labels.long(), ignore_index=IGNORE, reduction="sum")
+    return summed / (labels != IGNORE).sum().clamp(min=1)
+
+
+class SegProbe(nn.Module):
+    """`seg-probe`: a 1x1 convolution on the frozen map, each channel standardised over the training set.
+
+    The standardisation could be undone by the convolution itself; it makes one learning rate fit backbones
+    whose maps differ in scale.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, classes: int) -> None:
+        """Take the training maps' mean and deviation, (C,) each; starts at equal class odds."""
+        super().__init__()
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std.clamp(min=1e-6)[:, None, None])
+        self.classifier = nn.Conv2d(len(mean), classes, 1)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+
+    def logits(self, maps: Tensor) -> Tensor:
+        """(B, C, S, S) maps to (B, K, S, S)."""
+        logits: Tensor = self.classifier((maps.float() - self.mean) / self.std)  # type: ignore[operator]
+        return logits
+
+    def forward(self, batch: TaskBatch) -> Output:
+        """Loss of a batch of (maps (B, C, S, S), labels (B, H, W))."""
+        maps, labels = batch.values
+        return Output(loss=pixel_loss(self.logits(maps), labels))
+
+
+class ResNetMaps(nn.Module):
+    """A ResNet cut down to a smaller output stride by dilation; gives `layer3` and `layer4`."""
+
+    def __init__(self, backbone: Backbone, output_stride: int) -> None:
+        """Replace strides by dilation from the last layer backwards until the stride is reached.
+
+        Raises:
+            UserError: if the backbone is no ResNet.
+        """
+        super().__init__()
+        if not isinstance(backbone, ResNetBackbone):
+            raise UserError("the fine-tuned FCNs need a ResNet; a ViT can be measured with seg-probe")
+        self.backbone = backbone
+        self.stride = dilate(backbone, output_stride)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to maps by name."""
+        maps: dict[str, Tensor] = self.backbone(images)
+        return maps
+
+
+def dilate(backbone: ResNetBackbone, output_stride: int) -> int:
+    """Lower the stride of `layer4`, then of `layer3`, to 1 until the last map's stride is `output_stride`.
+
+    Every 3x3 convolution from there on is dilated so that it sees what it saw before; the first block of a
+    layer keeps the dilation of the layer before it, as in torchvision's `replace_stride_with_dilation` (which
+    refuses the basic blocks of ResNet-18 and -34).
+
+    Returns:
+        The stride reached; larger strides than asked for do not occur, smaller ones stay.
+    """
+    stride, lowered = backbone.stride, []
+    for name in ("layer4", "layer3"):
+        if stride > output_stride:
+            stride //= 2
+            lowered.append(name)
+    rate = 1
+    for name in ("layer3", "layer4"):
+        before = rate
+        if name in lowered:
+            rate *= 2
+        for number, block in enumerate(getattr(backbone.trunk, name)):
+            for part in block.modules():
+                if isinstance(part, nn.Conv2d):
+                    if name in lowered:
+                        part.stride = (1, 1)
+                    if part.kernel_size == (3, 3):
+                        spread = before if number == 0 else rate
+                        part.dilation = part.padding = (spread, spread)
+    backbone.stride = stride
+    return stride
+
+
+def conv_block(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
+    """3x3 convolution, BatchNorm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class DenseClHead(nn.Module):
+    """mmsegmentation's FCNHead as DenseCL uses it: two 3x3, the input concatenated, one more 3x3, 1x1."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        """Width is a quarter of the map's, 512 for a ResNet-50."""
+        super().__init__()
+        width = channels // 4
+        self.convs = nn.Sequential(conv_block(channels, width), conv_block(width, width))
+        self.joined = conv_block(channels + width, width)
+        self.classifier = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(width, classes, 1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, C, S, S) to logits (B, K, S, S)."""
+        logits: Tensor = self.classifier(self.joined(torch.cat([values, self.convs(values)], dim=1)))
+        return logits
+
+
+def moco_head(channels: int, classes: int) -> nn.Sequential:
+    """Two 3x3 of 256 channels with dilation 6, BatchNorm and ReLU, then 1x1 (MoCo, arXiv 1911.05722, A.4)."""
+    return nn.Sequential(
+        conv_block(channels, 256, dilation=6), conv_block(256, 256, dilation=6), nn.Conv2d(256, classes, 1)
+    )
+
+
+class FcnSegmenter(nn.Module):
+    """A fine-tuned FCN: dilated ResNet, head on `layer4`; DenseCL's protocol has a second one on `layer3`."""
+
+    def __init__(
+        self, backbone: Backbone, *, classes: int, head: str, output_stride: int, auxiliary: float
+    ) -> None:
+        """Build the heads; `auxiliary` is the weight of the second head's loss, 0 for none."""
+        super().__init__()
+        self.maps = ResNetMaps(backbone, output_stride)
+        self.auxiliary_weight = auxiliary
+        last, third = backbone.channels["layer4"], backbone.channels["layer3"]
+        self.head = DenseClHead(last, classes) if head == "densecl" else moco_head(last, classes)
+        self.auxiliary = (
+            nn.Sequential(conv_block(third, third // 4), nn.Dropout2d(0.1), nn.Conv2d(third // 4, classes, 1))
+            if auxiliary
+            else None
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images to logits (B, K, S, S)."""
+        logits: Tensor = self.head(self.maps(images)["layer4"])
+        return logits
+
+    def forward(self, batch: TaskBatch) -> Output:
+        """Loss of a batch of (images (B, 3, H, W) uint8, labels (B, H, W))."""
+        images, labels = batch.values
+        maps = self.maps(normalise(images))
+        parts = {"head": pixel_loss(self.head(maps["layer4"]), labels)}
+        loss = parts["head"]
+        if self.auxiliary is not None:
+            parts["auxiliary"] = pixel_loss(self.auxiliary(maps["layer3"]), labels)
+            loss = loss + self.auxiliary_weight * parts["auxiliary"]
+        return Output(loss=loss, parts={name: part.detach() for name, part in parts.items()})

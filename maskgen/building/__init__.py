@@ -1,0 +1,1 @@
+"""Building a mask file in parts by worker processes, through kills and restarts."""

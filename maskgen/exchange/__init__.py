@@ -1,0 +1,1 @@
+"""Masks from and to other forms: trees of files, COCO annotations."""

@@ -1,0 +1,123 @@
+"""Masks from COCO annotations."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.atomic_files import refuse_unwritable
+from ...common.errors import UserError
+from ...data.images.decode import ImageError, image_size
+from ...data.images.folder import find_images
+from ...data.masks.writer import MaskRow, pack_mask, write_masks
+from ..building.build import BuildSummary, summarize
+from ..building.merge import describe
+from .tree import reduced
+
+
+def import_coco(
+    source: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    long_side: int | None = None,
+) -> BuildSummary:
+    """Make a mask file from COCO annotations: an image's segments (RLE or polygons) together are foreground.
+
+    Args:
+        source: the JSON file.
+        images: the folder its `file_name`s are relative to; images without an annotation get an empty mask,
+            images it does not name get a row that says so.
+        out: the mask file to write.
+        long_side: reduce larger masks to this long side, pixels.
+
+    Raises:
+        UserError: for a file that is no COCO annotation, and where faster-coco-eval is not installed.
+    """
+    start = time.monotonic()
+    if Path(out).exists():
+        raise UserError(f"{out} exists; choose another --out, or delete it")
+    refuse_unwritable(out)
+    entries, segments = _read_coco(Path(source))
+    root = Path(images).resolve()
+    rows = []
+    for path in find_images(root):
+        try:
+            size = image_size(root / path)
+            if path not in entries:
+                raise ImageError(path, f"not named in {source}")
+            identity, coco_size = entries[path]
+            if coco_size != size:
+                raise ImageError(path, f"{size[0]} x {size[1]} pixels upright, but {source} says {coco_size}")
+            mask = reduced(_union(segments[identity], size, path), long_side)
+            rows.append(pack_mask(path, mask, size, file_bytes=(root / path).stat().st_size))
+        except ImageError as error:
+            rows.append(MaskRow(path=path, reason=error.reason))
+    if not any(not row.reason for row in rows):
+        raise UserError(f"{source} names none of the {len(rows)} images in {root}")
+    recipe = {"name": "imported", "from": str(Path(source).resolve()), "long_side": long_side}
+    write_masks(out, rows, describe(recipe, str(root)))
+    return summarize(Path(out), len(rows), start)
+
+
+def _read_coco(source: Path) -> tuple[dict[str, tuple[Any, tuple[int, int]]], defaultdict[Any, list[Any]]]:
+    """`file_name` -> (image id, (H, W)), and image id -> segments."""
+    try:
+        content = json.loads(source.read_text())
+        entries = {
+            entry["file_name"]: (entry["id"], (int(entry["height"]), int(entry["width"])))
+            for entry in content["images"]
+        }
+        segments: defaultdict[Any, list[Any]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            segments[annotation["image_id"]].append(annotation["segmentation"])
+    except OSError as error:
+        raise UserError(f"cannot read {source}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{source} is no COCO annotation file ({error!r}); give JSON with `images` and `annotations`"
+        ) from error
+    return entries, segments
+
+
+def _union(segments: Sequence[Any], size: tuple[int, int], path: str) -> NDArray[np.bool_]:
+    """Union of COCO segments, (H, W) bool."""
+    coco = _coco_masks()
+    mask = np.zeros(size, bool)
+    for segment in segments:
+        try:
+            encoded = segment
+            if isinstance(segment, list):
+                encoded = coco.merge(coco.frPyObjects(segment, *size))
+            elif isinstance(segment["counts"], list):
+                encoded = coco.frPyObjects(segment, *size)
+            decoded = coco.decode(encoded)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImageError(path, f"a segment that is neither RLE nor polygons: {error!r}") from error
+        if decoded.shape[:2] != size:
+            raise ImageError(path, f"a segment of {decoded.shape[:2]} in an image of {size}")
+        mask |= decoded.astype(bool)
+    return mask
+
+
+@functools.cache
+def _coco_masks() -> Any:
+    """The mask functions of faster-coco-eval.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        return importlib.import_module("faster_coco_eval.core.mask")
+    except ImportError as error:
+        raise UserError("COCO masks need faster-coco-eval: pip install 'hapicl[eval]'") from error

@@ -1,0 +1,1 @@
+"""Looking at a mask file: what it holds, pictures, checks, scores."""

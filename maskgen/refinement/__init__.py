@@ -1,0 +1,1 @@
+"""Masks that learn from the first masks of the same images."""

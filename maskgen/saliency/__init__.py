@@ -1,0 +1,1 @@
+"""Saliency: how much each pixel stands out from the background, from several cues."""

@@ -1,0 +1,1 @@
+"""Backbones by name: networks that give feature maps by name."""

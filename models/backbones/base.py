@@ -1,0 +1,41 @@
+"""What every backbone is: a network that gives feature maps by name.
+
+Shape legend: B images, C channels, S map cells per side.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+# a ViT's stem is its patch: "patch8" for 8 x 8 pixels; so any text is a stem here
+Stem = Literal["auto", "imagenet", "no_pool", "stride1"] | str
+
+
+class Backbone(nn.Module):
+    """A network that gives feature maps by name.
+
+    `channels` maps each map's name to its channels; `last` names the map that heads and evaluation use by
+    default; `stride` is image pixels per cell of `last`; `stem` is the name to build it again with.
+    """
+
+    channels: dict[str, int]
+    last: str
+    stride: int
+    stem: str
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised images to maps (B, C, S, S) by name."""
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def export_state(self) -> dict[str, Tensor]:
+        """Weights under the names of the library that users load them with."""
+        raise TypeError(f"{type(self).__name__} has no export")
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `state` (names as in `export_state`) made fit to be loaded here, such as at another size.
+
+        Whoever loads weights calls this first; it may also change the backbone to match the file.
+        """
+        return state

@@ -1,0 +1,50 @@
+"""torchvision's ResNets as backbones, with stems for small images.
+
+Shape legend: B images, C channels, S map cells per side.
+"""
+
+from __future__ import annotations
+
+import torchvision
+from torch import Tensor, nn
+
+from .base import Backbone, Stem
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+# Total stride of the last map by stem. The layers keep torchvision's names and shapes, only strides differ,
+# so that # the weights of every stem load everywhere.
+STEM_STRIDE = {"imagenet": 32, "no_pool": 16, "stride1": 8}
+
+
+class ResNetBackbone(Backbone):
+    """torchvision's ResNet without average pool and classifier; maps `layer1` to `layer4`."""
+
+    def __init__(self, arch: str, stem: Stem) -> None:
+        """Build with torchvision's random initialisation."""
+        super().__init__()
+        self.trunk = torchvision.models.get_model(arch, weights=None)
+        self.trunk.avgpool = nn.Identity()
+        width = self.trunk.fc.in_features
+        self.trunk.fc = nn.Identity()
+        if stem in {"no_pool", "stride1"}:
+            self.trunk.maxpool = nn.Identity()
+        if stem == "stride1":
+            self.trunk.conv1.stride = (1, 1)
+        self.channels = {f"layer{level}": width // 2 ** (4 - level) for level in (1, 2, 3, 4)}
+        self.last = "layer4"
+        self.stride = STEM_STRIDE[stem]
+        self.stem = stem
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to `layer1` .. `layer4`, each (B, C, S, S)."""
+        trunk = self.trunk
+        values = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(images))))
+        maps = {}
+        for name in self.channels:
+            values = getattr(trunk, name)(values)
+            maps[name] = values
+        return maps
+
+    def export_state(self) -> dict[str, Tensor]:
+        """Weights under torchvision's names, without `fc`."""
+        return {name: value.detach() for name, value in self.trunk.state_dict().items()}

@@ -1,0 +1,281 @@
+"""Vision Transformers: timm's by name as backbones, and blocks whose norm is BatchNorm over tokens.
+
+Shape legend: B images, C width, S cells per side, N = S*S patches, K kept patches, D embedding, P patch side.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, Literal
+
+import torch
+from timm import create_model, list_models
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...common.errors import UserError
+from ...data.positions import sincos_table
+from .base import Backbone
+
+BlockNorm = Literal["batch", "layer"]
+
+
+class ViTBackbone(Backbone):
+    """timm's Vision Transformer as a backbone; maps `patches` (B, C, S, S) and `class` (B, C).
+
+    Positions are the fixed 2-D sine-cosine table (zeros for the class token) and every linear layer starts
+    with Xavier's uniform draw, as in MAE, MoCo v3 and SiameseIM. Parameters keep timm's names.
+    """
+
+    def __init__(self, trunk: VisionTransformer) -> None:
+        """Take over a model of timm, made without a head.
+
+        Args:
+            trunk: with a class token, position embeddings for it and every patch, and square patches.
+        """
+        super().__init__()
+        # timm types parts that some of its models lack as optional; `build_vit` has seen that they are there
+        self.trunk: Any = trunk
+        width = int(trunk.embed_dim)
+        self.patch_size = int(trunk.patch_embed.patch_size[0])
+        self.grid = int(trunk.patch_embed.grid_size[0])
+        self.channels = {"patches": width, "class": width}
+        self.last = "patches"
+        self.stride = self.patch_size
+        self.stem = f"patch{self.patch_size}"
+        initialise(trunk)
+        kernel = self.trunk.patch_embed.proj.weight
+        nn.init.xavier_uniform_(kernel.view(len(kernel), -1))
+        assert trunk.cls_token is not None
+        nn.init.normal_(trunk.cls_token, std=0.02)
+        table = sincos_table(self.grid, width)
+        table = torch.cat([table.new_zeros(1, width), table])[None]
+        self.trunk.pos_embed = nn.Parameter(table.to(kernel.dtype), requires_grad=False)
+
+    @property
+    def width(self) -> int:
+        """C, the width of a token."""
+        return self.channels["patches"]
+
+    def freeze_patch_embedding(self) -> None:
+        """Keep the patch embedding at its random initialisation (MoCo v3, arXiv 2104.02057, section 4.2)."""
+        self.trunk.patch_embed.requires_grad_(False)
+
+    def drop_final_norm(self) -> None:
+        """Take the LayerNorm after the last block away, for good: the export then holds none.
+
+        timm makes such a model with `create_model(..., final_norm=False)`.
+        """
+        self.trunk.norm = nn.Identity()
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile block by block in place, so that `tokens` gains too, which the masked methods call."""
+        for block in self.trunk.blocks:
+            block.compile(*arguments, **options)
+
+    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Encode the class token and the patches, all of them or the kept ones.
+
+        Args:
+            images: (B, 3, H, W), normalised; sides that are no multiple of the patch are padded with zeros
+                at the right and the bottom, other sizes than the backbone's get resampled positions.
+            keep: (B, K) indices of patches, row-major; None keeps all.
+
+        Returns:
+            (B, 1 + K, C), the class token first, patches in the order of `keep`.
+        """
+        patches, positions = self._embed(images)
+        patches = patches + positions[:, 1:]
+        if keep is not None:
+            patches = take_tokens(patches, keep)
+        first = (self.trunk.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+        values = self.trunk.norm_pre(torch.cat([first.to(patches.dtype), patches], dim=1))
+        for block in self.trunk.blocks:
+            values = block(values)
+        normalised: Tensor = self.trunk.norm(values)
+        return normalised
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to `patches` (B, C, S, S), row-major cells, and `class` (B, C)."""
+        values = self.tokens(images)
+        rows, columns = (-(-side // self.patch_size) for side in images.shape[2:])
+        patches = values[:, 1:].transpose(1, 2).reshape(len(images), -1, rows, columns)
+        return {"patches": patches, "class": values[:, 0]}
+
+    def export_state(self) -> dict[str, Tensor]:
+        """Weights under timm's names, without a head."""
+        return {name: value.detach() for name, value in self.trunk.state_dict().items()}
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Make this backbone and weights that are about to be loaded fit each other.
+
+        A file without the final LayerNorm was trained without it, so it is dropped here too; positions of
+        another grid are resampled (bicubic) to this one.
+
+        Args:
+            state: tensors under timm's names; not changed.
+
+        Returns:
+            The tensors to load.
+        """
+        if "blocks.0.norm1.weight" in state and "norm.weight" not in state:
+            self.drop_final_norm()
+        stored = state.get("pos_embed")
+        if stored is None or stored.shape[1] == self.grid**2 + 1 or stored.dim() != 3:
+            return state
+        return {**state, "pos_embed": resample_abs_pos_embed(stored, [self.grid, self.grid])}
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, N, C) without positions, and the positions (1, 1 + N, C) of this image size."""
+        height, width = images.shape[2:]
+        bottom, right = -height % self.patch_size, -width % self.patch_size
+        if bottom or right:
+            images = functional.pad(images, (0, right, 0, bottom))
+        embedding = self.trunk.patch_embed
+        cells = embedding.proj(images)
+        positions: Tensor = self.trunk.pos_embed
+        if cells.shape[2:] != (self.grid, self.grid):
+            positions = resample_abs_pos_embed(positions, list(cells.shape[2:]))
+        return embedding.norm(cells.flatten(2).transpose(1, 2)), positions
+
+
+class TokenBatchNorm(nn.Module):
+    """BatchNorm over batch and tokens together, in float32, in the place of a block's LayerNorm.
+
+    The BatchNorm is a child, so the trainer synchronises it over processes like any other.
+    """
+
+    def __init__(
+        self, dim: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Take the arguments that timm's blocks give to their norm."""
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, device=device, dtype=dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to the same shape and type."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            rows = tokens.reshape(-1, tokens.shape[-1])
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            normalised: Tensor = self.norm(rows)
+        return normalised.to(tokens.dtype).view_as(tokens)
+
+
+def token_blocks(dim: int, heads: int, depth: int, norm: BlockNorm) -> nn.Sequential:
+    """Build timm's pre-norm transformer blocks, Xavier-initialised, for projectors and decoders.
+
+    Args:
+        dim: D.
+        heads: attention heads; they divide D.
+        depth: number of blocks.
+        norm: `batch`: BatchNorm over batch x tokens in float32; `layer`: LayerNorm.
+    """
+    layer = TokenBatchNorm if norm == "batch" else nn.LayerNorm
+    blocks = nn.Sequential(
+        *(Block(dim, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=layer) for _ in range(depth))
+    )
+    initialise(blocks)
+    return blocks
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier's uniform draw for every linear layer, zero for its bias (Glorot and Bengio, AISTATS 2010)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
+    """(B, N, C) tokens and (B, K) indices to (B, K, C)."""
+    return tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches.
+
+    Args:
+        images: (B, 3, H, W), sides multiples of the patch.
+        patch_size: P, pixels.
+
+    Returns:
+        (B, N, 3*P*P), row-major cells; within a patch channel, row, column.
+    """
+    return functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: int) -> Tensor:
+    """Inverse of `patchify`: (B, S*S, 3*P*P) to (B, 3, S*P, S*P)."""
+    return functional.fold(
+        patches.transpose(1, 2), grid * patch_size, kernel_size=patch_size, stride=patch_size
+    )
+
+
+def build_vit(arch: str, *, image_size: int, stem: str = "auto") -> ViTBackbone:
+    """Build a ViT by timm's name, for any image and patch size.
+
+    Args:
+        arch: such as `vit_tiny_patch16_224`; the numbers in the name are defaults only.
+        image_size: side of the training views, pixels.
+        stem: `patchP` for patches of P pixels; `auto` takes the name's.
+
+    Raises:
+        UserError: for an unknown name, a ViT of another make, a stem of another form, or an image size that
+            is no multiple of the patch.
+    """
+    if arch not in known_vits():
+        near = difflib.get_close_matches(arch, known_vits(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "try vit_tiny_patch16_224"
+        raise UserError(f"timm has no Vision Transformer {arch!r}; {hint}")
+    sizes: dict[str, Any] = {"img_size": image_size, "global_pool": "", "num_classes": 0}
+    if stem != "auto":
+        if not re.fullmatch(r"patch[1-9]\d*", stem):
+            raise UserError(f"a ViT's stem is its patch size, such as patch8 or patch16, not {stem!r}")
+        sizes["patch_size"] = int(stem.removeprefix("patch"))
+    trunk: Any = create_model(arch, pretrained=False, **sizes)
+    if not _is_plain(trunk):
+        raise UserError(
+            f"{arch} is no plain Vision Transformer with a class token and position embeddings; choose one "
+            "such as vit_tiny_patch16_224, vit_small_patch16_224 or vit_base_patch16_224"
+        )
+    patch = trunk.patch_embed.patch_size[0]
+    if image_size % patch:
+        raise UserError(
+            f"--image-size {image_size} is no multiple of the patch of {patch} pixels; choose another size, "
+            "or another patch by --set stem=patchP"
+        )
+    return ViTBackbone(trunk)
+
+
+def _is_plain(trunk: Any) -> bool:
+    """Whether a timm model has a class token and one learnable position for it and for every patch."""
+    return (
+        type(trunk) is VisionTransformer
+        and bool(trunk.has_class_token)
+        and trunk.num_reg_tokens == 0
+        and trunk.pos_embed is not None
+        and not trunk.no_embed_class
+        and trunk.embed_dim % 4 == 0
+    )
+
+
+def require_vit(backbone: Backbone, method: str) -> ViTBackbone:
+    """Refuse other backbones for a method that is made of tokens.
+
+    Raises:
+        UserError: if it is no ViT.
+    """
+    if not isinstance(backbone, ViTBackbone):
+        raise UserError(
+            f"{method} masks patches and so needs a Vision Transformer, such as --arch vit_tiny_patch16_224"
+        )
+    return backbone
+
+
+def known_vits() -> list[str]:
+    """Names under which timm keeps Vision Transformers, of any make."""
+    return [name for module in ("vision_transformer", "deit") for name in list_models(module=module)]

@@ -1,0 +1,157 @@
+"""What a run is built of: loader, backbone, method, and their description for config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..common.errors import UserError
+from ..data.loading.batch import Needs
+from ..data.loading.loader import Loader
+from ..engine.batchnorm import synchronise_batch_norm
+from ..engine.distributed import World
+from ..engine.loop import LoopSettings
+from ..models.backbones.base import Backbone
+from ..models.backbones.build import build_backbone
+from .config.settings import RunSettings, build
+from .methods.base import Context, Method
+from .methods.registry import method_class
+
+DEFAULT_EPOCHS = 200.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is built of, before its first step."""
+
+    settings: RunSettings
+    world: World
+    loader: Loader
+    needs: Needs
+    method: Method
+    context: Context
+    micro_batch: int  # global samples of one forward pass
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network that is exported."""
+        assert isinstance(self.method.backbone, Backbone)
+        return self.method.backbone
+
+
+def assemble(settings: RunSettings, world: World) -> Parts:
+    """Build loader, backbone and method; the same seed gives the same initial weights everywhere."""
+    kind = method_class(settings.method)
+    config = build(kind.Config, settings.config, where="config.")
+    torch.manual_seed(settings.seed)
+    if world.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
+    grid = cells_per_side(backbone, settings.image_size)
+    needs = kind.needs(config, image_size=settings.image_size, grid=grid)
+    micro_batch = settings.batch_size // settings.accumulate
+    loader = Loader(
+        settings.images,
+        settings.masks,
+        needs,
+        batch_size=micro_batch,
+        seed=settings.seed,
+        workers=settings.workers,
+        device=world.device,
+        rank=world.rank,
+        world_size=world.size,
+        missing_masks=settings.missing_masks,
+        limit=settings.limit,
+    )
+    steps_per_epoch = loader.steps_per_epoch // settings.accumulate
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"{len(loader.paths)} images hold no whole batch of {settings.batch_size}; lower --batch-size"
+        )
+    epochs = settings.epochs or DEFAULT_EPOCHS
+    context = Context(
+        data_set_size=len(loader.paths),
+        batch_size=micro_batch,
+        total_steps=settings.steps or max(1, round(epochs * steps_per_epoch)),
+        steps_per_epoch=steps_per_epoch,
+        seed=settings.seed,
+    )
+    method = kind(config, context, backbone)
+    method = synchronise_batch_norm(method, world.device)
+    return Parts(settings, world, loader, needs, method, context, micro_batch)
+
+
+def cells_per_side(backbone: Backbone, image_size: int) -> int:
+    """Cells per side of the last map, found by running one blank image."""
+    was_training = backbone.training
+    with torch.no_grad():
+        maps = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    backbone.train(was_training)
+    return int(maps[backbone.last].shape[-1])
+
+
+def loop_settings(parts: Parts) -> LoopSettings:
+    """Say to the loop what the run's settings mean."""
+    settings = parts.settings
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if parts.world.device.type == "cuda" else "fp32"
+    return LoopSettings(
+        total_steps=parts.context.total_steps,
+        schedule=settings.schedule,
+        accumulate=settings.accumulate,
+        clip_norm=settings.optimizer.clip_norm,
+        precision=precision,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+        keep_every=settings.keep_every,
+        check_every=(settings.knn_every or parts.context.steps_per_epoch) if settings.knn_train else 0,
+        stop_after=settings.stop_after,
+        profile=settings.profile,
+        seed=settings.seed,
+        workers=parts.loader.workers,
+    )
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """Everything that config.json holds, JSON-able."""
+    settings = dataclasses.asdict(parts.settings)
+    settings["config"] = dataclasses.asdict(parts.method.config)
+    digest = hashlib.sha256("\n".join(parts.loader.paths).encode("utf-8", "surrogateescape")).hexdigest()
+    return {
+        "settings": _plain(settings),
+        "data": {"images": len(parts.loader.paths), "paths_sha256": digest},
+        "needs": _plain(dataclasses.asdict(parts.needs)),
+        "total_steps": parts.context.total_steps,
+        "steps_per_epoch": parts.context.steps_per_epoch,
+        "lr": parts.settings.optimizer.lr(parts.settings.batch_size),
+        "parameters": sum(value.numel() for value in parts.method.parameters()),
+        "environment": {
+            "hapicl": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "device": device_name(parts.world.device),
+            "processes": parts.world.size,
+            "workers": parts.loader.workers,
+        },
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device for people."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,292 @@
+"""Settings of a run: one frozen dataclass, filled from a recipe, `--set key=value` and the options.
+
+Unknown keys are errors that name the near miss; a setting that has no effect is said so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from ...common.errors import UserError
+from ...data.loading.batch import MissingMasks
+from ...engine.optimizers import OptimizerSettings
+from ...engine.schedule import ScheduleSettings
+from ...models.backbones.base import Stem
+
+Built = TypeVar("Built")
+
+LARGEST_IMAGE = 8192  # pixels; a typing mistake beyond it would ask for all memory there is
+LARGEST_SEED = 2**64 - 1  # what torch's generators and our counters both take
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything `pretrain` needs; written to config.json. Paths are kept as given."""
+
+    # what is trained
+    method: str = "hapicl_m"
+    arch: str = "resnet50"
+    stem: Stem = "auto"
+    image_size: int = 224  # side of the views, pixels
+    epochs: float | None = None  # 200 where neither is given
+    steps: int | None = None  # optimiser steps; instead of epochs
+    batch_size: int = 256  # samples of one optimiser step, over all processes
+    accumulate: int = 1  # the batch is computed in this many parts
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    config: dict[str, Any] = field(default_factory=dict)  # of the method's Config
+    seed: int = 0
+    # data
+    masks: str | None = None
+    images: str | None = None  # None: the root recorded in the mask file
+    missing_masks: MissingMasks = "error"
+    limit: int | None = None  # first images of the sorted list only
+    # this session: may differ when a run is resumed
+    out: str | None = None  # None: runs/<method>_<arch>
+    resume: str | None = None  # "auto", a checkpoint or a run folder
+    device: str = "auto"
+    workers: int | None = None  # loader processes of each training process; None: by the CPUs at hand
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, fp32 elsewhere
+    channels_last: bool = True
+    compile: bool = False
+    log_every: int = 10  # optimiser steps
+    checkpoint_every: int = 500
+    keep_every: int = 0  # keep a checkpoint for good every so many steps; 0: none
+    stop_after: int | None = None  # leave with a checkpoint after so many steps
+    profile: int = 0  # steps to trace
+    knn_train: str | None = None  # folders of class folders for the online kNN
+    knn_val: str | None = None
+    knn_every: int = 0  # optimiser steps; 0: once an epoch
+    about: dict[str, Any] = field(default_factory=dict)  # the recipe's words: source, expected, measured
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give --epochs or --steps, not both")
+        for name in ("steps", "epochs", "limit", "stop_after"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        for name in ("batch_size", "accumulate", "image_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("workers", "keep_every", "profile", "knn_every"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.image_size > LARGEST_IMAGE:
+            raise ValueError(f"image_size must be at most {LARGEST_IMAGE}, not {self.image_size}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must be 0 to 2**64 - 1, not {self.seed}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
+        if (self.knn_train is None) != (self.knn_val is None):
+            raise ValueError("the online kNN needs both --knn-train and --knn-val")
+
+
+# a resumed run may change these
+SESSION = frozenset(
+    {
+        "out",
+        "resume",
+        "images",
+        "masks",
+        "about",
+        "device",
+        "workers",
+        "precision",
+        "channels_last",
+        "compile",
+    }
+    | {"log_every", "checkpoint_every", "keep_every", "stop_after", "profile"}
+    | {"knn_train", "knn_val", "knn_every"}
+)
+
+
+def build(
+    kind: type[Built], values: Mapping[str, Any], *, base: Built | None = None, where: str = ""
+) -> Built:
+    """Fill a dataclass from a mapping, nested dataclasses included.
+
+    Args:
+        kind: the dataclass.
+        values: by field name; a nested dataclass takes a mapping of the fields that differ from its default.
+        base: starting values; None: the defaults.
+        where: dotted place, for errors.
+
+    Raises:
+        UserError: for an unknown key (names the nearest), a value of the wrong type, or one that the
+            dataclass refuses.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        place = f"{where}{key}"
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"; did you mean {where}{near[0]}?" if near else f"; known here: {', '.join(known)}"
+            raise UserError(f"unknown setting {place!r}{hint}")
+        given[key] = _convert(hints[key], value, place, _current(kind, base, key))
+    try:
+        return dataclasses.replace(base, **given) if base is not None else kind(**given)  # type: ignore[type-var]
+    except ValueError as error:
+        raise UserError(f"{where.rstrip('.') + ': ' if where else ''}{error}") from error
+
+
+def _current(kind: type[Any], base: Any, key: str) -> Any:
+    """The value that a nested mapping starts from."""
+    if base is not None:
+        return getattr(base, key)
+    entry = next(entry for entry in dataclasses.fields(kind) if entry.name == key)
+    if entry.default_factory is not dataclasses.MISSING:
+        return entry.default_factory()
+    return None if entry.default is dataclasses.MISSING else entry.default
+
+
+def _convert(hint: Any, value: Any, place: str, current: Any) -> Any:
+    """Bring one YAML value to the type a field states."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"setting {place} takes a mapping of settings, not {value!r}")
+        return build(hint, value, base=current, where=f"{place}.")
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        choices = [part for part in typing.get_args(hint) if part is not type(None)]
+        return _first_fitting(choices, value, place, current)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            allowed = ", ".join(map(str, typing.get_args(hint)))
+            raise UserError(f"setting {place} is {value!r}; choose one of {allowed}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(typing.get_args(hint), value, place)
+    return _convert_scalar(origin or hint, value, place)
+
+
+def _first_fitting(choices: Sequence[Any], value: Any, place: str, current: Any) -> Any:
+    """Convert to the first type of a union that takes the value."""
+    for position, choice in enumerate(choices):
+        try:
+            return _convert(choice, value, place, current)
+        except UserError:
+            if position == len(choices) - 1:
+                raise
+    raise UserError(f"setting {place} takes no value")
+
+
+def _convert_tuple(parts: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
+    """Bring a YAML list to a tuple of the stated types."""
+    if not isinstance(value, list | tuple):
+        raise UserError(f"setting {place} takes a list such as [0.2, 1.0], not {value!r}")
+    if len(parts) == 2 and parts[1] is Ellipsis:
+        parts = (parts[0],) * len(value)
+    if len(parts) != len(value):
+        raise UserError(f"setting {place} takes {len(parts)} values, not {len(value)}")
+    return tuple(_convert(part, item, place, None) for part, item in zip(parts, value, strict=True))
+
+
+def _convert_scalar(kind: Any, value: Any, place: str) -> Any:
+    """Check a number, text, flag or mapping; YAML reads 1e-4 as text, so text is taken too."""
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError as error:
+            raise UserError(f"setting {place} takes a number, not {value!r}") from error
+        if not math.isfinite(number):
+            raise UserError(f"setting {place} takes a finite number, not {value!r}")
+        return number
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is int and isinstance(value, bool):
+        raise UserError(f"setting {place} takes a whole number, not {value!r}")
+    if isinstance(kind, type) and kind in {int, bool, str, dict} and not isinstance(value, kind):
+        words = {int: "a whole number", bool: "true or false", str: "text", dict: "a mapping"}
+        raise UserError(f"setting {place} takes {words[kind]}, not {value!r}")
+    return value
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn `a.b=c` pairs into a nested mapping; the value is read as YAML.
+
+    Raises:
+        UserError: for a pair without `=`, or a value that is no YAML.
+    """
+    nested: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set takes key=value, such as --set optimizer.lr_per_256=0.05, not {pair!r}")
+        *parents, last = key.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {pair}: {parent} was given a value before")
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())  # PyYAML's message has several lines
+            raise UserError(f"--set {pair}: the value is not valid YAML: {reason}") from error
+    return nested
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the second nested mapping over the first."""
+    merged = dict(first)
+    for key, value in second.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give nested settings as dotted pairs."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def without_effect(settings: RunSettings, given: Mapping[str, Any], *, uses_masks: bool) -> list[str]:
+    """Name the given settings that this run ignores.
+
+    Args:
+        settings: the resolved settings.
+        given: what recipe, `--set` and options state, nested.
+        uses_masks: whether the method reads masks.
+
+    Returns:
+        Sentences for the user.
+    """
+    found = []
+    kind = settings.optimizer.name
+    ignored = {"sgd": ("betas", "eps", "trust"), "lars": ("betas", "eps"), "adamw": ("momentum", "trust")}[
+        kind
+    ]
+    for name in given.get("optimizer", {}):
+        if name in ignored:
+            found.append(f"optimizer.{name} has no effect with {kind}")
+    for name, needed in (("milestones", "steps"), ("gamma", "steps"), ("final_share", "cosine")):
+        if name in given.get("schedule", {}) and settings.schedule.name != needed:
+            found.append(f"schedule.{name} has no effect with the {settings.schedule.name} schedule")
+    if not uses_masks and "missing_masks" in given:
+        found.append(f"--missing-masks has no effect: {settings.method} reads no masks")
+    if settings.knn_train is None and "knn_every" in given:
+        found.append("knn_every has no effect without --knn-train and --knn-val")
+    if settings.precision == "fp32" and settings.device == "cpu" and "precision" in given:
+        found.append("precision=fp32 has no effect on the CPU, where it is the default")
+    return found

@@ -1,0 +1,199 @@
+"""`hapicl doctor`: every stage of training timed on the user's images and machine, the slowest named.
+
+The input path runs in worker processes beside the step, so the run goes as fast as the slower of the two.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ...data.loading.batch import Batch
+from ...data.loading.loader import Loader
+from ...engine.distributed import processes
+from ..components import Parts, assemble, loop_settings
+from ..config.settings import RunSettings
+from .throughput import measure_device, measure_loader, measure_stages
+
+STAGES = ("read", "decode", "decode as needed", "mask", "crop", "worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """Rates in samples per second; `stages` on one core.
+
+    Attributes:
+        stages: name -> samples/s of each stage of a worker.
+        workers: worker processes; `loader` is their rate together.
+        transfer, augment, step: of the device, one after another; transfer is 0 on the CPU (there is none).
+        wall: what is slowest.
+        advice: what to do about it, best first.
+    """
+
+    stages: dict[str, float]
+    workers: int
+    loader: float
+    transfer: float
+    augment: float
+    step: float
+    wall: str
+    advice: list[str]
+
+
+def diagnose(
+    settings: RunSettings,
+    *,
+    samples: int = 96,
+    seconds: float = 4.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Diagnosis:
+    """Measure a run with these settings without training it.
+
+    Args:
+        settings: as for `pretrain`.
+        samples: images timed stage by stage.
+        seconds: how long all workers run together, and then how long steps are repeated.
+        say: told what is being timed.
+
+    Raises:
+        UserError: for the mistakes that a real run would meet at its start.
+    """
+    with processes(settings.device) as world:
+        parts = assemble(settings, world)
+        with parts.loader as loader:
+            loader.augment = False
+            say(f"timing the stages of {samples} images")
+            stages = measure_stages(loader, samples=samples)
+            say(f"timing {loader.workers} workers together")
+            together, raw = measure_loader(loader, seconds=seconds)
+        transfer, augment, batch = measure_device(raw, world.device)
+        say(f"timing steps of {len(batch)} samples on {world.device}")
+        step = _step_seconds(parts, batch, seconds)
+        rates = {stage: _rate(stages.per_sample(stage)) for stage in STAGES}
+        return _judge(rates, parts.loader, together, (transfer, augment, step), world.device)
+
+
+def _step_seconds(parts: Parts, batch: Batch, seconds: float) -> float:
+    """Seconds a sample of forward and backward.
+
+    A first step warms up; one that takes longer than `seconds` is enough.
+    """
+    device, method = parts.world.device, parts.method.to(parts.world.device)
+    if parts.settings.channels_last and device.type == "cuda":
+        method = method.to(memory_format=torch.channels_last)
+    bf16 = loop_settings(parts).precision == "bf16"
+
+    def repeat(seconds: float) -> float:
+        """Seconds of one step, repeated for so many seconds, at least once."""
+        started, done = time.perf_counter(), 0
+        while done == 0 or time.perf_counter() - started < seconds:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = method(batch).loss
+            loss.backward()
+            method.zero_grad(set_to_none=True)
+            _wait(device)
+            done += 1
+        return (time.perf_counter() - started) / done
+
+    first = repeat(0)
+    return (first if first > seconds else repeat(seconds)) / len(batch)
+
+
+def _judge(
+    stages: dict[str, float],
+    loader: Loader,
+    together: float,
+    device_side: tuple[float, float, float],
+    device: torch.device,
+) -> Diagnosis:
+    """Name the wall and what to do about it."""
+    transfer, augment, step = device_side
+    busy = transfer + augment + step
+    if together > busy:
+        parts = {name: stages[name] for name in ("read", "decode as needed", "mask", "crop") if stages[name]}
+        slowest = min(parts, key=parts.__getitem__)
+        wall = (
+            f"the input path: {_rate(together):.0f} samples/s from {loader.workers} workers, mostly {slowest}"
+        )
+        advice = input_advice(slowest, stages, loader.workers, together / busy, device)
+    elif step >= augment + transfer:
+        wall = f"the step: {_rate(busy):.0f} samples/s on {device}"
+        advice = [
+            "the input path keeps up; a larger --batch-size, --compile or a smaller --arch change the step"
+        ]
+    else:
+        wall = f"augmentation and transfer: {_rate(augment + transfer):.0f} samples/s on {device}"
+        advice = ["train on a GPU, or at a smaller --image-size"]
+    return Diagnosis(
+        stages=stages,
+        workers=loader.workers,
+        loader=_rate(together),
+        transfer=_rate(transfer),
+        augment=_rate(augment),
+        step=_rate(step),
+        wall=wall,
+        advice=advice,
+    )
+
+
+def input_advice(
+    slowest: str, stages: dict[str, float], workers: int, short: float, device: torch.device
+) -> list[str]:
+    """Say what to do when the workers are too slow by the factor `short`."""
+    advice = []
+    if slowest == "read":
+        advice.append("reading is slowest: `hapicl data pack --images DIR --out images.h5` makes one file")
+    if slowest == "decode as needed":
+        advice.append(
+            "decoding is slowest: `hapicl data pack --images DIR --out images.h5 --short-side 320` makes "
+            "smaller JPEGs to decode, with the same crops; decoding at a reduced size is on already, where "
+            "every crop allows it"
+        )
+    wanted = max(1, round(workers * short + 0.5))
+    advice.append(f"--workers {wanted} would keep up if this machine has as many idle cores")
+    if device.type == "cpu":
+        advice.append("on the CPU, workers and the step share the cores: more workers slow the step")
+    return advice
+
+
+def report(diagnosis: Diagnosis) -> str:
+    """One screen of text."""
+    notes = {
+        "read": "bytes of the file",
+        "decode": "in full",
+        "decode as needed": "reduced where every crop allows it",
+        "mask": "read, unpack, redraw, occupancy",
+        "crop": "cut and resize all views",
+        "worker": "all of the above, once",
+    }
+    lines = ["a worker, on one core                 samples/s"]
+    for name, note in notes.items():
+        rate = diagnosis.stages[name]
+        shown = f"{rate:9.0f}" if rate else "        -"
+        lines.append(f"  {name:<17} {shown:>27}   {note}")
+    lines.append("the run")
+    rows = [
+        ("loader", diagnosis.loader, f"{diagnosis.workers} workers together"),
+        ("transfer", diagnosis.transfer, "copy of the uint8 views to the device"),
+        ("augmentation", diagnosis.augment, "photometric, on the device"),
+        ("step", diagnosis.step, "forward and backward"),
+    ]
+    for name, rate, note in rows:
+        shown = f"{rate:9.0f}" if rate else "        -"
+        lines.append(f"  {name:<17} {shown:>27}   {note}")
+    lines.append(f"the wall is {diagnosis.wall}")
+    lines += [f"  - {line}" for line in diagnosis.advice]
+    return "\n".join(lines)
+
+
+def _rate(seconds: float) -> float:
+    """Samples a second; 0 for a stage that is not there."""
+    return 1 / seconds if seconds > 0 else 0.0
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,90 @@
+"""`hapicl pretrain --dry-run`: what a run would be, without training."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor
+
+from ...engine.distributed import processes
+from ...models.backbones.base import Backbone
+from ..components import Parts, assemble, describe, loop_settings
+from ..config.settings import RunSettings
+
+PROBE = 2  # images run through the backbone to measure what a step keeps
+
+
+def dry_run_report(settings: RunSettings) -> str:
+    """Describe the run: resolved settings, parameters, views, estimated memory.
+
+    Raises:
+        UserError: for the mistakes that a real run would meet at its start.
+    """
+    with processes(settings.device) as world:
+        parts = assemble(settings, world)
+        with parts.loader:
+            content = describe(parts)
+            counts = content.pop("needs")
+            views = len(parts.needs.views) + (1 if parts.needs.jigsaw else 0)
+            jigsaw = [counts["jigsaw"]] if counts["jigsaw"] else []
+            sizes = ", ".join(str(view["size"]) for view in counts["views"] + jigsaw)
+            lines = [
+                json.dumps(content, indent=2),
+                f"parameters: {_millions(parts.method)} M in all, {_millions(parts.backbone)} M in the "
+                f"backbone, {_millions(parts.method, trained=True)} M trained",
+                f"views per sample: {views} of {sizes} px; views per step: {views * settings.batch_size}",
+                f"masks: {'grid ' + str(parts.needs.grid) if parts.needs.masks else 'not read'}",
+                f"estimated memory per process: {estimated_memory(parts) / 2**30:.2f} GiB (weights, "
+                "gradients, optimiser, buffers, and what the backbone keeps of the views for the backward; "
+                "heads and workspaces come on top)",
+            ]
+    return "\n".join(lines)
+
+
+def estimated_memory(parts: Parts) -> int:
+    """Bytes of one process: state of the method and optimiser, and the backbone's saved activations.
+
+    The activations are counted on two images and scaled; every view is taken to be trained, which is an
+    upper bound for methods whose keys carry no gradient.
+    """
+    method, settings = parts.method, parts.settings
+    trained = sum(
+        value.numel() * value.element_size() for value in method.parameters() if value.requires_grad
+    )
+    held = sum(value.numel() * value.element_size() for value in [*method.parameters(), *method.buffers()])
+    slots = 2 if settings.optimizer.name == "adamw" else 1
+    local_batch = parts.micro_batch // parts.world.size
+    views = sum(
+        activation_bytes(parts.backbone, view.size) * local_batch / PROBE for view in parts.needs.views
+    )
+    halved = 0.5 if loop_settings(parts).precision == "bf16" else 1.0
+    return int(held + trained * (1 + slots) + views * halved)
+
+
+def activation_bytes(backbone: Backbone, size: int) -> int:
+    """Bytes that autograd keeps of `PROBE` blank images of `size` pixels, float32."""
+    kept: dict[int, int] = {}
+    weights = {value.data_ptr() for value in backbone.parameters()}
+
+    def note(value: Tensor) -> Tensor:
+        if value.data_ptr() not in weights:
+            kept[value.data_ptr()] = value.numel() * value.element_size()
+        return value
+
+    was_training = backbone.training
+    state = {name: value.clone() for name, value in backbone.named_buffers()}
+    backbone.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        maps = backbone(torch.zeros(PROBE, 3, size, size, device=next(backbone.parameters()).device))
+    del maps
+    backbone.train(was_training)
+    for name, value in backbone.named_buffers():  # the probe leaves no trace in BatchNorm's statistics
+        value.copy_(state[name])
+    return sum(kept.values())
+
+
+def _millions(module: torch.nn.Module, *, trained: bool = False) -> str:
+    """Parameters in millions."""
+    count = sum(value.numel() for value in module.parameters() if value.requires_grad or not trained)
+    return f"{count / 1e6:.2f}"

@@ -1,0 +1,1 @@
+"""Terms and views that several methods share."""

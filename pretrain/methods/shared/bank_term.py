@@ -1,0 +1,127 @@
+"""What PIRL and NPID share: a memory bank, its negatives by counter, and the contrast with it.
+
+Shape legend: B images of this process, D embedding, n images of the data set, N negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ....common.randomness import counter_generator
+from ....data.loading.batch import Batch, PhotometricPolicy
+from ....engine.distributed import local_slice, reduce_mean, world_size
+from ...losses.bank import bank_scores, partition_estimate, scores_info_nce, scores_nce
+from ...modules.memory import Bank
+from ..base import Context
+from .views import PIRL, ViewConfig, require, require_choice, require_positive, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig(ViewConfig):
+    """Settings of the bank; numbers of PIRL (arXiv 1912.01991), section 3 and its released configs."""
+
+    dim: int = 128
+    temperature: float = 0.07
+    negatives: int = 32_000  # at most one less than there are images
+    shared_negatives: bool = False  # one draw for the whole batch: less memory, correlated negatives
+    loss: Literal["infonce", "nce"] = "infonce"
+    bank_momentum: float = 0.5
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    photometric: PhotometricPolicy = field(default_factory=lambda: PIRL)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require_positive("dim", self.dim)
+        require_positive("temperature", self.temperature)
+        require_positive("negatives", self.negatives)
+        require_choice("loss", self.loss, ("infonce", "nce"))
+        require_share("bank_momentum", self.bank_momentum)
+
+
+class BankContrast(nn.Module):
+    """The bank, the frozen partition of its NCE form, and the embeddings waiting to be written."""
+
+    partition: Tensor
+
+    def __init__(self, config: BankConfig, context: Context) -> None:
+        """Make a bank of one row per image."""
+        super().__init__()
+        require(context.data_set_size > 1, "a memory bank needs at least 2 images")
+        self.config, self.seed = config, context.seed
+        self.negatives = min(config.negatives, context.data_set_size - 1)
+        self.bank = Bank(context.data_set_size, config.dim, momentum=config.bank_momentum, seed=context.seed)
+        self.register_buffer("partition", torch.zeros(()))
+        self.partition_known = False
+        self.pending: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, embeddings: list[Tensor], batch: Batch) -> list[Tensor]:
+        """Contrast each of the embeddings (B, D) of one image with its bank row; scalar losses.
+
+        All of them meet the same negatives.
+        """
+        rows = self.draw_negatives(batch)
+        scores = [bank_scores(vectors, self.bank.rows, batch.index, rows) for vectors in embeddings]
+        if self.config.loss == "infonce":
+            return [scores_info_nce(values, temperature=self.config.temperature) for values in scores]
+        self.estimate_partition(scores)
+        return [
+            scores_nce(
+                values,
+                len(self.bank.rows),
+                temperature=self.config.temperature,
+                partition=self.partition,
+            )
+            for values in scores
+        ]
+
+    @torch.no_grad()
+    def draw_negatives(self, batch: Batch) -> Tensor:
+        """Draw bank rows by counter, (B, N) without each sample's own, or (N,) for all.
+
+        Drawn for the global batch and then cut, so that any number of processes draws the same.
+        """
+        size, own = len(self.bank.rows), batch.index
+        draw = step_generator(self.seed, batch, "negatives", own.device)
+        if self.config.shared_negatives:  # a sample that meets its own row is masked in `bank_scores`
+            return torch.randint(size, (self.negatives,), generator=draw, device=own.device)
+        shape = (world_size() * len(own), self.negatives)
+        rows = local_slice(torch.randint(size - 1, shape, generator=draw, device=own.device))
+        return rows + (rows >= own[:, None]).long()
+
+    @torch.no_grad()
+    def estimate_partition(self, scores: list[Tensor]) -> None:
+        """Estimate Z on the first batch of the run and freeze it (NPID, arXiv 1805.01978, section 3.2)."""
+        if self.partition_known:
+            return
+        size, temperature = len(self.bank.rows), self.config.temperature
+        here = torch.stack([partition_estimate(values, size, temperature=temperature) for values in scores])
+        fresh = reduce_mean(here.mean()).to(self.partition.dtype)
+        # a resumed run has its Z already
+        self.partition.copy_(torch.where(self.partition > 0, self.partition, fresh))
+        self.partition_known = True
+
+    def remember(self, index: Tensor, embeddings: Tensor) -> None:
+        """Keep the image head's embeddings (B, D) until `write`: the loss still needs the old rows."""
+        self.pending.append((index, embeddings.detach()))
+
+    def write(self) -> None:
+        """Write what waits into the bank, after the optimiser's update."""
+        for index, embeddings in self.pending:
+            self.bank.write(index, embeddings)
+        self.pending.clear()
+
+    def chance(self) -> float:
+        """Give the loss when all similarities are equal; only InfoNCE has a closed form."""
+        return math.log(self.negatives + 1)
+
+
+def step_generator(seed: int, batch: Batch, purpose: str, device: torch.device) -> torch.Generator:
+    """Generator on the device for what a step draws, by counter (seed, epoch, step)."""
+    drawn = counter_generator(seed, batch.epoch, batch.step, 0, purpose).integers(2**63)
+    return torch.Generator(device).manual_seed(int(drawn))

@@ -1,0 +1,217 @@
+"""The pixel term that HAPiCL's systems share: settings, labels, loss over all processes, health.
+
+Shape legend: B images of this process, D embedding, S cells per side, P = S*S.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....common.errors import UserError
+from ....data.loading.batch import Batch, Needs, ViewPolicy
+from ....engine.distributed import gather, reduce_mean
+from ....models.backbones.base import Backbone
+from ....models.heads import cell_head
+from ...losses import PixelForm, cell_labels, pixel_terms
+from ...losses.common import unit
+from ...losses.pixel import PIXEL_FORMS, cell_pairs
+from ..base import Output
+from .views import ViewConfig, require, require_choice, require_positive, require_share
+
+LEVELS = ("layer4", "layer3", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelConfig(ViewConfig):
+    """Settings of the pixel loss; where the authors' papers leave a choice, the default is this project's."""
+
+    pixel_weight: float = 1.0
+    pixel_temperature: float = 0.2
+    form: PixelForm = "image"
+    background_positives: bool = True
+    negatives: Literal["image", "batch"] = "image"
+    label_rule: Literal["area", "any"] = "area"
+    foreground_threshold: float = 0.5
+    ignore_band: tuple[float, float] | None = None  # occupancies between the two are in no pair
+    feature_level: Literal["layer4", "layer3", "both"] = "layer4"
+    pixel_head: Literal["default", "released"] = "default"
+    pixel_hidden: int | None = None  # None: the preset's, 2048 by default
+    pixel_dim: int | None = None  # None: the preset's, 256 by default
+    min_foreground: float = 0.3  # a crop with less is redrawn; 0 turns it off
+    redraws: int = 5
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        require(self.pixel_weight >= 0, f"pixel_weight {self.pixel_weight}: give 0 or more")
+        require_positive("pixel_temperature", self.pixel_temperature)
+        require_choice("form", self.form, PIXEL_FORMS)
+        require_choice("negatives", self.negatives, ("image", "batch"))
+        require_choice("label_rule", self.label_rule, ("area", "any"))
+        require_choice("feature_level", self.feature_level, LEVELS)
+        require_choice("pixel_head", self.pixel_head, ("default", "released"))
+        require_share("foreground_threshold", self.foreground_threshold)
+        require_share("min_foreground", self.min_foreground)
+        require(self.redraws >= 0, f"redraws {self.redraws}: give 0 or more")
+        if self.ignore_band is not None:
+            low, high = self.ignore_band
+            require(0 <= low < high <= 1, f"ignore_band {low}, {high}: give 0 <= low < high <= 1")
+        require(
+            self.negatives == "image" or not self.form.endswith("released"),
+            f"form {self.form!r} takes the image's own negatives; "
+            "use form image or anchor with negatives=batch",
+        )
+        preset_and_size = self.pixel_head == "released" and (self.pixel_hidden or self.pixel_dim)
+        require(not preset_and_size, "pixel_head=released fixes pixel_hidden and pixel_dim: leave those out")
+        for name in ("pixel_hidden", "pixel_dim"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} {value}: give a number above 0, or leave it out")
+
+    def pixel_needs(self, views: tuple[ViewPolicy, ...], *, image_size: int, grid: int) -> Needs:
+        """Masks on the grid of the chosen feature level, with foreground-aware redraws."""
+        if self.feature_level == "layer3":
+            stride = max(2, 2 ** round(math.log2(image_size / grid)))
+            grid = math.ceil(image_size / (stride // 2))
+        return Needs(views=views, grid=grid, min_foreground=self.min_foreground, redraws=self.redraws)
+
+
+def build_pixel_head(config: PixelConfig, backbone: Backbone, *, released: tuple[int, int]) -> nn.Sequential:
+    """Build the pixel head on the map(s) that the config names.
+
+    Args:
+        config: level and sizes.
+        backbone: gives the channels.
+        released: hidden and output width of the authors' runs, for the preset.
+    """
+    levels = ("layer3", "layer4") if config.feature_level == "both" else (config.feature_level,)
+    if not all(level in backbone.channels for level in levels):
+        raise UserError(
+            f"feature_level {config.feature_level!r} needs the maps {', '.join(levels)}, but the backbone "
+            f"has {', '.join(backbone.channels)}; choose a ResNet"
+        )
+    channels = sum(backbone.channels[level] for level in levels)
+    hidden, dim = (
+        released
+        if config.pixel_head == "released"
+        else (config.pixel_hidden or 2048, config.pixel_dim or 256)
+    )
+    return cell_head(channels, hidden, dim, batch_norm=True)
+
+
+def pixel_map(maps: dict[str, Tensor], config: PixelConfig) -> Tensor:
+    """Select the map(s) for the pixel head, (B, C, S, S).
+
+    `both` averages layer3 onto layer4's grid and concatenates.
+    """
+    if config.feature_level != "both":
+        return maps[config.feature_level]
+    last = maps["layer4"]
+    return torch.cat([F.adaptive_avg_pool2d(maps["layer3"], (last.shape[2], last.shape[3])), last], dim=1)
+
+
+def view_labels(batch: Batch, config: PixelConfig) -> list[Tensor]:
+    """Cell labels of each view, (B, P) each."""
+    return [
+        cell_labels(
+            occupancy,
+            rule=config.label_rule,
+            threshold=config.foreground_threshold,
+            ignore=config.ignore_band,
+        )
+        for occupancy in batch.occupancy
+    ]
+
+
+def pixel_output(
+    pairs: list[tuple[Tensor, Tensor, Tensor, Tensor]], batch: Batch, config: PixelConfig
+) -> Output:
+    """Mean pixel loss over directions, with what is worth logging.
+
+    Args:
+        pairs: (u1, u2, m1, m2) of each direction: maps (B, D, S, S) and labels (B, P).
+        batch: gives which images have a mask and which crops fell back.
+        config: form and options.
+    """
+    flat = [(u1.flatten(2), u2.flatten(2), m1, m2) for u1, u2, m1, m2 in pairs]
+    terms, counts = zip(*(_global_terms(*pair, batch.has_mask, config) for pair in flat), strict=True)
+    loss = torch.stack(terms).mean()
+    parts = {"pixel": loss.detach(), "pixel_dropped": 1 - torch.stack(counts).mean()}
+    with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
+        parts |= _health(*flat[0], batch.has_mask, config)
+        if batch.fallback is not None:
+            parts["crop_fallback"] = batch.fallback.float().mean()
+        if batch.has_mask is not None:
+            parts["without_mask"] = 1 - batch.has_mask.float().mean()
+    return Output(loss=loss, parts=parts)
+
+
+def _global_terms(
+    u1: Tensor, u2: Tensor, m1: Tensor, m2: Tensor, valid: Tensor | None, config: PixelConfig
+) -> tuple[Tensor, Tensor]:
+    """Loss of one direction as one process with the joined batch has it, and the share of images counted."""
+    whole_batch = config.negatives == "batch" or config.form == "batch_released"
+    if whole_batch:
+        u1, u2, m1, m2 = gather(u1), gather(u2), gather(m1), gather(m2)
+        valid = None if valid is None else gather(valid)
+    terms, counted = pixel_terms(
+        u1,
+        u2,
+        m1,
+        m2,
+        temperature=config.pixel_temperature,
+        form=config.form,
+        background_positives=config.background_positives,
+        negatives=config.negatives,
+        valid=valid,
+    )
+    share = counted.to(terms.dtype).mean()
+    if not whole_batch:
+        share = reduce_mean(share)
+    # over the images that count in the global batch; all processes' means average to it
+    return terms.mean() / share.clamp(min=1 / (2**20)), share
+
+
+def _health(
+    u1: Tensor, u2: Tensor, m1: Tensor, m2: Tensor, valid: Tensor | None, config: PixelConfig
+) -> dict[str, Tensor]:
+    """Similarities within and across the labels, their gap, and the loss at chance of the form `image`.
+
+    Means over all pairs of the images that have a mask; labels as the loss sees them, backgrounds alike.
+    """
+    cosine = torch.einsum("bdi,bdj->bij", unit(u1, dim=1), unit(u2, dim=1))
+    within, across = cell_pairs(m1, m2, background_positives=True)
+    attract, repel = cell_pairs(m1, m2, background_positives=config.background_positives)
+    if valid is not None:
+        within, across = within & valid[:, None, None], across & valid[:, None, None]
+        attract, repel = attract & valid[:, None, None], repel & valid[:, None, None]
+    same = (cosine * within).sum() / within.sum().clamp(min=1)
+    other = (cosine * across).sum() / across.sum().clamp(min=1)
+    ours, theirs = attract.flatten(1).sum(dim=1), repel.flatten(1).sum(dim=1)
+    counted = (ours > 0) & (theirs > 0)
+    chance = torch.where(counted, ((ours + theirs) / ours.clamp(min=1)).log(), 0.0)
+    return {
+        "pixel_chance": chance.sum() / counted.sum().clamp(min=1),
+        "pixel_similarity_positive": same,
+        "pixel_similarity_negative": other,
+        "foreground_background_gap": same - other,
+        "foreground_share": (m1 > 0).float().mean(),
+        "mask_empty": 1 - (m1 > 0).any(dim=1).float().mean(),
+    }
+
+
+def joined(instance: Output, pixel: Output | None, weight: float) -> Output:
+    """Instance term plus weighted pixel term; None leaves the instance term as it is."""
+    if pixel is None:
+        return instance
+    return Output(
+        loss=instance.loss + weight * pixel.loss,
+        parts=instance.parts | pixel.parts,
+        embeddings=instance.embeddings,
+        references=instance.references | pixel.references,
+    )

@@ -1,0 +1,114 @@
+"""What the trainer saw and what the method draws, kept in the run folder for the report.
+
+Shape legend: N samples, V views, S view side in pixels, G occupancy cells per side.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...common.atomic_files import whole_file
+from ...common.errors import UserError
+from ...common.page import Picture, encode_image
+from ...data.loading.batch import Batch
+from ...models.knn import IMAGENET_MEAN, IMAGENET_STD
+from ..methods.base import Method
+
+VIEWS = "views.npz"
+PICTURES, CAPTIONS = "pictures", "captions.json"
+KEPT = 8  # samples
+OUTLINE = (255, 64, 64)  # of the mask, RGB
+
+
+def save_views(folder: Path, batch: Batch) -> None:
+    """Write a few samples as `views.npz`: uint8 views (N, V, S, S, 3) and occupancy (N, V, G, G) in [0, 1].
+
+    Args:
+        folder: the run folder.
+        batch: normalised float views, as the method gets them.
+    """
+    if not batch.views or len({view.shape[-1] for view in batch.views}) > 1:
+        return
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    views = torch.stack([view[:KEPT].float().cpu() for view in batch.views], dim=1)
+    pixels = ((views * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
+    content = {"views": pixels.numpy()}
+    if batch.occupancy:
+        content["occupancy"] = torch.stack([grid[:KEPT].cpu() for grid in batch.occupancy], dim=1).numpy()
+    with whole_file(folder / VIEWS) as part, open(part, "wb") as stream:
+        np.savez_compressed(stream, **content)  # type: ignore[arg-type]
+
+
+def view_pictures(folder: Path) -> list[Picture]:
+    """Give the kept views with the mask laid over them, the views of one sample side by side."""
+    if not (folder / VIEWS).exists():
+        return []
+    try:
+        with np.load(folder / VIEWS) as kept:
+            views = kept["views"]
+            occupancy = kept.get("occupancy")
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{folder / VIEWS} is damaged ({error}); delete it to have the report without crops"
+        ) from error
+    pictures = []
+    for number, sample in enumerate(views):
+        grids = [None] * len(sample) if occupancy is None else list(occupancy[number])
+        tiles = [_with_mask(view, grid) for view, grid in zip(sample, grids, strict=True)]
+        shares = "" if occupancy is None else ", ".join(f"{grid.mean():.0%}" for grid in occupancy[number])
+        caption = f"foreground {shares}" if shares else ""
+        pictures.append(Picture(np.concatenate(tiles, axis=1), caption, alt="views of one image", lossy=True))
+    return pictures
+
+
+def _with_mask(view: npt.NDArray[np.uint8], grid: npt.NDArray[np.float32] | None) -> npt.NDArray[np.uint8]:
+    """Darken what is background by the cells' occupancy, and frame the foreground cells."""
+    if grid is None:
+        return view
+    side = view.shape[0]
+    shares = cv2.resize(grid, (side, side), interpolation=cv2.INTER_NEAREST)[..., None]
+    dimmed = (view * (0.35 + 0.65 * shares)).astype(np.uint8)
+    mask = (shares[..., 0] >= 0.5).astype(np.uint8)
+    edge = mask - cv2.erode(mask, np.ones((3, 3), np.uint8))
+    dimmed[edge.astype(bool)] = OUTLINE
+    return dimmed
+
+
+def save_method_pictures(folder: Path, method: Method, batch: Batch) -> None:
+    """Let the method draw what it has learnt on a few samples, and keep it for the report.
+
+    Args:
+        folder: the run folder.
+        method: put in evaluation mode for the drawing.
+        batch: a few augmented samples on the method's device.
+    """
+    was_training = method.training
+    method.eval()
+    with torch.no_grad():
+        drawn = method.pictures(batch)
+    method.train(was_training)
+    captions = {}
+    for number, (caption, pixels) in enumerate(drawn.items()):
+        name = f"{number:02d}.png"
+        with whole_file(folder / PICTURES / name) as part:
+            part.write_bytes(encode_image(pixels))
+        captions[name] = caption
+    if captions:
+        with whole_file(folder / PICTURES / CAPTIONS) as part:
+            part.write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")
+
+
+def method_pictures(folder: Path) -> dict[str, bytes]:
+    """Give the kept pictures as PNG bytes by caption."""
+    captions = folder / PICTURES / CAPTIONS
+    if not captions.exists():
+        return {}
+    named = json.loads(captions.read_text(encoding="utf-8"))
+    return {caption: (folder / PICTURES / name).read_bytes() for name, caption in named.items()}

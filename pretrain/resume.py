@@ -1,0 +1,84 @@
+"""Starting in a folder or going on in it: what `--out` and `--resume` mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..common.atomic_files import refuse_unwritable
+from ..common.errors import UserError
+from ..engine.checkpoint import LAST
+from ..engine.run_logger import CONFIG
+from .config.settings import SESSION, RunSettings, flatten
+
+
+def find_checkpoint(settings: RunSettings, folder: Path) -> Path | None:
+    """The checkpoint that `--resume` means; None for a fresh start.
+
+    Raises:
+        UserError: if a fresh start would write over what is in the folder.
+    """
+    if settings.resume is None:
+        refuse_used_folder(folder)
+        return None
+    if settings.resume == "auto":
+        if not (folder / LAST).exists():
+            _refuse_without_checkpoint(folder)
+            return None
+        return folder / LAST
+    given = Path(settings.resume)
+    return given / LAST if given.is_dir() else given
+
+
+def _refuse_without_checkpoint(folder: Path) -> None:
+    """Let `--resume auto` start afresh, also where a run died before its first checkpoint."""
+    leftovers = {CONFIG, "metrics.jsonl", "train.log", "tensorboard", "views.npz"}
+    if folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= leftovers:
+        refuse_used_folder(folder)
+
+
+def check_same_training(
+    before: dict[str, Any], now: dict[str, Any], checkpoint: Path | None, *, images_differ_in: str = ""
+) -> None:
+    """Refuse to continue a run as another one.
+
+    Args:
+        before, now: config.json of the checkpoint and of this session.
+        checkpoint: named in the refusal.
+        images_differ_in: how the images differ, where the checkpoint tells (it has a memory bank).
+
+    Raises:
+        UserError: naming the settings or the data that differ.
+    """
+    old, new = dict(flatten(before["settings"])), dict(flatten(now["settings"]))
+    differing = [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in SESSION and old.get(key) != new.get(key)
+    ]
+    if before["data"] != now["data"]:
+        differing.append(
+            f"the images are others ({before['data']['images']} then, {now['data']['images']} now"
+            f"{': ' if images_differ_in else ''}{images_differ_in})"
+        )
+    if differing:
+        raise UserError(
+            f"{checkpoint} is of another training: {'; '.join(differing)}. Give the same settings, or start "
+            "a new run with another --out"
+        )
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        UserError: if the folder holds anything; names the ways on.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give a folder")
+    refuse_unwritable(folder / CONFIG)
+    if folder.is_dir() and any(folder.iterdir()):
+        holds = "a run" if (folder / CONFIG).exists() else "files"
+        raise UserError(
+            f"--out {folder} already holds {holds}; continue it with --resume auto, or choose another --out"
+        )

@@ -1,0 +1,238 @@
+"""One pretraining run: from settings to a run folder with weights. Joins data, method and engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from .. import __version__
+from ..common.atomic_files import whole_file
+from ..data.loading.batch import Batch
+from ..engine.checkpoint import load_checkpoint
+from ..engine.distributed import barrier, processes
+from ..engine.loop import FitResult, fit
+from ..engine.optimizers import build_optimizer
+from ..engine.run_logger import Journal, write_config
+from ..engine.schedule import warmup_steps
+from ..models.backbones.base import Backbone
+from .components import Parts, assemble, describe, device_name, loop_settings
+from .config.settings import RunSettings
+from .diagnose.online_knn import OnlineKnn
+from .modules.memory import path_difference, remembered_paths
+from .report.views import KEPT, save_method_pictures, save_views
+from .resume import check_same_training, find_checkpoint
+
+WEIGHTS = "backbone.safetensors"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished or stopped run."""
+
+    folder: Path
+    step: int
+    total_steps: int
+    stopped_by: str | None  # a signal's name or "stop_after"; None: trained to the end
+    last: dict[str, float]  # the last log line
+
+
+def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
+    """Train a backbone; everything ends in the run folder.
+
+    Under torchrun every process calls this; the first one writes.
+
+    Args:
+        settings: see `RunSettings`; `settings.resume` continues a run, bit-identically on the CPU.
+        show: whether progress and warnings go to the terminal too (they are in train.log anyway).
+
+    Returns:
+        Where the run is and how it ended.
+
+    Raises:
+        UserError: for settings, data or files that do not fit; NonFiniteLossError when the loss is not
+        finite.
+    """
+    with ExitStack() as stack:
+        world = stack.enter_context(processes(settings.device))
+        folder = Path(settings.out or f"runs/{settings.method}_{settings.arch}")
+        checkpoint = find_checkpoint(settings, folder)
+        barrier()
+        state = None if checkpoint is None else load_checkpoint(checkpoint)
+        first_step = 0 if state is None else int(state["step"])
+        relay = stack.enter_context(_relayed_warnings())
+        parts = assemble(settings, world)
+        stack.enter_context(parts.loader)
+        config = describe(parts)
+        if state is not None:
+            paths = remembered_paths(state["module"])
+            difference = "" if paths is None else path_difference(paths, list(parts.loader.paths))
+            check_same_training(state["settings"], config, checkpoint, images_differ_in=difference)
+        knn = OnlineKnn.from_settings(settings, parts.backbone, world) if world.first else None
+        journal = stack.enter_context(
+            Journal(
+                folder if world.first else None,
+                total=parts.context.total_steps,
+                resumed_step=first_step,
+                show=show,
+            )
+        )
+        relay.open(journal.say)
+        if world.first:
+            write_config(folder, config)
+        return _train(parts, config, state, folder, journal, knn)
+
+
+def _train(
+    parts: Parts,
+    config: dict[str, Any],
+    state: dict[str, Any] | None,
+    folder: Path,
+    journal: Journal,
+    knn: OnlineKnn | None,
+) -> RunResult:
+    """Fit and export."""
+    settings, world, method = parts.settings, parts.world, parts.method
+    method.to(world.device)
+    if settings.channels_last:
+        method.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(
+        method, settings.optimizer, batch_size=settings.batch_size, device=world.device
+    )
+    first_step = 0
+    if state is not None:
+        method.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_step = int(state["step"])
+    method.before_training(list(parts.loader.paths))
+    if settings.compile:
+        for module in method.modules():
+            if isinstance(module, Backbone):
+                module.compile()  # in place: names in checkpoints stay
+    _tell_start(parts, first_step, journal)
+    few: list[Batch] = []
+
+    def look(batch: Batch) -> None:
+        save_views(folder, batch)
+        few.append(batch.map_tensors(lambda value: value[:KEPT].clone()))
+
+    result = fit(
+        method,
+        parts.loader,
+        optimizer,
+        loop_settings(parts),
+        world=world,
+        journal=journal,
+        folder=folder,
+        config=config,
+        first_step=first_step,
+        prepare=_channels_last if settings.channels_last else None,
+        after_step=method.after_step,
+        look=look if world.first else None,
+        check=knn,
+    )
+    if world.first:
+        export_backbone(parts.backbone, folder / WEIGHTS, settings)
+        if few:
+            save_method_pictures(folder, method, few[0])
+    _tell_end(parts, result, folder, journal)
+    return RunResult(folder, result.step, parts.context.total_steps, result.stopped_by, result.last)
+
+
+def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> None:
+    """Write the weights under the names of the library that loads them (torchvision, timm)."""
+    state = {name: value.contiguous().cpu() for name, value in backbone.export_state().items()}
+    about = {"arch": settings.arch, "method": settings.method, "hapicl": __version__, "format": "pt"}
+    # what the file needs to be built again without the run folder around it
+    about |= {"stem": backbone.stem, "image_size": str(settings.image_size)}
+    with whole_file(path) as part:
+        part.write_bytes(safetensors.torch.save(state, metadata=about))
+
+
+def _channels_last(batch: Batch) -> Batch:
+    """Lay the views out as the convolutions read them; no copy where they already are."""
+    batch.views = tuple(view.contiguous(memory_format=torch.channels_last) for view in batch.views)
+    return batch
+
+
+def _tell_start(parts: Parts, first_step: int, journal: Journal) -> None:
+    """Say what is about to be trained."""
+    settings, context = parts.settings, parts.context
+    optimizer = settings.optimizer
+    journal.say(
+        f"{settings.method} with {settings.arch} on {context.data_set_size} images, "
+        f"{context.total_steps} steps of {settings.batch_size} ({context.steps_per_epoch} an epoch), "
+        f"{device_name(parts.world.device)} x {parts.world.size}, {parts.loader.workers} workers each"
+    )
+    journal.say(
+        f"learning rate {optimizer.lr(settings.batch_size):.6g} = {optimizer.lr_per_256:g} x "
+        f"{settings.batch_size} / 256 ({optimizer.name})"
+    )
+    if settings.accumulate > 1:
+        journal.say(
+            f"warning: accumulate={settings.accumulate} computes {settings.batch_size} samples in parts of "
+            f"{parts.micro_batch}: negatives and BatchNorm statistics come from that many, "
+            "so a contrastive loss is not that of the whole batch"
+        )
+    asked = round(settings.schedule.warmup_epochs * context.steps_per_epoch)
+    warmup = warmup_steps(settings.schedule, context.total_steps, context.steps_per_epoch)
+    if warmup < asked:
+        journal.say(f"warning: the warm-up of {asked} steps is cut to {warmup}, half of this run")
+    if first_step:
+        journal.say(f"continuing at step {first_step}")
+
+
+def _tell_end(parts: Parts, result: FitResult, folder: Path, journal: Journal) -> None:
+    """Say where the results are and what comes next."""
+    if result.stopped_by is None:
+        journal.say(f"done: {folder / WEIGHTS}; look at it with `hapicl report {folder}`")
+    else:
+        journal.say(
+            f"stopped after step {result.step} of {parts.context.total_steps}; continue with the same "
+            "command and --resume auto"
+        )
+
+
+class _Relay(logging.Handler):
+    """Passes our modules' warnings to the journal, and those before it was opened once it is."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._waiting: list[str] = []
+        self._say: Callable[[str], None] | None = None
+
+    def open(self, say: Callable[[str], None]) -> None:
+        """Give what has waited and all that follows to `say`."""
+        self._say = say
+        for text in self._waiting:
+            say(text)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one warning."""
+        warning = record.levelno >= logging.WARNING
+        text = f"{record.levelname.lower()}: {record.getMessage()}" if warning else record.getMessage()
+        if self._say is None:
+            self._waiting.append(text)
+        else:
+            self._say(text)
+
+
+@contextmanager
+def _relayed_warnings() -> Iterator[_Relay]:
+    """Send warnings of our own modules to the journal while a run lasts."""
+    relay, logger = _Relay(), logging.getLogger("hapicl")
+    logger.addHandler(relay)
+    before, logger.propagate = (logger.propagate, logger.level), False
+    logger.setLevel(logging.INFO)  # what a method settles by itself (a queue's length) is worth a line
+    try:
+        yield relay
+    finally:
+        logger.propagate, level = before
+        logger.setLevel(level)
+        logger.removeHandler(relay)

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from hapicl.common.errors import UserError
+from hapicl.evaluate.export.detectron import detectron_name, read_detectron
+from hapicl.evaluate.export.export import export_backbone
+from hapicl.models.backbones.build import build_backbone
+from hapicl.models.weights import load_backbone
+
+
+@pytest.fixture
+def resnet50(tmp_path: Path) -> tuple[Path, torch.nn.Module]:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50(weights=None).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth", model
+
+
+def detectron2_keys(depths: tuple[int, ...], convolutions: int, shortcut_first: bool) -> set[str]:
+    """Keys of detectron2's ResNet, written from its modules: BasicStem, then res2 .. res5 of blocks.
+
+    detectron2/modeling/backbone/resnet.py: every Conv2d holds its norm; the first block of a stage has a
+    `shortcut` where the channels change; its frozen and trained BatchNorm have these four tensors.
+    """
+    norm = [f"norm.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+    keys = {f"stem.conv1.{part}" for part in ("weight", *norm)}
+    for stage, depth in enumerate(depths, start=2):
+        for block in range(depth):
+            parts = [f"conv{number}" for number in range(1, convolutions + 1)]
+            if block == 0 and (stage > 2 or shortcut_first):
+                parts.append("shortcut")
+            keys |= {f"res{stage}.{block}.{part}.{name}" for part in parts for name in ("weight", *norm)}
+    return keys
+
+
+def test_the_detectron2_pickle_has_its_key_list(
+    resnet50: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    path, model = resnet50
+    written, matched = export_backbone(str(path), "detectron2", tmp_path / "d2")
+    assert written.path.name == "d2.pkl"
+    assert "265 of 265" in matched
+    arrays = read_detectron(written.path)
+    assert set(arrays) == detectron2_keys((3, 4, 6, 3), 3, shortcut_first=True)
+    state = model.state_dict()
+    for theirs, ours in (
+        ("stem.conv1.weight", "conv1.weight"),
+        ("stem.conv1.norm.running_var", "bn1.running_var"),
+        ("res2.0.shortcut.weight", "layer1.0.downsample.0.weight"),
+        ("res2.0.shortcut.norm.bias", "layer1.0.downsample.1.bias"),
+        ("res5.2.conv3.norm.running_mean", "layer4.2.bn3.running_mean"),
+    ):
+        assert np.array_equal(arrays[theirs], state[ours].numpy())
+    for needed in ("INPUT.FORMAT", "STRIDE_IN_1X1 = False", "PIXEL_STD"):
+        assert needed in written.usage
+
+
+def test_a_basic_block_resnet_has_its_key_list(tmp_path: Path) -> None:
+    names = build_backbone("resnet18", image_size=224).export_state()
+    found = {detectron_name(name) for name in names if not name.endswith("num_batches_tracked")}
+    assert found == detectron2_keys((2, 2, 2, 2), 2, shortcut_first=False)
+
+
+def test_torchvision_round_trip(resnet50: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    path, model = resnet50
+    written, _ = export_backbone(str(path), "torchvision", tmp_path / "tv")
+    fresh = torchvision.models.resnet50(weights=None).eval()
+    missing = fresh.load_state_dict(torch.load(written.path, weights_only=True), strict=False)
+    assert set(missing.missing_keys) == {"fc.weight", "fc.bias"}
+    model.fc = fresh.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model(images), fresh(images))
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "no_pool"])
+def test_timm_round_trip_of_our_backbone(stem: str, tmp_path: Path) -> None:
+    backbone = build_backbone("resnet18", image_size=64, stem=stem)
+    settings = {"arch": "resnet18", "stem": stem}
+    module = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    torch.save({"format": 1, "module": module, "settings": settings}, tmp_path / "last.pt")
+    written, _ = export_backbone(str(tmp_path / "last.pt"), "timm", tmp_path / "t")
+    model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(written.path))
+    assert torch.equal(
+        model.state_dict()["layer4.1.conv2.weight"], backbone.export_state()["layer4.1.conv2.weight"]
+    )
+    assert ("maxpool" in written.usage) == (stem == "no_pool")
+
+
+def test_timm_round_trip_of_a_vit(tmp_path: Path) -> None:
+    backbone = build_backbone("vit_tiny_patch16_224", image_size=64, stem="patch8").eval()
+    module = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    settings = {"arch": "vit_tiny_patch16_224", "stem": "patch8", "image_size": 64}
+    torch.save({"format": 1, "module": module, "settings": settings}, tmp_path / "last.pt")
+    written, _ = export_backbone(str(tmp_path / "last.pt"), "timm", tmp_path / "t")
+    state = load_file(written.path)
+    assert state["pos_embed"].shape[1] == 65  # the grid it was trained with, 8 x 8, and the class token
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, patch_size=8).eval()
+    model.load_state_dict(state)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        theirs = model.forward_features(images)[:, 1:].mean(1)
+        torch.testing.assert_close(theirs, backbone(images)["patches"].mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_safetensors_round_trip(resnet50: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    written, _ = export_backbone(str(resnet50[0]), "safetensors", tmp_path / "own")
+    _, info = load_backbone(str(written.path))  # the file itself says which backbone it is
+    assert (info.arch, info.stem, info.share) == ("resnet50", "imagenet", 1.0)
+
+
+def test_mistakes_are_named(resnet50: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="choose one of torchvision, timm"):
+        export_backbone(str(resnet50[0]), "caffe", tmp_path / "x")
+    with pytest.raises(UserError, match="trained weights"):
+        export_backbone("random", "timm", tmp_path / "x")
+    vit = timm.create_model("vit_tiny_patch16_224")
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(UserError, match="no network of the form"):
+        export_backbone(str(tmp_path / "vit.pth"), "detectron2", tmp_path / "x", arch="vit_tiny_patch16_224")

@@ -1,0 +1,62 @@
+"""The ViT recipes build what they name, at the published rates."""
+
+import pytest
+import torch
+
+from hapicl.models.backbones.build import build_backbone
+from hapicl.pretrain.config.recipe_files import default_recipe, load_recipe, recipe_names
+from hapicl.pretrain.config.settings import RunSettings, build
+from hapicl.pretrain.methods.base import Context
+from hapicl.pretrain.methods.registry import method_class
+
+METHODS = ("siameseim", "mae", "moco_v3", "hapicl_vit")
+NAMES = [f"{method}_{scale}" for method in METHODS for scale in ("small", "100k", "imagenet")]
+NAMES += ["sim_v1", "sim_v1_imagenet"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_builds_its_method(name: str) -> None:
+    settings = build(RunSettings, load_recipe(name))
+    kind = method_class(settings.method)
+    config = build(kind.Config, settings.config, where="config.")
+    context = Context(data_set_size=1000, batch_size=settings.batch_size, total_steps=10, steps_per_epoch=5)
+    with torch.device("meta"):  # ViT-B twice over takes no memory so
+        backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
+        method = kind(config, context, backbone)
+    assert sum(value.numel() for value in method.parameters()) > 5e6
+    grid = settings.image_size // backbone.stride
+    needs = kind.needs(config, image_size=settings.image_size, grid=grid)
+    assert needs.masks == (settings.method == "hapicl_vit")
+    assert set(settings.about) >= {"paper", "command", "hardware", "expected", "measured"}
+    assert name in settings.about["command"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("siameseim_imagenet", 1e-3), ("mae_imagenet", 2.4e-3), ("moco_v3_imagenet", 2.4e-3)]
+)
+def test_published_rates_at_the_batch_of_4096(name: str, rate: float) -> None:
+    settings = build(RunSettings, load_recipe(name))
+    assert settings.optimizer.lr(4096) == pytest.approx(rate)
+    assert settings.schedule.warmup_epochs == 40
+    assert not settings.optimizer.decays_one_dimensional
+
+
+def test_small_recipes_share_one_optimiser_and_schedule() -> None:
+    shared = [build(RunSettings, load_recipe(f"{method}_small")) for method in METHODS]
+    keys = ("optimizer", "schedule", "arch", "image_size", "epochs", "batch_size")
+    assert len({tuple(str(getattr(settings, key)) for key in keys) for settings in shared}) == 1
+
+
+def test_the_preset_of_the_first_version() -> None:
+    settings = build(RunSettings, load_recipe("sim_v1"))
+    config = build(method_class(settings.method).Config, settings.config)
+    assert settings.method == "siameseim"
+    assert (config.form, config.global_weight, config.dense_weight) == ("v1", 1.0, 4.0)
+    assert config.moment_decay == 0.99
+
+
+def test_recipes_are_found_by_the_size_of_the_data() -> None:
+    assert set(NAMES) <= set(recipe_names())
+    for method in METHODS:
+        assert default_recipe(method, 9_000) == f"{method}_small"
+        assert default_recipe(method, 1_281_167) == f"{method}_imagenet"
