@@ -27,7 +27,7 @@ import torch
 from claim_columns import ORDER, RANDOM_ARCH, SCALES, VIT, Column, Scale, columns
 from claims_table import ClaimsTable, render
 
-from hapicl.common.atomic_files import whole_file
+from hapicl.common.atomic_files import atomic_write
 from hapicl.common.errors import UserError
 from hapicl.data.images.folder import find_images
 from hapicl.engine.stop import EXIT_STOPPED
@@ -122,7 +122,7 @@ def measure_cost(folder: Path) -> dict[str, float]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -309,11 +309,11 @@ def write_page(options: argparse.Namespace, table: ClaimsTable, date: str) -> No
     """docs/claims.md, its figure, and the numbers as JSON."""
     docs = options.docs
     docs.mkdir(parents=True, exist_ok=True)
-    with whole_file(docs / "claims.png") as part:
+    with atomic_write(docs / "claims.png") as part:
         bars(table.results()).savefig(part, format="png", dpi=110, facecolor="white")
     command = f"python benchmarks/claims.py --scale {options.scale} --seeds {options.seeds}"
     command += " --data .datasets --images DIR --budget-minutes M"
-    with whole_file(docs / "claims.md") as part:
+    with atomic_write(docs / "claims.md") as part:
         part.write_text(render(table, figure="claims.png", command=command, date=date))
     out = options.out or REPOSITORY / "benchmarks" / "results" / f"claims_{options.scale}.json"
     cells = [

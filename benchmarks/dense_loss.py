@@ -18,14 +18,14 @@ import time
 
 import torch
 
-from hapicl.pretrain.losses.common import unit
+from hapicl.pretrain.losses.common import l2_normalize
 from hapicl.pretrain.losses.dense import dense_info_nce, match_cells
 
 
 def unchunked(query, key, features, others, queue, temperature):
     """The same loss as it is usually written: (N * P, K + 1) logits and cross-entropy."""
     match = match_cells(features, others)
-    query, key = unit(query, dim=1), unit(key, dim=1)
+    query, key = l2_normalize(query, dim=1), l2_normalize(key, dim=1)
     matched = key.gather(2, match[:, None, :].expand(-1, key.shape[1], -1))
     rows = query.transpose(1, 2).reshape(-1, query.shape[1])
     positive = (query * matched).sum(dim=1).reshape(-1, 1)
@@ -56,7 +56,7 @@ def measure(form, options):
     cells = options.grid**2
     dense, key = normal(2, options.images, options.dim, cells)
     features, others = normal(2, options.images, options.channels, cells)
-    queue = unit(normal(options.queue, options.dim))
+    queue = l2_normalize(normal(options.queue, options.dim))
     dense.requires_grad_()
     before = resident()
     seconds = []

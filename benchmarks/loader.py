@@ -35,7 +35,7 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from hapicl.common.atomic_files import whole_file
+from hapicl.common.atomic_files import atomic_write
 from hapicl.common.randomness import counter_generator
 from hapicl.data.images.pack_build import PackSettings, pack_images
 from hapicl.data.loading import photometric
@@ -84,7 +84,7 @@ def main() -> None:
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.out is not None:
-        with whole_file(arguments.out) as part:
+        with atomic_write(arguments.out) as part:
             part.write_text(text + "\n")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from hapicl.common.atomic_files import whole_file
+from hapicl.common.atomic_files import atomic_write
 from hapicl.data.loading.batch import Needs, ViewPolicy
 from hapicl.data.loading.loader import Loader
 
@@ -39,7 +39,7 @@ def main() -> None:
     text = json.dumps(result)
     print(text)
     if options.out is not None:
-        with whole_file(options.out) as part:
+        with atomic_write(options.out) as part:
             part.write_text(text + "\n")
 
 

@@ -29,7 +29,7 @@ from hapicl.data.images.decode import read_image
 from hapicl.data.images.folder import find_images
 from hapicl.maskgen import RECIPES, segment
 from hapicl.maskgen.refinement.region_regressor import refine, train_region_regressor
-from hapicl.maskgen.segmentation.binarise import overlap
+from hapicl.maskgen.segmentation.binarise import iou
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -110,7 +110,7 @@ def score(maker: Maker, pairs: list[tuple[Image, Mask]]) -> tuple[float, float]:
     masks = [maker(image) for image, _ in pairs]
     milliseconds = (time.process_time() - start) / len(pairs) * 1e3
     overlaps = [
-        overlap(cv2.resize(mask.astype(np.float32), truth.shape[::-1]) > 0.5, truth)
+        iou(cv2.resize(mask.astype(np.float32), truth.shape[::-1]) > 0.5, truth)
         for mask, (_, truth) in zip(masks, pairs, strict=True)
     ]
     return float(np.mean(overlaps)), milliseconds

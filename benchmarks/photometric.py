@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from hapicl.common.atomic_files import whole_file
+from hapicl.common.atomic_files import atomic_write
 from hapicl.common.randomness import counter_generator
 from hapicl.data.loading import photometric
 from hapicl.data.loading.batch import PhotometricPolicy
@@ -69,7 +69,7 @@ def main() -> None:
     text = json.dumps(result, indent=2)
     print(text)
     if options.out is not None:
-        with whole_file(options.out) as part:
+        with atomic_write(options.out) as part:
             part.write_text(text + "\n")
 
 

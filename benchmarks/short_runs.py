@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from hapicl import __version__
-from hapicl.common.atomic_files import whole_file
+from hapicl.common.atomic_files import atomic_write
 from hapicl.engine.distributed import World
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.config.settings import RunSettings
@@ -123,7 +123,7 @@ def main() -> None:
             "versions": {"hapicl": __version__, "torch": torch.__version__},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        with whole_file(options.out) as part:
+        with atomic_write(options.out) as part:
             part.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{method}: kNN {row['knn_accuracy']:.4f}, random {result['random'][row['arch']]:.4f}")
 

@@ -286,7 +286,7 @@ def measure_real_input(setup, options):
         step = seconds(lambda steps: setup.trained(steps, watched), options.steps, options.device)
         return {
             "samples_per_second": options.batch_size / step,
-            "data_wait_share": sum(waited) / (step * options.steps),
+            "data_wait_fraction": sum(waited) / (step * options.steps),
             "workers": loader.workers,
         }
 

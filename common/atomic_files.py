@@ -9,7 +9,7 @@ from .errors import UserError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on a clean exit it is synced to disk and put in place of `path`.
 
     Readers see the old file or the new one, never a half. After an exception nothing of the new file stays.
@@ -49,7 +49,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def refuse_unwritable(path: str | os.PathLike[str]) -> None:
-    """Refuse a place that `whole_file` could not write to, before hours of work end there. Makes nothing.
+    """Refuse a place that `atomic_write` could not write to, before hours of work end there. Makes nothing.
 
     Raises:
         UserError: if the path is a folder, a folder on the way is a file, or the folder may not be written.

@@ -107,7 +107,7 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "", footer: str
         footer: one line at the end, such as how and when the page was made.
 
     Returns:
-        The page; write it with `data.files.whole_file` as UTF-8.
+        The page; write it with `data.files.atomic_write` as UTF-8.
 
     Raises:
         ValueError: for a picture that is neither PNG, JPEG nor pixels, or a table with uneven rows.

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 from .path_keys import encode_path
 
@@ -57,7 +57,7 @@ class BuildFolder:
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Write the plan."""
-        with whole_file(self.path / "plan.json") as part:
+        with atomic_write(self.path / "plan.json") as part:
             part.write_text(json.dumps(plan, indent=1, sort_keys=True))
 
     def finished(self) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def mapped(dataset: h5py.Dataset, mapping: mmap.mmap) -> NDArray[Any]:
+def memmap_dataset(dataset: h5py.Dataset, mapping: mmap.mmap) -> NDArray[Any]:
     """Give a read-only array on the memory map; a dataset repacked with chunks or filters is read whole."""
     offset = dataset.id.get_offset()
     if offset is None or dataset.size == 0:

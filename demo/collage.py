@@ -116,9 +116,9 @@ def paste(
         pixel.
     """
     height, width = canvas.shape[:2]
-    share, side = generator.uniform(*AREA_SHARE), generator.uniform(*LARGEST_SIDE)
+    fraction, side = generator.uniform(*AREA_SHARE), generator.uniform(*LARGEST_SIDE)
     scale = min(
-        np.sqrt(share * height * width / cutout.alpha.sum()),
+        np.sqrt(fraction * height * width / cutout.alpha.sum()),
         side * height / cutout.alpha.shape[0],
         side * width / cutout.alpha.shape[1],
         LARGEST_SCALE,

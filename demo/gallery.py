@@ -73,7 +73,7 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uin
     return shown
 
 
-def _row(pictures: Folder, masks: MaskReader, name: str, overlap: float | None) -> NDArray[np.uint8]:
+def _row(pictures: Folder, masks: MaskReader, name: str, iou: float | None) -> NDArray[np.uint8]:
     """One picture's four tiles with a caption."""
     image = read_image(pictures.images / name)
     saliency = segment(image, masks.recipe["name"]).saliency
@@ -81,8 +81,8 @@ def _row(pictures: Folder, masks: MaskReader, name: str, overlap: float | None) 
     grey = np.repeat((saliency * 255).astype(np.uint8)[..., None], 3, axis=2)
     tiles = [_fit(image), _fit(grey), _fit(overlay(image, masks[name])), _fit(truth)]
     captions = [Path(name).stem if "collage" not in name else f"collage: {name.split('/')[0]}", "", "", ""]
-    if overlap is not None:
-        captions[2] = f"IoU {overlap:.2f}"
+    if iou is not None:
+        captions[2] = f"IoU {iou:.2f}"
     gap = np.full((TILE[0] + CAPTION, GAP, 3), PAPER, np.uint8)
     parts = [
         piece

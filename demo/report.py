@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..common.page import Code, Note, Picture, Pictures, Section, Table, figure_picture, page
 from ..engine.run_logger import read_config
 from ..maskgen.inspection.score import Scores
@@ -62,7 +62,7 @@ def write_report(out: Path, story: Story) -> None:
     text = page(
         "hapicl demo", sections, lead=lead, footer=f"Made by hapicl {_environment(story.run)['hapicl']}."
     )
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
 
 

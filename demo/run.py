@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 from .folder import Folder, build_folder
 
@@ -39,7 +39,7 @@ RECIPE = "hapicl_m_small"
 WEIGHTS = "run/backbone.safetensors"
 OVERRIDES = (
     "config.momentum=0.9",
-    "optimizer.lr_per_256=0.24",
+    "optimizer.base_lr=0.24",
     "schedule.warmup_epochs=0",
     "log_every=1",
 )
@@ -143,7 +143,7 @@ def prepare(folder: Path, *, small: bool) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    with whole_file(folder / MARKER) as part:
+    with atomic_write(folder / MARKER) as part:
         part.write_text(json.dumps({"made by": "hapicl demo", "small": small}) + "\n", encoding="utf-8")
 
 

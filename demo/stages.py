@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..common.page import encode_image
 from ..data.masks.reader import MaskReader
 from ..engine.run_logger import read_metrics
@@ -60,7 +60,7 @@ def save_gallery(
     overlaps = {name: values["iou"] for name, values in scores.images.items()}
     reader = MaskReader(masks)
     photographs, collages = (gallery(pictures, reader, names, overlaps) for names in shown_pictures(pictures))
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         part.write_bytes(encode_image(side_by_side(photographs, collages)))
     return photographs, collages
 

@@ -7,7 +7,7 @@ ones follows from their names, not from how good their masks are.
 import tempfile
 from pathlib import Path
 
-from hapicl.common.atomic_files import whole_file
+from hapicl.common.atomic_files import atomic_write
 from hapicl.common.page import encode_image
 from hapicl.data.masks.reader import MaskReader
 from hapicl.demo.collage import cutouts_by_label, make_collage
@@ -52,7 +52,7 @@ def main() -> None:
         left, right = (
             gallery(pictures, reader, names, overlaps) for names in (PHOTOGRAPHS, first_free_collages(4))
         )
-    with whole_file(OUT) as part:
+    with atomic_write(OUT) as part:
         part.write_bytes(encode_image(side_by_side(left, right)))
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 
 LAST, PREVIOUS, KEPT = "last.pt", "previous.pt", "checkpoints"
@@ -74,7 +74,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
     }
     last, previous = folder / LAST, folder / PREVIOUS
-    with whole_file(last) as part:
+    with atomic_write(last) as part:
         torch.save(state, part)
         if last.exists():
             spare = previous.with_suffix(".link")

@@ -239,7 +239,7 @@ class DataParallel(nn.Module):
         accumulate: backward passes of an update; above 1 use `no_sync` for all but the last.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, *, accumulate: int = 1) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, *, grad_accum_steps: int = 1) -> None:
         super().__init__()
         # queues and statistics are equal by construction (batchnorm.py), so they are not sent around each
         # step; torch 2.15 has renamed the option
@@ -252,8 +252,8 @@ class DataParallel(nn.Module):
             gradient_as_bucket_view=True,
             # a weight of 0 leaves a head without gradient; with the graph fixed that costs nothing to
             # allow, but torch cannot combine a fixed graph with accumulation
-            static_graph=accumulate == 1,
-            find_unused_parameters=accumulate > 1,
+            static_graph=grad_accum_steps == 1,
+            find_unused_parameters=grad_accum_steps > 1,
             **keep_buffers,
         )
 

@@ -68,7 +68,7 @@ class FiniteGuard:
         raise NonFiniteLossError(
             f"training stopped at step {int(self._step.item())}, before its update: {named}"
             + (f" (finite: {others})" if others else "")
-            + ". No parameter was changed by that step. Lower the learning rate (optimizer.lr_per_256), "
+            + ". No parameter was changed by that step. Lower the learning rate (optimizer.base_lr), "
             "clip gradients (--set optimizer.clip_norm=1.0) or train in float32 (--set precision=fp32), and "
             "continue from the last checkpoint with --resume auto"
         )

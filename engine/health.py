@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 @torch.no_grad()
-def spread(embeddings: Tensor) -> dict[str, Tensor]:
+def collapse_metrics(embeddings: Tensor) -> dict[str, Tensor]:
     """Measure how far embeddings are from collapse, on the device.
 
     `feature_std` is the mean standard deviation of the normalised embeddings' dimensions times sqrt(D): 1
@@ -33,13 +33,13 @@ def spread(embeddings: Tensor) -> dict[str, Tensor]:
     return {"feature_std": deviation, "effective_rank": rank}
 
 
-def complaints(
+def health_warnings(
     values: dict[str, float], references: dict[str, float], *, progress: float, workers: int | None = None
 ) -> list[str]:
     """Say in words what is wrong with a run, from the numbers of one log line.
 
     Args:
-        values: what was logged: `feature_std`, `effective_rank`, `data_wait_share` and the loss parts.
+        values: what was logged: `feature_std`, `effective_rank`, `data_wait_fraction` and the loss parts.
         references: closed form of parts at chance level.
         progress: share of the run done, in [0, 1].
         workers: loader workers, for the advice.
@@ -59,7 +59,7 @@ def complaints(
             f"collapse: the embeddings vary along one direction only (effective_rank {rank:.1f}); "
             "a loss without negatives or instance term ends so"
         )
-    wait = values.get("data_wait_share")
+    wait = values.get("data_wait_fraction")
     if wait is not None and wait > 0.2:
         now = "" if workers is None else f" (now {workers})"
         found.append(

@@ -20,10 +20,10 @@ from .batchnorm import average_running_statistics
 from .checkpoint import save_checkpoint
 from .distributed import DataParallel, World, any_process, barrier, host_group
 from .guard import FiniteGuard
-from .health import complaints, spread
+from .health import collapse_metrics, health_warnings
 from .meter import Meter
 from .optimizers import mask_updates, set_lr
-from .run_logger import CHANCE, Journal
+from .run_logger import CHANCE, RunLogger
 from .schedule import ScheduleSettings, lr_factor
 from .stop import StopRequest
 from .trace import tracer
@@ -33,7 +33,7 @@ class Result(Protocol):
     """What `module(batch)` returns; `pretrain.methods.base.Output` is one."""
 
     loss: Tensor  # scalar, differentiated
-    parts: dict[str, Tensor]  # scalars, logged
+    loss_terms: dict[str, Tensor]  # scalars, logged
     embeddings: Tensor | None  # (N, D), whose spread is logged
     references: dict[str, float]  # value of a part at chance level
 
@@ -60,7 +60,7 @@ class LoopSettings:
 
     total_steps: int  # optimiser steps
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    accumulate: int = 1  # batches per optimiser step
+    grad_accum_steps: int = 1  # batches per optimiser step
     clip_norm: float | None = None
     precision: str = "fp32"  # fp32 or bf16 (autocast)
     log_every: int = 10  # optimiser steps
@@ -89,7 +89,7 @@ def fit(
     settings: LoopSettings,
     *,
     world: World,
-    journal: Journal | None = None,
+    run_logger: RunLogger | None = None,
     folder: Path | None = None,
     config: dict[str, Any] | None = None,
     first_step: int = 0,
@@ -108,7 +108,7 @@ def fit(
         optimizer: from `optimizers.build_optimizer` (its groups carry `peak_lr`).
         settings: see `LoopSettings`.
         world: this process among the others, from `distributed.processes`.
-        journal: where numbers go; None: nowhere.
+        run_logger: where numbers go; None: nowhere.
         folder: where checkpoints go; None: none are written.
         config: JSON-able settings kept inside the checkpoints.
         first_step: optimiser steps done before (from a checkpoint).
@@ -125,8 +125,8 @@ def fit(
     Raises:
         NonFiniteLossError: no parameter was changed by the bad step.
     """
-    journal = journal or Journal(None, total=settings.total_steps)
-    state = _Fit(module, source, optimizer, settings, world, journal, folder, config or {}, first_step)
+    run_logger = run_logger or RunLogger(None, total=settings.total_steps)
+    state = _Fit(module, source, optimizer, settings, world, run_logger, folder, config or {}, first_step)
     state.prepare, state.after_step, state.look, state.check = prepare, after_step, look, check
     with StopRequest() as stop, tracer(settings.profile, folder, world) as trace:
         return state.run(stop, trace)
@@ -147,23 +147,25 @@ class _Fit:
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         world: World,
-        journal: Journal,
+        run_logger: RunLogger,
         folder: Path | None,
         config: dict[str, Any],
         first_step: int,
     ) -> None:
         self.module, self.source, self.optimizer, self.settings = module, source, optimizer, settings
-        self.world, self.journal, self.folder, self.config = world, journal, folder, config
+        self.world, self.run_logger, self.folder, self.config = world, run_logger, folder, config
         self.step = first_step
         self.last: dict[str, float] = {}
         self.meter = Meter()
         self.guard = FiniteGuard(world.device)
         self.masked = mask_updates(optimizer, self.guard.found_inf)
-        self.steps_per_epoch = source.steps_per_epoch // settings.accumulate
+        self.steps_per_epoch = source.steps_per_epoch // settings.grad_accum_steps
         if self.steps_per_epoch < 1:
             raise ValueError("an epoch of the source holds no whole optimiser step")
         self.parallel = (
-            DataParallel(module, world.device, accumulate=settings.accumulate) if world.size > 1 else module
+            DataParallel(module, world.device, grad_accum_steps=settings.grad_accum_steps)
+            if world.size > 1
+            else module
         )
         # a CPU group, so that agreeing on a stop does not wait for the device
         self.host_group = host_group()
@@ -186,7 +188,7 @@ class _Fit:
             stopping = any_process(stop.asked, self.host_group)
             self.after(final=stopping or self.step == last_step)
             if stopping:
-                self.journal.say(
+                self.run_logger.info(
                     f"{stop.name or 'another process'} asked to stop: left after step {self.step}"
                 )
                 return FitResult(self.step, stop.name or "signal", self.last)
@@ -197,8 +199,8 @@ class _Fit:
         """Batches from the current position on, epoch after epoch."""
         epoch, within = divmod(self.step, self.steps_per_epoch)
         while True:
-            whole = self.steps_per_epoch * self.settings.accumulate
-            first = within * self.settings.accumulate
+            whole = self.steps_per_epoch * self.settings.grad_accum_steps
+            first = within * self.settings.grad_accum_steps
             batches = self.source.batches(epoch, first)
             for _ in range(first, whole):
                 yield next(batches)
@@ -211,9 +213,9 @@ class _Fit:
         lr = set_lr(self.optimizer, factor)
         _seed_step(settings.seed, self.step, self.world.rank)
         values: list[Tensor] = []
-        for part in range(settings.accumulate):
+        for part in range(settings.grad_accum_steps):
             batch = next(batches)
-            self._forward_backward(batch, values, last=part == settings.accumulate - 1)
+            self._forward_backward(batch, values, last=part == settings.grad_accum_steps - 1)
         names = ("loss", *self.names)
         if settings.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip_norm)
@@ -240,9 +242,9 @@ class _Fit:
         with self.parallel.no_sync() if apart else nullcontext():  # type: ignore[operator]
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 result: Result = self.parallel(batch)
-            (result.loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
-        self.names = tuple(result.parts)
-        scalars = [result.loss, *result.parts.values()]
+            (result.loss / settings.grad_accum_steps).backward()  # type: ignore[no-untyped-call]
+        self.names = tuple(result.loss_terms)
+        scalars = [result.loss, *result.loss_terms.values()]
         values.append(torch.stack([scalar.detach().float().reshape(()) for scalar in scalars]))
         self.references, self.embeddings = result.references, result.embeddings
         self.meter.add(
@@ -252,7 +254,7 @@ class _Fit:
     def after(self, *, final: bool) -> None:
         """Log, check and save where it is time; only here does the host wait for the device."""
         settings = self.settings
-        self.journal.advance(self.step)
+        self.run_logger.advance(self.step)
         if final or self.step % settings.log_every == 0 or self.step == 1:
             self._log()
         if settings.check_every and (final or self.step % settings.check_every == 0):
@@ -266,14 +268,16 @@ class _Fit:
         if not self.settings.check_every:
             return
         if self.world.first and self.check is not None:
-            self.journal.record(self.step, self.check())
+            self.run_logger.record(self.step, self.check())
         barrier()
         self.meter.restart()
 
     def _log(self) -> None:
         """Read the means, stop if a loss was not finite, write one line, complain in words."""
         self.guard.raise_if_failed()
-        extra = {} if self.embeddings is None or len(self.embeddings) < 2 else spread(self.embeddings)
+        extra = (
+            {} if self.embeddings is None or len(self.embeddings) < 2 else collapse_metrics(self.embeddings)
+        )
         values = self.meter.read(extra)
         if self.world.device.type == "cuda":
             values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
@@ -281,17 +285,19 @@ class _Fit:
             values["peak_memory_gib"] = _peak_resident_bytes() / 2**30
         values |= {name + CHANCE: value for name, value in self.references.items()}
         self.last = values
-        self.journal.record(self.step, values)
+        self.run_logger.record(self.step, values)
         progress = self.step / self.settings.total_steps
         judged = values
         if not self.logged:  # the first line of a session holds the start of the workers
-            judged = {name: value for name, value in values.items() if name != "data_wait_share"}
+            judged = {name: value for name, value in values.items() if name != "data_wait_fraction"}
         self.logged = True
-        for sentence in complaints(judged, self.references, progress=progress, workers=self.settings.workers):
+        for sentence in health_warnings(
+            judged, self.references, progress=progress, workers=self.settings.workers
+        ):
             kind = sentence.split(":")[0]
             if kind not in self.said:  # once per kind and session; the numbers go on in the metrics
                 self.said.add(kind)
-                self.journal.say(f"warning at step {self.step}: {sentence}")
+                self.run_logger.info(f"warning at step {self.step}: {sentence}")
 
     def _save(self, *, keep: bool) -> None:
         """Write a checkpoint from the first process; never one of a state after a bad loss."""

@@ -41,7 +41,7 @@ class Meter:
     def read(self, extra: dict[str, Tensor]) -> dict[str, float]:
         """Read the means since the last call, with `extra` device scalars; waits for the device, once.
 
-        Means are over processes too. Adds `samples_per_second` (global) and `data_wait_share`.
+        Means are over processes too. Adds `samples_per_second` (global) and `data_wait_fraction`.
         """
         extra = {**self._newest, **extra}
         names = [name for group in self._sums for name in group] + list(extra)
@@ -53,7 +53,7 @@ class Meter:
         values = dict(zip(names, device_values, strict=True))
         values |= self._host
         values["samples_per_second"] = self._samples * world_size() / seconds
-        values["data_wait_share"] = min(1.0, self._waited / seconds)
+        values["data_wait_fraction"] = min(1.0, self._waited / seconds)
         values["seconds"] = seconds
         self._sums.clear()
         self._restart()

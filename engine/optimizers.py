@@ -22,7 +22,7 @@ class OptimizerSettings:
     """One optimiser; its rate is stated for 256 samples and grows with the global batch (Goyal 2017)."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
-    lr_per_256: float = 0.03
+    base_lr: float = 0.03
     momentum: float = 0.9  # sgd and lars
     betas: tuple[float, float] = (0.9, 0.999)  # adamw
     eps: float = 1e-8  # adamw
@@ -36,8 +36,8 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.name not in {"sgd", "lars", "adamw"}:
             raise ValueError(f"optimizer.name {self.name!r} is unknown; choose sgd, lars or adamw")
-        if self.lr_per_256 <= 0:
-            raise ValueError(f"optimizer.lr_per_256 must be above 0, not {self.lr_per_256}")
+        if self.base_lr <= 0:
+            raise ValueError(f"optimizer.base_lr must be above 0, not {self.base_lr}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optimizer.clip_norm must be above 0 or null, not {self.clip_norm}")
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
@@ -50,10 +50,10 @@ class OptimizerSettings:
 
     def lr(self, batch_size: int) -> float:
         """Peak learning rate for a global batch."""
-        return self.lr_per_256 * batch_size / 256
+        return self.base_lr * batch_size / 256
 
 
-class Lars(torch.optim.SGD):
+class LARS(torch.optim.SGD):
     """SGD whose adapted groups scale each gradient by |w| / |g + decay w| (You et al., arXiv 1708.03888).
 
     Groups carry `adapt` (False: plain SGD, for biases and norms) and `adapted_decay`. Agrees with timm's
@@ -112,7 +112,7 @@ def build_optimizer(
     fused = settings.fused and device.type in FUSED_DEVICES
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=peak, betas=settings.betas, eps=settings.eps, fused=fused)
-    kind = Lars if settings.name == "lars" else torch.optim.SGD
+    kind = LARS if settings.name == "lars" else torch.optim.SGD
     return kind(groups, lr=peak, momentum=settings.momentum, fused=fused, foreach=None if fused else True)
 
 
@@ -137,7 +137,7 @@ def _split(group: dict[str, Any], settings: OptimizerSettings, peak: float) -> l
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group to its peak times `factor`; returns the first group's rate, for the journal."""
+    """Set every group to its peak times `factor`; returns the first group's rate, for the run logger."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

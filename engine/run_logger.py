@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ HOST_NUMBERS, SHOWN_PARTS = {"step", "epoch", "lr", "momentum", "seconds"}, 5
 METRICS, LOG, CONFIG, EVENTS = "metrics.jsonl", "train.log", "config.json", "tensorboard"
 
 
-class Journal:
+class RunLogger:
     """Writes one run folder; with `folder=None` it is silent, as on every process but the first.
 
     A context: the files are closed on exit. After a resume, lines at or past the resumed step are
@@ -39,7 +39,7 @@ class Journal:
         self._events: SummaryWriter | None = None
         self._bar: Progress | None = None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLogger:
         if self.folder is None:
             return self
         try:
@@ -95,7 +95,7 @@ class Journal:
             self._console.print(f"step {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
         self._log(f"step {step}/{self._total}  {text}")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Tell the user and train.log one sentence."""
         if self.folder is None:
             return
@@ -111,7 +111,7 @@ class Journal:
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Write config.json, whole."""
-    with whole_file(folder / CONFIG) as part:
+    with atomic_write(folder / CONFIG) as part:
         part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -156,7 +156,7 @@ def _drop_from(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
@@ -168,5 +168,5 @@ def _one_line(values: dict[str, float]) -> str:
     words = [f"{name} {values[name]:.4g}" for name in first]
     if "samples_per_second" in values:
         words.append(f"{values['samples_per_second']:.3g} samples/s")
-        words.append(f"data wait {values['data_wait_share']:.0%}")
+        words.append(f"data wait {values['data_wait_fraction']:.0%}")
     return "  ".join(words) or "  ".join(f"{name} {value:.4g}" for name, value in values.items())

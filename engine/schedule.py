@@ -13,7 +13,7 @@ class ScheduleSettings:
 
     name: Literal["cosine", "steps", "poly", "constant"] = "cosine"
     warmup_epochs: float = 0.0
-    final_share: float = 0.0  # cosine: share of the peak at the end
+    final_fraction: float = 0.0  # cosine: share of the peak at the end
     milestones: tuple[float, ...] = ()  # steps: shares of the run, in (0, 1), at which the rate drops
     gamma: float = 0.1  # steps: factor of each drop
     power: float = 0.9  # poly: (1 - progress) ** power, as segmenters are trained
@@ -25,7 +25,7 @@ class ScheduleSettings:
             )
         if self.warmup_epochs < 0:
             raise ValueError(f"schedule.warmup_epochs must be at least 0, not {self.warmup_epochs}")
-        if any(not 0 < share < 1 for share in self.milestones):
+        if any(not 0 < fraction < 1 for fraction in self.milestones):
             raise ValueError("schedule.milestones are shares of the run, each between 0 and 1")
 
 
@@ -42,10 +42,10 @@ def lr_factor(settings: ScheduleSettings, step: int, total: int, steps_per_epoch
     if settings.name == "constant":
         return 1.0
     if settings.name == "steps":
-        passed = sum(step >= share * total for share in settings.milestones)
+        passed = sum(step >= fraction * total for fraction in settings.milestones)
         return float(settings.gamma**passed)
     progress = (step - warmup) / max(1, total - warmup)
     if settings.name == "poly":
         return float((1 - progress) ** settings.power)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return settings.final_share + (1 - settings.final_share) * cosine
+    return settings.final_fraction + (1 - settings.final_fraction) * cosine

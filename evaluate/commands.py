@@ -145,13 +145,13 @@ def linear(request: Any, train: Path, test: Path, cached: bool) -> Any:
 @evaluate.command()
 @class_options
 @click.option("--list", "list_file", type=FOLDER, help="File naming the labelled images, one per line.")
-@click.option("--share", type=float, help="Instead of a list: this share of each class, drawn by the seed.")
+@click.option("--fraction", type=float, help="Instead of a list: a fraction of each class, by the seed.")
 @common("semi", "semi-finetune")
-def semi(request: Any, train: Path, test: Path, list_file: Path | None, share: float | None) -> Any:
+def semi(request: Any, train: Path, test: Path, list_file: Path | None, fraction: float | None) -> Any:
     """Few labels: semi-finetune (whole network) or logistic-1pct (frozen)."""
     from .protocols import run_semi
 
-    return run_semi(request, train=train, test=test, list_file=list_file, share=share)
+    return run_semi(request, train=train, test=test, list_file=list_file, fraction=fraction)
 
 
 @evaluate.command()
@@ -213,14 +213,14 @@ def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
 @click.option("--out", type=FOLDER, help="Write to this file instead of the screen.")
 def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """One table of many result files: a row per weights, a column per protocol."""
-    from ..common.atomic_files import whole_file
+    from ..common.atomic_files import atomic_write
     from .report.output import render_table
 
     text = render_table(results, kind)
     if out is None:
         click.echo(text, nl=False)
         return
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
     click.echo(f"wrote {out}")
 
@@ -267,7 +267,7 @@ def show_matches(
     map, as DenseCL matches them: with dots where both lie at the same place of the photograph, else
     crosses.
     """
-    from ..common.atomic_files import refuse_unwritable, whole_file
+    from ..common.atomic_files import atomic_write, refuse_unwritable
     from ..data.images.decode import read_image
     from ..models.weights import load_backbone
     from .report.match_pictures import find_matches, matches_picture
@@ -276,6 +276,6 @@ def show_matches(
     pixels = read_image(image)
     backbone, _ = load_backbone(weights, arch=arch, image_size=image_size, stem=stem)
     shown = find_matches(backbone, pixels, image_size=image_size, seed=seed)
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         part.write_bytes(matches_picture(shown))
     click.echo(f"{shown.summary()}\nwrote {out}")

@@ -1,4 +1,4 @@
-"""Training in evaluation: the pretraining engine's loop, optimisers, checkpoints and journal, nothing else.
+"""Training in evaluation: the engine's loop, optimisers, checkpoints and run logger, nothing else.
 
 A run in a folder resumes from its `last.pt`: batches and draws depend on (seed, step) alone, so the resumed
 run ends in the same weights, bit for bit on the CPU.
@@ -21,7 +21,7 @@ from ..engine.distributed import World
 from ..engine.guard import NonFiniteLossError
 from ..engine.loop import LoopSettings, fit
 from ..engine.optimizers import OptimizerSettings, build_optimizer
-from ..engine.run_logger import Journal, read_metrics
+from ..engine.run_logger import RunLogger, read_metrics
 from ..engine.schedule import ScheduleSettings
 from ..pretrain.config.settings import build, parse_overrides
 from .batches import TaskBatches
@@ -39,7 +39,7 @@ class Runtime:
 
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
-    folder: Path | None = None  # checkpoints and journal of the runs; None: neither
+    folder: Path | None = None  # checkpoints and run logger of the runs; None: neither
     precision: str = "fp32"
     checkpoint_every: int = 500  # optimiser steps
     stop_after: int | None = None  # leave after this many steps of this session (tests)
@@ -79,7 +79,7 @@ def train(
         clip_norm: cut the gradient norm to this.
 
     Returns:
-        The loss by step, as the journal logged it ([] without a run folder).
+        The loss by step, as the run logger wrote it ([] without a run folder).
 
     Raises:
         UserError: if the run folder holds another training.
@@ -120,7 +120,7 @@ def _fit(
 ) -> None:
     """Run the engine's loop; a stop and a loss that is not finite end in a line for the user."""
     total = settings.total_steps
-    with Journal(folder, total=total, resumed_step=first_step, show=False) as journal:
+    with RunLogger(folder, total=total, resumed_step=first_step, show=False) as run_logger:
         try:
             ended = fit(
                 module,
@@ -128,7 +128,7 @@ def _fit(
                 optimizer,
                 settings,
                 world=World(device=batches.device),
-                journal=journal,
+                run_logger=run_logger,
                 folder=folder,
                 config=config,
                 first_step=first_step,
@@ -136,7 +136,7 @@ def _fit(
         except NonFiniteLossError as error:
             reason = str(error).partition(". ")[0]
             raise UserError(
-                f"{reason}. Lower the learning rate (--set lr=... or --set lr_per_256=...)"
+                f"{reason}. Lower the learning rate (--set lr=... or --set base_lr=...)"
                 + (f" and remove {folder}" if folder else "")
             ) from error
     if ended.stopped_by is not None:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.types import Pixels
 from .segmentation.data import IGNORE
-
-Pixels = np.ndarray
 
 
 def palette(classes: int) -> np.ndarray:

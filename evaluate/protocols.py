@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..data.images.class_folders import LabelledImages, class_folders, listed, share_per_class
+from ..data.images.class_folders import LabelledImages, class_folders, fraction_per_class, listed
 from ..models.backbones.base import Backbone
 from ..models.weights import WeightsInfo, load_backbone
 from ..pretrain.config.settings import LARGEST_IMAGE, LARGEST_SEED
@@ -176,17 +176,19 @@ def run_linear(request: Request, *, train: Path, test: Path) -> Evaluated:
 
 
 def run_semi(
-    request: Request, *, train: Path, test: Path, list_file: Path | None, share: float | None
+    request: Request, *, train: Path, test: Path, list_file: Path | None, fraction: float | None
 ) -> Evaluated:
     """`evaluate semi`; the few images come from a list file, or are a share of each class."""
     from .classification.semi import PROTOCOLS, evaluate_semi
 
     protocol = choose(PROTOCOLS, request)
     learnt, asked, data = _folders(train, test)
-    if (list_file is None) == (share is None):
-        raise UserError("give either --list FILE or --share S (such as 0.01)")
-    few = listed(learnt, list_file) if list_file else share_per_class(learnt, share or 0.0, request.seed)
-    data["labelled"] = {"images": len(few), "list": str(list_file) if list_file else f"share {share}"}
+    if (list_file is None) == (fraction is None):
+        raise UserError("give either --list FILE or --fraction F (such as 0.01)")
+    few = (
+        listed(learnt, list_file) if list_file else fraction_per_class(learnt, fraction or 0.0, request.seed)
+    )
+    data["labelled"] = {"images": len(few), "list": str(list_file) if list_file else f"fraction {fraction}"}
     return measure(
         request,
         task="semi",

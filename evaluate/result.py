@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 
 FORMAT = 1
@@ -137,7 +137,7 @@ def _run_record(run: Run) -> dict[str, Any]:
 
 def write_result(result: dict[str, Any], path: Path) -> None:
     """Write a result file, whole or not at all."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
 
 

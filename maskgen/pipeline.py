@@ -16,7 +16,7 @@ from .saliency.boundary import boundary_saliency
 from .saliency.ranking import SIGMA_SQUARED, ranking_saliency
 from .saliency.spectral import spectral_saliency
 from .saliency.superpixels import superpixel_graph
-from .segmentation.binarise import border_pixels, cleaned, confidence, otsu_split, overlap
+from .segmentation.binarise import border_pixels, clean_mask, confidence, iou, otsu_split
 from .segmentation.cut import colour_cut
 from .segmentation.regions import felzenszwalb, region_means
 
@@ -69,9 +69,9 @@ def segment(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> Foreg
             f"recipe {recipe.name} learns from first masks of your images: build with another recipe, then "
             "`hapicl masks refine --images DIR --masks first.h5`"
         )
-    work, lab = prepared(image, recipe)
-    if is_hopeless(work):
-        return nothing(work)
+    work, lab = preprocess(image, recipe)
+    if lacks_contrast(work):
+        return empty_foreground(work)
     if not recipe.maps:
         return _largest_inner_region(work, lab, recipe)
     saliency, superpixels = saliency_map(work, lab, recipe)
@@ -131,11 +131,11 @@ def binarised(
     for look in range(recipe.looks):
         means = region_means(labels, seen)
         threshold, between = otsu_split(means, area, border, recipe.off_border)
-        mask = cleaned((means > threshold)[labels], recipe.min_part)
+        mask = clean_mask((means > threshold)[labels], recipe.min_part)
         agreed = 1.0
         if recipe.cut:
-            cut = cleaned(colour_cut(work, mask, recipe.cut, recipe.cut_smoothness), recipe.min_part)
-            agreed = overlap(mask, cut)
+            cut = clean_mask(colour_cut(work, mask, recipe.cut, recipe.cut_smoothness), recipe.min_part)
+            agreed = iou(mask, cut)
             # a cut that leaves most of the mask has lost the object to its colour model: keep the mask
             mask = cut if agreed >= recipe.cut_agreement else mask
         if look == 0:  # later looks see their own mask, and would be too sure
@@ -184,7 +184,7 @@ def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> ND
     return full
 
 
-def prepared(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def preprocess(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Check an image and return the working image in RGB and in CIE Lab."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
@@ -193,7 +193,7 @@ def prepared(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8
     return work, lab.astype(np.float32, copy=False)
 
 
-def is_hopeless(work: NDArray[np.uint8]) -> bool:
+def lacks_contrast(work: NDArray[np.uint8]) -> bool:
     """Say whether an image is too thin or too flat to have a foreground."""
     if min(work.shape[:2]) < SMALLEST_SIDE:
         return True
@@ -201,7 +201,7 @@ def is_hopeless(work: NDArray[np.uint8]) -> bool:
     return max(high - low for low, high in ends) < 2
 
 
-def nothing(work: NDArray[np.uint8]) -> Foreground:
+def empty_foreground(work: NDArray[np.uint8]) -> Foreground:
     """Return the empty answer."""
     return Foreground(np.zeros(work.shape[:2], bool), np.zeros(work.shape[:2], np.float32), 0.0)
 
@@ -218,6 +218,6 @@ def _largest_inner_region(work: NDArray[np.uint8], lab: NDArray[np.float32], rec
     area = np.bincount(labels.ravel())
     area[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
     if not area.any():
-        return nothing(work)
+        return empty_foreground(work)
     mask = labels == int(area.argmax())
     return Foreground(mask, mask.astype(np.float32), confidence(lab, mask, 1.0, 1.0))

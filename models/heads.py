@@ -8,12 +8,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-def pooled(features: Tensor) -> Tensor:
+def global_average_pool(features: Tensor) -> Tensor:
     """Global average pool, (B, C, S, S) to (B, C)."""
     return features.mean(dim=(2, 3))
 
 
-def vector_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:
+def projection_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:
     """Linear(C, H), ReLU, Linear(H, D) on pooled vectors.
 
     Args:
@@ -26,7 +26,7 @@ def vector_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
-def cell_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:
+def dense_projection_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:
     """Give the same as `vector_head` for every cell by 1x1 convolutions, (B, C, S, S) to (B, D, S, S)."""
     layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 1, bias=not batch_norm)]
     if batch_norm:

@@ -50,7 +50,7 @@ class WeightsInfo:
     method: str = ""
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Share of the backbone's tensors that the file gave."""
         return self.matched / self.total
 
@@ -61,12 +61,12 @@ class WeightsInfo:
         under = f" under {self.prefix!r}" if self.prefix else ""
         return (
             f"weights: {self.matched} of {self.total} keys of {self.arch} (stem {self.stem}) matched "
-            f"({self.share:.1%}){under} in {self.spec}"
+            f"({self.fraction:.1%}){under} in {self.spec}"
         )
 
     def record(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {**dataclasses.asdict(self), "share": round(self.share, 4)}
+        return {**dataclasses.asdict(self), "fraction": round(self.fraction, 4)}
 
 
 def load_backbone(

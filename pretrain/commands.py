@@ -23,7 +23,7 @@ import click
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Any setting, such as optimizer.lr_per_256=0.05.",
+    help="Any setting, such as optimizer.base_lr=0.05.",
 )
 @click.option("--epochs", type=float, help="Length of the run.")
 @click.option("--steps", type=int, help="Length in optimiser steps, instead of epochs.")

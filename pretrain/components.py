@@ -27,7 +27,7 @@ DEFAULT_EPOCHS = 200.0
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What a run is built of, before its first step."""
 
     settings: RunSettings
@@ -45,7 +45,7 @@ class Parts:
         return self.method.backbone
 
 
-def assemble(settings: RunSettings, world: World) -> Parts:
+def assemble(settings: RunSettings, world: World) -> Components:
     """Build loader, backbone and method; the same seed gives the same initial weights everywhere."""
     kind = method_class(settings.method)
     config = build(kind.Config, settings.config, where="config.")
@@ -56,7 +56,7 @@ def assemble(settings: RunSettings, world: World) -> Parts:
     backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
     grid = cells_per_side(backbone, settings.image_size)
     needs = kind.needs(config, image_size=settings.image_size, grid=grid)
-    micro_batch = settings.batch_size // settings.accumulate
+    micro_batch = settings.batch_size // settings.grad_accum_steps
     loader = Loader(
         settings.images,
         settings.masks,
@@ -70,7 +70,7 @@ def assemble(settings: RunSettings, world: World) -> Parts:
         missing_masks=settings.missing_masks,
         limit=settings.limit,
     )
-    steps_per_epoch = loader.steps_per_epoch // settings.accumulate
+    steps_per_epoch = loader.steps_per_epoch // settings.grad_accum_steps
     if steps_per_epoch == 0:
         raise UserError(
             f"{len(loader.paths)} images hold no whole batch of {settings.batch_size}; lower --batch-size"
@@ -85,7 +85,7 @@ def assemble(settings: RunSettings, world: World) -> Parts:
     )
     method = kind(config, context, backbone)
     method = synchronise_batch_norm(method, world.device)
-    return Parts(settings, world, loader, needs, method, context, micro_batch)
+    return Components(settings, world, loader, needs, method, context, micro_batch)
 
 
 def cells_per_side(backbone: Backbone, image_size: int) -> int:
@@ -97,50 +97,50 @@ def cells_per_side(backbone: Backbone, image_size: int) -> int:
     return int(maps[backbone.last].shape[-1])
 
 
-def loop_settings(parts: Parts) -> LoopSettings:
+def loop_settings(components: Components) -> LoopSettings:
     """Say to the loop what the run's settings mean."""
-    settings = parts.settings
+    settings = components.settings
     precision = settings.precision
     if precision == "auto":
-        precision = "bf16" if parts.world.device.type == "cuda" else "fp32"
+        precision = "bf16" if components.world.device.type == "cuda" else "fp32"
     return LoopSettings(
-        total_steps=parts.context.total_steps,
+        total_steps=components.context.total_steps,
         schedule=settings.schedule,
-        accumulate=settings.accumulate,
+        grad_accum_steps=settings.grad_accum_steps,
         clip_norm=settings.optimizer.clip_norm,
         precision=precision,
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
         keep_every=settings.keep_every,
-        check_every=(settings.knn_every or parts.context.steps_per_epoch) if settings.knn_train else 0,
+        check_every=(settings.knn_every or components.context.steps_per_epoch) if settings.knn_train else 0,
         stop_after=settings.stop_after,
         profile=settings.profile,
         seed=settings.seed,
-        workers=parts.loader.workers,
+        workers=components.loader.workers,
     )
 
 
-def describe(parts: Parts) -> dict[str, Any]:
+def describe(components: Components) -> dict[str, Any]:
     """Everything that config.json holds, JSON-able."""
-    settings = dataclasses.asdict(parts.settings)
-    settings["config"] = dataclasses.asdict(parts.method.config)
-    digest = hashlib.sha256("\n".join(parts.loader.paths).encode("utf-8", "surrogateescape")).hexdigest()
+    settings = dataclasses.asdict(components.settings)
+    settings["config"] = dataclasses.asdict(components.method.config)
+    digest = hashlib.sha256("\n".join(components.loader.paths).encode("utf-8", "surrogateescape")).hexdigest()
     return {
         "settings": _plain(settings),
-        "data": {"images": len(parts.loader.paths), "paths_sha256": digest},
-        "needs": _plain(dataclasses.asdict(parts.needs)),
-        "total_steps": parts.context.total_steps,
-        "steps_per_epoch": parts.context.steps_per_epoch,
-        "lr": parts.settings.optimizer.lr(parts.settings.batch_size),
-        "parameters": sum(value.numel() for value in parts.method.parameters()),
+        "data": {"images": len(components.loader.paths), "paths_sha256": digest},
+        "needs": _plain(dataclasses.asdict(components.needs)),
+        "total_steps": components.context.total_steps,
+        "steps_per_epoch": components.context.steps_per_epoch,
+        "lr": components.settings.optimizer.lr(components.settings.batch_size),
+        "parameters": sum(value.numel() for value in components.method.parameters()),
         "environment": {
             "hapicl": __version__,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
             "machine": platform.platform(),
-            "device": device_name(parts.world.device),
-            "processes": parts.world.size,
-            "workers": parts.loader.workers,
+            "device": device_name(components.world.device),
+            "processes": components.world.size,
+            "workers": components.loader.workers,
         },
     }
 

@@ -13,16 +13,16 @@ import safetensors.torch
 import torch
 
 from .. import __version__
-from ..common.atomic_files import whole_file
+from ..common.atomic_files import atomic_write
 from ..data.loading.batch import Batch
 from ..engine.checkpoint import load_checkpoint
 from ..engine.distributed import barrier, processes
 from ..engine.loop import FitResult, fit
 from ..engine.optimizers import build_optimizer
-from ..engine.run_logger import Journal, write_config
+from ..engine.run_logger import RunLogger, write_config
 from ..engine.schedule import warmup_steps
 from ..models.backbones.base import Backbone
-from .components import Parts, assemble, describe, device_name, loop_settings
+from .components import Components, assemble, describe, device_name, loop_settings
 from .config.settings import RunSettings
 from .diagnose.online_knn import OnlineKnn
 from .modules.memory import path_difference, remembered_paths
@@ -67,38 +67,38 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
         state = None if checkpoint is None else load_checkpoint(checkpoint)
         first_step = 0 if state is None else int(state["step"])
         relay = stack.enter_context(_relayed_warnings())
-        parts = assemble(settings, world)
-        stack.enter_context(parts.loader)
-        config = describe(parts)
+        components = assemble(settings, world)
+        stack.enter_context(components.loader)
+        config = describe(components)
         if state is not None:
             paths = remembered_paths(state["module"])
-            difference = "" if paths is None else path_difference(paths, list(parts.loader.paths))
+            difference = "" if paths is None else path_difference(paths, list(components.loader.paths))
             check_same_training(state["settings"], config, checkpoint, images_differ_in=difference)
-        knn = OnlineKnn.from_settings(settings, parts.backbone, world) if world.first else None
-        journal = stack.enter_context(
-            Journal(
+        knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
+        run_logger = stack.enter_context(
+            RunLogger(
                 folder if world.first else None,
-                total=parts.context.total_steps,
+                total=components.context.total_steps,
                 resumed_step=first_step,
                 show=show,
             )
         )
-        relay.open(journal.say)
+        relay.open(run_logger.info)
         if world.first:
             write_config(folder, config)
-        return _train(parts, config, state, folder, journal, knn)
+        return _train(components, config, state, folder, run_logger, knn)
 
 
 def _train(
-    parts: Parts,
+    components: Components,
     config: dict[str, Any],
     state: dict[str, Any] | None,
     folder: Path,
-    journal: Journal,
+    run_logger: RunLogger,
     knn: OnlineKnn | None,
 ) -> RunResult:
     """Fit and export."""
-    settings, world, method = parts.settings, parts.world, parts.method
+    settings, world, method = components.settings, components.world, components.method
     method.to(world.device)
     if settings.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -110,12 +110,12 @@ def _train(
         method.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         first_step = int(state["step"])
-    method.before_training(list(parts.loader.paths))
+    method.before_training(list(components.loader.paths))
     if settings.compile:
         for module in method.modules():
             if isinstance(module, Backbone):
                 module.compile()  # in place: names in checkpoints stay
-    _tell_start(parts, first_step, journal)
+    _tell_start(components, first_step, run_logger)
     few: list[Batch] = []
 
     def look(batch: Batch) -> None:
@@ -124,11 +124,11 @@ def _train(
 
     result = fit(
         method,
-        parts.loader,
+        components.loader,
         optimizer,
-        loop_settings(parts),
+        loop_settings(components),
         world=world,
-        journal=journal,
+        run_logger=run_logger,
         folder=folder,
         config=config,
         first_step=first_step,
@@ -138,11 +138,11 @@ def _train(
         check=knn,
     )
     if world.first:
-        export_backbone(parts.backbone, folder / WEIGHTS, settings)
+        export_backbone(components.backbone, folder / WEIGHTS, settings)
         if few:
             save_method_pictures(folder, method, few[0])
-    _tell_end(parts, result, folder, journal)
-    return RunResult(folder, result.step, parts.context.total_steps, result.stopped_by, result.last)
+    _tell_end(components, result, folder, run_logger)
+    return RunResult(folder, result.step, components.context.total_steps, result.stopped_by, result.last)
 
 
 def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> None:
@@ -151,7 +151,7 @@ def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> No
     about = {"arch": settings.arch, "method": settings.method, "hapicl": __version__, "format": "pt"}
     # what the file needs to be built again without the run folder around it
     about |= {"stem": backbone.stem, "image_size": str(settings.image_size)}
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(safetensors.torch.save(state, metadata=about))
 
 
@@ -161,46 +161,47 @@ def _channels_last(batch: Batch) -> Batch:
     return batch
 
 
-def _tell_start(parts: Parts, first_step: int, journal: Journal) -> None:
+def _tell_start(components: Components, first_step: int, run_logger: RunLogger) -> None:
     """Say what is about to be trained."""
-    settings, context = parts.settings, parts.context
+    settings, context = components.settings, components.context
     optimizer = settings.optimizer
-    journal.say(
+    run_logger.info(
         f"{settings.method} with {settings.arch} on {context.data_set_size} images, "
         f"{context.total_steps} steps of {settings.batch_size} ({context.steps_per_epoch} an epoch), "
-        f"{device_name(parts.world.device)} x {parts.world.size}, {parts.loader.workers} workers each"
+        f"{device_name(components.world.device)} x {components.world.size}, "
+        f"{components.loader.workers} workers each"
     )
-    journal.say(
-        f"learning rate {optimizer.lr(settings.batch_size):.6g} = {optimizer.lr_per_256:g} x "
+    run_logger.info(
+        f"learning rate {optimizer.lr(settings.batch_size):.6g} = {optimizer.base_lr:g} x "
         f"{settings.batch_size} / 256 ({optimizer.name})"
     )
-    if settings.accumulate > 1:
-        journal.say(
-            f"warning: accumulate={settings.accumulate} computes {settings.batch_size} samples in parts of "
-            f"{parts.micro_batch}: negatives and BatchNorm statistics come from that many, "
+    if settings.grad_accum_steps > 1:
+        run_logger.info(
+            f"warning: grad_accum_steps={settings.grad_accum_steps} computes {settings.batch_size} samples "
+            f"in parts of {components.micro_batch}: negatives and BatchNorm statistics come from that many, "
             "so a contrastive loss is not that of the whole batch"
         )
     asked = round(settings.schedule.warmup_epochs * context.steps_per_epoch)
     warmup = warmup_steps(settings.schedule, context.total_steps, context.steps_per_epoch)
     if warmup < asked:
-        journal.say(f"warning: the warm-up of {asked} steps is cut to {warmup}, half of this run")
+        run_logger.info(f"warning: the warm-up of {asked} steps is cut to {warmup}, half of this run")
     if first_step:
-        journal.say(f"continuing at step {first_step}")
+        run_logger.info(f"continuing at step {first_step}")
 
 
-def _tell_end(parts: Parts, result: FitResult, folder: Path, journal: Journal) -> None:
+def _tell_end(components: Components, result: FitResult, folder: Path, run_logger: RunLogger) -> None:
     """Say where the results are and what comes next."""
     if result.stopped_by is None:
-        journal.say(f"done: {folder / WEIGHTS}; look at it with `hapicl report {folder}`")
+        run_logger.info(f"done: {folder / WEIGHTS}; look at it with `hapicl report {folder}`")
     else:
-        journal.say(
-            f"stopped after step {result.step} of {parts.context.total_steps}; continue with the same "
+        run_logger.info(
+            f"stopped after step {result.step} of {components.context.total_steps}; continue with the same "
             "command and --resume auto"
         )
 
 
 class _Relay(logging.Handler):
-    """Passes our modules' warnings to the journal, and those before it was opened once it is."""
+    """Passes our modules' warnings to the run logger, and those before it was opened once it is."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -225,7 +226,7 @@ class _Relay(logging.Handler):
 
 @contextmanager
 def _relayed_warnings() -> Iterator[_Relay]:
-    """Send warnings of our own modules to the journal while a run lasts."""
+    """Send warnings of our own modules to the run logger while a run lasts."""
     relay, logger = _Relay(), logging.getLogger("hapicl")
     logger.addHandler(relay)
     before, logger.propagate = (logger.propagate, logger.level), False

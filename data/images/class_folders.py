@@ -111,15 +111,15 @@ def listed(images: LabelledImages, list_file: Path) -> LabelledImages:
     return images.select(sorted(set(chosen)))
 
 
-def share_per_class(images: LabelledImages, share: float, seed: int) -> LabelledImages:
+def fraction_per_class(images: LabelledImages, fraction: float, seed: int) -> LabelledImages:
     """A share of each class, at least one image each, drawn by `seed`: for when there is no list file."""
-    if not 0 < share < 1:
-        raise UserError(f"a share of the training images lies between 0 and 1, not {share}")
+    if not 0 < fraction < 1:
+        raise UserError(f"a share of the training images lies between 0 and 1, not {fraction}")
     labels = np.asarray(images.labels)
     chosen: list[int] = []
     for label in range(len(images.classes)):
         members = np.flatnonzero(labels == label)
         if len(members):
             order = counter_generator(seed, 0, label, 0, "share").permutation(members)
-            chosen += [int(index) for index in order[: max(1, round(share * len(members)))]]
+            chosen += [int(index) for index in order[: max(1, round(fraction * len(members)))]]
     return images.select(sorted(chosen))

@@ -25,10 +25,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.atomic_files import whole_file
+from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
 from ..masks.format import FORMAT as MASK_FORMAT
-from ..memmap import mapped
+from ..memmap import memmap_dataset
 from ..path_keys import PathList, find_row
 from .decode import ImageError
 from .store import Encoded
@@ -117,7 +117,7 @@ class ImagePack:
                 if int(file.attrs["version"]) != VERSION:
                     raise UserError(f"{self.path} has another version of the format; pack the images again")
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-                columns = {name: mapped(file[name], mapping) for name in (*COLUMNS, "blob")}
+                columns = {name: memmap_dataset(file[name], mapping) for name in (*COLUMNS, "blob")}
                 self._description = json.loads(str(file.attrs["description"]))
         except (OSError, KeyError) as error:
             raise UserError(
@@ -156,7 +156,7 @@ def write_pack(
         pieces: the bytes of the images in that order, in stretches of any length.
         description: JSON-able.
     """
-    with whole_file(out) as part, h5py.File(part, "w") as file:
+    with atomic_write(out) as part, h5py.File(part, "w") as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.attrs["description"] = json.dumps(description, sort_keys=True)
         for name, kind in COLUMNS.items():

@@ -124,13 +124,15 @@ class Loader:
         self.wait_seconds = 0.0
         self.replaced = 0
         self.augment = augment
-        share = batch_size // world_size
-        self._stretch = (rank * share, (rank + 1) * share)
+        fraction = batch_size // world_size
+        self._stretch = (rank * fraction, (rank + 1) * fraction)
         self.maker = ChunkMaker(
             store, reader, selection, needs, seed=seed, batch_size=batch_size, scaled_decode=scaled_decode
         )
         self.maker.check_masks()
-        self._order = _TaskOrder(self._stretch, _chunk_size(needs, share, self.workers), self.steps_per_epoch)
+        self._order = _TaskOrder(
+            self._stretch, _chunk_size(needs, fraction, self.workers), self.steps_per_epoch
+        )
         self._start_method = start_method
         self._chunks: Iterator[Chunk | UserError] | None = None
         self._next: tuple[int, int] | None = None
@@ -295,7 +297,7 @@ class _TaskOrder(Sampler[Task]):
             epoch, step = epoch + 1, 0
 
 
-def _chunk_size(needs: Needs, share: int, workers: int) -> int:
+def _chunk_size(needs: Needs, fraction: int, workers: int) -> int:
     """Samples a chunk, so that all chunks under way fit in half of the free shared memory."""
     sample = sum(3 * policy.size**2 for policy in needs.views) + 1024
     if needs.jigsaw is not None:
@@ -305,7 +307,7 @@ def _chunk_size(needs: Needs, share: int, workers: int) -> int:
     if shared.is_dir():
         budget = min(budget, shutil.disk_usage(shared).free // 2)
     fitting = budget // max(1, sample * max(1, workers) * (PREFETCH + 1))
-    even = math.ceil(share / max(1, math.ceil(share / CHUNK)))
+    even = math.ceil(fraction / max(1, math.ceil(fraction / CHUNK)))
     return max(1, min(fitting, even))
 
 

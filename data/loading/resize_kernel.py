@@ -26,13 +26,13 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ...common.jit import jit
+from ...common.types import Pixels
 
 LANES = 32
 MOST_TAPS = 5  # of the row pass, which has a loop for each number of taps: reductions up to 2.5 times
 
 _local: Any = cgutils.alloca_once  # numba gives it no types
 _BYTE, _INT = ir.IntType(8), ir.IntType(32)
-Pixels = NDArray[np.uint8]
 
 
 class _Arrays:

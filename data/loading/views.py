@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from ...common.randomness import reused_generator
+from ...common.types import Pixels
 from ..geometry import NO_MASK, ViewGeometry, sample_geometry, sample_with_foreground
 from ..masks.integral import MaskIntegral
 from .batch import JigsawPolicy, Needs, ViewPolicy
@@ -24,8 +25,6 @@ from .batch import JigsawPolicy, Needs, ViewPolicy
 # A decode at half size with less than this left over the view differs by 3 to 4 grey levels a pixel from the
 # full one, by 2 with it (docs/speed.md): the crop's borders move by up to half a decoded pixel.
 REDUCE_MARGIN = 2.0
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class Counter(NamedTuple):

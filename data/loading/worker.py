@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
+from ...common.types import Pixels
 from ..geometry import ViewGeometry
 from ..images import decode as images
 from ..images.decode import ImageError
@@ -170,7 +171,7 @@ class ChunkMaker(Dataset[object]):
         chunk: Chunk,
         slot: int,
         counter: views.Counter,
-        image: views.Pixels,
+        image: Pixels,
         size: tuple[int, int],
         draw: views.JigsawDraw,
     ) -> None:

@@ -49,7 +49,7 @@ class MaskIntegral:
         cells: NDArray[np.float32] = average_cells(self.table, view, scale, flips, size)
         return cells
 
-    def share(self, geometry: ViewGeometry) -> float:
+    def fraction(self, geometry: ViewGeometry) -> float:
         """Foreground share of a view, in [0, 1].
 
         Raises:

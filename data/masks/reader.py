@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import ViewGeometry
-from ..memmap import mapped
+from ..memmap import memmap_dataset
 from ..path_keys import PathList, decode_path, find_row
 from .format import COLUMNS, FORMAT, MAX_MASK_SIDE, STATUSES, VERSION, MaskError, MaskStatus, check_columns
 from .integral import MaskIntegral
@@ -207,7 +207,7 @@ class MaskReader:
             with h5py.File(self.path, "r", locking=False) as file, open(self.path, "rb") as raw:
                 attributes = _attributes(file, self.path)
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-                data = {name: mapped(file[name], mapping) for name in (*COLUMNS, "blob")}
+                data = {name: memmap_dataset(file[name], mapping) for name in (*COLUMNS, "blob")}
         except FileNotFoundError as error:
             raise MaskError(f"no mask file {self.path}; make it with `hapicl masks build`") from error
         except (OSError, KeyError, json.JSONDecodeError) as error:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.atomic_files import whole_file
+from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
 from ..path_keys import decode_path, encode_path, is_safe_key
 from .format import COLUMNS, FORMAT, MAX_MASK_SIDE, STATUSES, VERSION, MaskStatus
@@ -195,7 +195,7 @@ def _write(
 ) -> None:
     """Write columns and the masks' bytes; the pieces are gathered to megabytes before each HDF5 call."""
     digest = hashlib.blake2b(digest_size=16)
-    with whole_file(out) as part, _spacious(part, columns) as file:
+    with atomic_write(out) as part, _spacious(part, columns) as file:
         for name in COLUMNS:  # always in this order: equal content, equal bytes
             file.create_dataset(name, data=columns[name])
         blob = file.create_dataset("blob", shape=(int(columns["offset"][-1]),), dtype="|u1")

@@ -42,7 +42,7 @@ class LinearProtocol:
 
     epochs: int
     batch_size: int
-    lr_per_256: float
+    base_lr: float
     optimizer: Literal["sgd", "lars"]
     schedule: Literal["steps", "cosine"]
     norm: bool  # BatchNorm without affine before the classifier
@@ -53,7 +53,7 @@ class LinearProtocol:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        positive(self, "epochs", "batch_size", "lr_per_256", "image_size")
+        positive(self, "epochs", "batch_size", "base_lr", "image_size")
         not_negative(self, "weight_decay", "warmup_epochs")
 
 
@@ -61,19 +61,19 @@ PROTOCOLS = {
     "linear-moco": LinearProtocol(
         epochs=100,
         batch_size=256,
-        lr_per_256=30.0,
+        base_lr=30.0,
         optimizer="sgd",
         schedule="steps",
         norm=False,
         cached=False,
     ),
     "linear-moco-cached": LinearProtocol(
-        epochs=100, batch_size=256, lr_per_256=1.0, optimizer="sgd", schedule="steps", norm=True, cached=True
+        epochs=100, batch_size=256, base_lr=1.0, optimizer="sgd", schedule="steps", norm=True, cached=True
     ),
     "linear-mae": LinearProtocol(
         epochs=90,
         batch_size=16_384,
-        lr_per_256=0.1,
+        base_lr=0.1,
         optimizer="lars",
         schedule="cosine",
         norm=True,
@@ -209,7 +209,7 @@ def fit_classifier(
         steps=protocol.epochs * batches.steps_per_epoch,
         optimizer=OptimizerSettings(
             name=protocol.optimizer,
-            lr_per_256=protocol.lr_per_256,
+            base_lr=protocol.base_lr,
             momentum=0.9,
             weight_decay=protocol.weight_decay,
         ),

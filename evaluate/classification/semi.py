@@ -45,14 +45,14 @@ class SemiProtocol:
 
     epochs: int = 30
     batch_size: int = 256
-    lr_per_256: float = 0.02  # of the backbone
+    base_lr: float = 0.02  # of the backbone
     head_lr_scale: float = 10.0  # the new layer learns faster than the trained ones
     weight_decay: float = 0.0
     image_size: int = 224
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        positive(self, "epochs", "batch_size", "lr_per_256", "head_lr_scale", "image_size")
+        positive(self, "epochs", "batch_size", "base_lr", "head_lr_scale", "image_size")
         not_negative(self, "weight_decay")
 
 
@@ -142,7 +142,7 @@ def evaluate_semi(
         batches,
         steps=protocol.epochs * batches.steps_per_epoch,
         optimizer=OptimizerSettings(
-            name="sgd", lr_per_256=protocol.lr_per_256, momentum=0.9, weight_decay=protocol.weight_decay
+            name="sgd", base_lr=protocol.base_lr, momentum=0.9, weight_decay=protocol.weight_decay
         ),
         schedule=ScheduleSettings(name="cosine"),
         seed=seed,

@@ -253,9 +253,9 @@ def collate_lists(
     return [image for image, _ in samples], [target for _, target in samples]
 
 
-def hold_out_objects(data: LabelledObjects, share: float) -> tuple[LabelledObjects, LabelledObjects]:
+def hold_out_objects(data: LabelledObjects, fraction: float) -> tuple[LabelledObjects, LabelledObjects]:
     """Split into training and test images; depends on the number of images alone."""
-    held = held_out(len(data), share)
+    held = held_out(len(data), fraction)
     kept = sorted(set(range(len(data))) - set(held))
     return (
         replace(data, images=tuple(data.images[index] for index in kept)),

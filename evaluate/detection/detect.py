@@ -62,7 +62,7 @@ class DetectionProtocol:
         """Check the numbers."""
         positive(self, "batch_size", "lr")
         not_negative(self, "steps", "warmup_steps", "weight_decay")
-        if not all(0 < share < 1 for share in self.milestones):
+        if not all(0 < fraction < 1 for fraction in self.milestones):
             raise ValueError("milestones are shares of the steps, each between 0 and 1")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0 or null, not {self.clip_norm}")
@@ -187,7 +187,7 @@ def _train(
         steps=protocol.steps,
         optimizer=OptimizerSettings(
             name="sgd",
-            lr_per_256=protocol.lr * 256 / protocol.batch_size,
+            base_lr=protocol.lr * 256 / protocol.batch_size,
             momentum=0.9,
             weight_decay=protocol.weight_decay,
         ),

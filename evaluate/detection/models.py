@@ -225,4 +225,4 @@ class DetectionTask(nn.Module):
         images, targets = batch.values
         losses: dict[str, Tensor] = self.detector([image.float() / 255 for image in images], targets)
         total = torch.stack(list(losses.values())).sum()
-        return Output(loss=total, parts={name: value.detach() for name, value in losses.items()})
+        return Output(loss=total, loss_terms={name: value.detach() for name, value in losses.items()})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.atomic_files import whole_file
+from ...common.atomic_files import atomic_write
 from ...models.weights import State
 
 # torchvision's name of a part -> detectron2's (detectron2/modeling/backbone/resnet.py names its modules so)
@@ -43,7 +43,7 @@ def write_detectron(state: State, path: Path) -> None:
         if not name.endswith("num_batches_tracked")
     }
     content = {"model": model, "__author__": "hapicl", "matching_heuristics": True}
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(pickle.dumps(content, protocol=4))
 
 

@@ -18,7 +18,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...common.atomic_files import refuse_unwritable, whole_file
+from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
@@ -80,13 +80,13 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
 
 def _write_torch(state: State, path: Path) -> None:
     """A plain state_dict."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         torch.save(state, part)
 
 
 def _write_safetensors(state: State, path: Path, metadata: dict[str, str]) -> None:
     """Tensors with what is needed to build the network again."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         save_file(state, part, metadata=metadata)
 
 

@@ -43,11 +43,11 @@ class ShownMatches:
 
     def summary(self) -> str:
         """Say in a line how good the matches are."""
-        share = self.mutual.float().mean().item()
+        fraction = self.mutual.float().mean().item()
         close = (self.distance <= 1).float().mean().item()
         return (
-            f"{self.grid} x {self.grid} cells: {share:.0%} of the matches are mutual, {close:.0%} lie within "
-            f"a cell of the same place (median {self.distance.median().item():.1f} cells)"
+            f"{self.grid} x {self.grid} cells: {fraction:.0%} of the matches are mutual, {close:.0%} lie "
+            f"within a cell of the same place (median {self.distance.median().item():.1f} cells)"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic_files import whole_file
+from ...common.atomic_files import atomic_write
 from ...engine.checkpoint import LAST, PREVIOUS
 from ..result import Run, write_result
 
@@ -35,7 +35,7 @@ def finish(
         from .page import result_page
 
         page = out.with_suffix(".html")
-        with whole_file(page) as part:
+        with atomic_write(page) as part:
             part.write_text(result_page(result, runs), encoding="utf-8")
         lines.append(f"wrote {page}")
     folder = out.with_suffix(".runs")

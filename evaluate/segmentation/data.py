@@ -140,23 +140,23 @@ def voc_split(root: Path, split: str, *, void: int = IGNORE) -> LabelledPixels:
     return LabelledPixels(name=f"{root.name}/{split}", images=images, labels=labels, void=void)
 
 
-def held_out(number: int, share: float, seed: int = 0) -> list[int]:
+def held_out(number: int, fraction: float, seed: int = 0) -> list[int]:
     """Indices of a share of `number` images, drawn by `seed`.
 
     Raises:
         UserError: if the share leaves one side empty.
     """
-    if not 0 < share < 1 or not 0 < round(share * number) < number:
+    if not 0 < fraction < 1 or not 0 < round(fraction * number) < number:
         raise UserError(
-            f"--holdout {share:g} of {number} images leaves one side empty; give a share between 0 and 1"
+            f"--holdout {fraction:g} of {number} images leaves one side empty; give a share between 0 and 1"
         )
     order = counter_generator(seed, 0, 0, 0, "hold_out").permutation(number)
-    return sorted(int(index) for index in order[: round(share * number)])
+    return sorted(int(index) for index in order[: round(fraction * number)])
 
 
-def hold_out(data: LabelledPixels, share: float, seed: int = 0) -> tuple[LabelledPixels, LabelledPixels]:
+def hold_out(data: LabelledPixels, fraction: float, seed: int = 0) -> tuple[LabelledPixels, LabelledPixels]:
     """Split into training and test images; the split depends on `seed` and the number of images alone."""
-    held = set(held_out(len(data), share, seed))
+    held = set(held_out(len(data), fraction, seed))
 
     def part(indices: Sequence[int]) -> LabelledPixels:
         images = tuple(data.images[index] for index in indices)

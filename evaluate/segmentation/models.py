@@ -119,7 +119,7 @@ def conv_block(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
     )
 
 
-class DenseClHead(nn.Module):
+class DenseCLHead(nn.Module):
     """mmsegmentation's FCNHead as DenseCL uses it: two 3x3, the input concatenated, one more 3x3, 1x1."""
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -154,7 +154,7 @@ class FcnSegmenter(nn.Module):
         self.maps = ResNetMaps(backbone, output_stride)
         self.auxiliary_weight = auxiliary
         last, third = backbone.channels["layer4"], backbone.channels["layer3"]
-        self.head = DenseClHead(last, classes) if head == "densecl" else moco_head(last, classes)
+        self.head = DenseCLHead(last, classes) if head == "densecl" else moco_head(last, classes)
         self.auxiliary = (
             nn.Sequential(conv_block(third, third // 4), nn.Dropout2d(0.1), nn.Conv2d(third // 4, classes, 1))
             if auxiliary
@@ -170,9 +170,9 @@ class FcnSegmenter(nn.Module):
         """Loss of a batch of (images (B, 3, H, W) uint8, labels (B, H, W))."""
         images, labels = batch.values
         maps = self.maps(normalise(images))
-        parts = {"head": pixel_loss(self.head(maps["layer4"]), labels)}
-        loss = parts["head"]
+        loss_terms = {"head": pixel_loss(self.head(maps["layer4"]), labels)}
+        loss = loss_terms["head"]
         if self.auxiliary is not None:
-            parts["auxiliary"] = pixel_loss(self.auxiliary(maps["layer3"]), labels)
-            loss = loss + self.auxiliary_weight * parts["auxiliary"]
-        return Output(loss=loss, parts={name: part.detach() for name, part in parts.items()})
+            loss_terms["auxiliary"] = pixel_loss(self.auxiliary(maps["layer3"]), labels)
+            loss = loss + self.auxiliary_weight * loss_terms["auxiliary"]
+        return Output(loss=loss, loss_terms={name: part.detach() for name, part in loss_terms.items()})

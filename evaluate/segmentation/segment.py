@@ -245,7 +245,7 @@ def _sgd(protocol: ProbeProtocol | FcnProtocol) -> OptimizerSettings:
     """SGD with momentum .9 at the protocol's rate for its own batch size."""
     return OptimizerSettings(
         name="sgd",
-        lr_per_256=protocol.lr * 256 / protocol.batch_size,
+        base_lr=protocol.lr * 256 / protocol.batch_size,
         momentum=0.9,
         weight_decay=protocol.weight_decay,
     )

@@ -25,7 +25,7 @@ from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow, write_masks
 from ...data.path_keys import encode_path
 from ..recipes import Recipe, get_recipe
-from .changes import finished_as_asked, settle
+from .changes import finished_as_asked, plan_build
 from .merge import describe, finish, save_unfinished
 from .plan import PartsFolder, Plan
 from .pool import BACKENDS, Runner, default_workers
@@ -148,7 +148,7 @@ def build_rows(
     refuse_unwritable(target)
     runner = Runner(str(root), maker, backend, workers or default_workers(), scheduler)
     with parts.locked(shard):
-        plan = settle(target, parts, str(root), recipe, paths, update=update)
+        plan = plan_build(target, parts, str(root), recipe, paths, update=update)
         built = _work(target, parts, plan, runner, shard, progress)
         if shard:
             missing = plan.parts - len(parts.finished())

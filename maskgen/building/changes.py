@@ -65,7 +65,7 @@ def finished_as_asked(
     return bool(reader.attributes["complete"]) and not compare(reader, root, paths, sizes=update)
 
 
-def settle(
+def plan_build(
     out: Path, parts: PartsFolder, root: str, recipe: dict[str, Any], paths: Sequence[str], *, update: bool
 ) -> Plan:
     """Make the plan of what is to be done, given what is there; `parts` holds that plan afterwards.

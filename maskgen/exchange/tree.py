@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.atomic_files import refuse_unwritable, whole_file
+from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...data.images.decode import ImageError, read_header, read_image
 from ...data.images.folder import find_images
@@ -145,7 +145,7 @@ def export_tree(
         if not stored_size:
             mask = resize_mask(mask, reader.image_size(path))
         encoded = cv2.imencode(".png", mask.astype(np.uint8) * 255)[1]
-        with whole_file(folder / name) as part:
+        with atomic_write(folder / name) as part:
             part.write_bytes(encoded.tobytes())
         yield path
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ...common.atomic_files import refuse_unwritable, whole_file
+from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...common.page import encode_image
 from ...common.randomness import counter_generator
@@ -174,6 +174,6 @@ def gallery_png(
         raise UserError(f"{reader.path} holds no mask to show")
     root = Path(reader.image_root if images is None else images)
     picture = sheet(mask_tiles(reader, root, chosen))
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         part.write_bytes(encode_image(picture))
     return chosen

@@ -62,12 +62,12 @@ def adaptive_f_beta(saliency: Map, truth: NDArray[np.bool_]) -> float:
 def s_measure(saliency: Map, truth: NDArray[np.bool_], alpha: float = 0.5) -> float:
     """Structure measure (Fan et al., ICCV 2017): alpha object plus (1 - alpha) region similarity."""
     values = np.asarray(saliency, np.float64)
-    share = float(truth.mean())
-    if share == 0:
+    fraction = float(truth.mean())
+    if fraction == 0:
         return float(1 - values.mean())
-    if share == 1:
+    if fraction == 1:
         return float(values.mean())
-    object_part = share * _object_similarity(values[truth]) + (1 - share) * _object_similarity(
+    object_part = fraction * _object_similarity(values[truth]) + (1 - fraction) * _object_similarity(
         1 - values[~truth]
     )
     return float(max(0.0, alpha * object_part + (1 - alpha) * _region_similarity(values, truth)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...common.atomic_files import refuse_unwritable, whole_file
+from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.page import Block, Picture, Section, Table, figure_picture, page
 from ...data.masks.reader import MaskReader
 from .gallery import extreme_paths, mask_tiles, masked_rows, random_paths, sheet
@@ -50,7 +50,7 @@ def gallery_page(
             sections.append(Section(heading, [Picture(sheet(tiles), caption, alt=heading, lossy=True)]))
     sections.append(Section("Images without a mask", _failures(reader)))
     text = page(f"Masks: {Path(reader.path).name}", sections, lead=f"Foreground masks of {root}.")
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
 
 

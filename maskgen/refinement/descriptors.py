@@ -121,15 +121,15 @@ def _place(
 def _contrasts(
     mean: NDArray[np.float64],
     centre: NDArray[np.float64],
-    share: NDArray[np.float64],
+    fraction: NDArray[np.float64],
     contact: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Difference of each channel from all regions, from near ones and from touching ones, (R, 3 C)."""
     difference = np.abs(mean[:, None] - mean[None])  # (R, R, C)
     apart = ((centre[:, None] - centre[None]) ** 2).sum(axis=2)
-    near = np.exp(-apart / (2 * 0.25**2)) * share
+    near = np.exp(-apart / (2 * 0.25**2)) * fraction
     weights = (
-        np.broadcast_to(share, near.shape),
+        np.broadcast_to(fraction, near.shape),
         near / near.sum(axis=1, keepdims=True),
         contact / np.maximum(contact.sum(axis=1, keepdims=True), 1),
     )
@@ -137,7 +137,7 @@ def _contrasts(
 
 
 def _backgroundness(
-    mean: NDArray[np.float64], share: NDArray[np.float64], shares: NDArray[np.float64]
+    mean: NDArray[np.float64], fraction: NDArray[np.float64], shares: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Likeness of colour and texture to what lies along the four sides, and to everything, (R, 10)."""
     difference = np.abs(mean[:, None] - mean[None])
@@ -147,7 +147,7 @@ def _backgroundness(
     alike = np.exp(-(colour**2) / (2 * 12.0**2))
     like_sides = np.sort(alike @ border, axis=1)[:, ::-1]
     texture = difference[:, :, 3:].sum(axis=2) @ border.mean(axis=1)
-    return np.column_stack([to_sides, like_sides, alike @ share, texture])
+    return np.column_stack([to_sides, like_sides, alike @ fraction, texture])
 
 
 def described_levels(work: NDArray[np.uint8]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:

@@ -25,7 +25,7 @@ from ...common.randomness import counter_generator
 from ...data.images.decode import ImageError, decode_image, read_header, read_image
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow, pack_mask
-from ..pipeline import Foreground, binarised, is_hopeless, nothing, prepared, saliency_map
+from ..pipeline import Foreground, binarised, empty_foreground, lacks_contrast, preprocess, saliency_map
 from ..recipes import Recipe, get_recipe
 from ..saliency.barrier import unit_scaled
 from ..segmentation.regions import region_means
@@ -73,8 +73,8 @@ def train_region_regressor(
     described, shares, weights = [], [], []
     count = 0
     for image, mask in zip(images, masks, strict=True):
-        work, _ = prepared(image, recipe)
-        if is_hopeless(work):
+        work, _ = preprocess(image, recipe)
+        if lacks_contrast(work):
             continue
         size = work.shape[1], work.shape[0]
         target = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -124,9 +124,9 @@ def refine(
         As `segment`.
     """
     recipe = get_recipe(recipe)
-    work, lab = prepared(image, recipe)
-    if is_hopeless(work):
-        return nothing(work)
+    work, lab = preprocess(image, recipe)
+    if lacks_contrast(work):
+        return empty_foreground(work)
     heuristic, superpixels = saliency_map(work, lab, recipe)
     learned = unit_scaled(learned_saliency(work, regressor))
     mixed = (1 - recipe.learned) * heuristic + recipe.learned * learned

@@ -38,9 +38,9 @@ def otsu_split(
     variance = float((weight * (value - mean) ** 2).sum() / total)
     if len(value) < 2 or variance < 1e-9:
         return float(value[-1]), 0.0
-    share = np.cumsum(weight)[:-1] / total
-    difference = mean * share - np.cumsum(weight * value)[:-1] / total
-    between = difference**2 / (share * (1 - share))
+    fraction = np.cumsum(weight)[:-1] / total
+    difference = mean * fraction - np.cumsum(weight * value)[:-1] / total
+    between = difference**2 / (fraction * (1 - fraction))
     score = between
     if off_border and border is not None:
         left_out = np.cumsum(border[order])[:-1] / border.sum()
@@ -56,7 +56,7 @@ def border_pixels(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     return np.bincount(rim, minlength=count)
 
 
-def cleaned(mask: Mask, min_part: float) -> Mask:
+def clean_mask(mask: Mask, min_part: float) -> Mask:
     """Fill holes and drop parts smaller than `min_part` of the largest one."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     height, width = mask.shape
@@ -73,7 +73,7 @@ def cleaned(mask: Mask, min_part: float) -> Mask:
     return kept
 
 
-def overlap(first: Mask, second: Mask) -> float:
+def iou(first: Mask, second: Mask) -> float:
     """Intersection over union; 1 where both are empty."""
     union = np.count_nonzero(first | second)
     return np.count_nonzero(first & second) / union if union else 1.0

@@ -11,7 +11,7 @@
     image_size: 224
     epochs: 200
     batch_size: 256
-    optimizer: {name: sgd, lr_per_256: 0.03, momentum: 0.9, weight_decay: 1.0e-4}
+    optimizer: {name: sgd, base_lr: 0.03, momentum: 0.9, weight_decay: 1.0e-4}
     schedule: {name: cosine, warmup_epochs: 0}
     config: {queue_length: 65536, temperature: 0.2}
 """

@@ -40,7 +40,7 @@ class RunSettings:
     epochs: float | None = None  # 200 where neither is given
     steps: int | None = None  # optimiser steps; instead of epochs
     batch_size: int = 256  # samples of one optimiser step, over all processes
-    accumulate: int = 1  # the batch is computed in this many parts
+    grad_accum_steps: int = 1  # the batch is computed in this many parts
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     config: dict[str, Any] = field(default_factory=dict)  # of the method's Config
@@ -75,7 +75,7 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
-        for name in ("batch_size", "accumulate", "image_size", "log_every", "checkpoint_every"):
+        for name in ("batch_size", "grad_accum_steps", "image_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("workers", "keep_every", "profile", "knn_every"):
@@ -85,8 +85,10 @@ class RunSettings:
             raise ValueError(f"image_size must be at most {LARGEST_IMAGE}, not {self.image_size}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed must be 0 to 2**64 - 1, not {self.seed}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of grad_accum_steps {self.grad_accum_steps}"
+            )
         if (self.knn_train is None) != (self.knn_val is None):
             raise ValueError("the online kNN needs both --knn-train and --knn-val")
 
@@ -227,7 +229,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"--set takes key=value, such as --set optimizer.lr_per_256=0.05, not {pair!r}")
+            raise UserError(f"--set takes key=value, such as --set optimizer.base_lr=0.05, not {pair!r}")
         *parents, last = key.split(".")
         place = nested
         for parent in parents:
@@ -280,7 +282,7 @@ def without_effect(settings: RunSettings, given: Mapping[str, Any], *, uses_mask
     for name in given.get("optimizer", {}):
         if name in ignored:
             found.append(f"optimizer.{name} has no effect with {kind}")
-    for name, needed in (("milestones", "steps"), ("gamma", "steps"), ("final_share", "cosine")):
+    for name, needed in (("milestones", "steps"), ("gamma", "steps"), ("final_fraction", "cosine")):
         if name in given.get("schedule", {}) and settings.schedule.name != needed:
             found.append(f"schedule.{name} has no effect with the {settings.schedule.name} schedule")
     if not uses_masks and "missing_masks" in given:

@@ -14,7 +14,7 @@ import torch
 from ...data.loading.batch import Batch
 from ...data.loading.loader import Loader
 from ...engine.distributed import processes
-from ..components import Parts, assemble, loop_settings
+from ..components import Components, assemble, loop_settings
 from ..config.settings import RunSettings
 from .throughput import measure_device, measure_loader, measure_stages
 
@@ -39,7 +39,7 @@ class Diagnosis:
     transfer: float
     augment: float
     step: float
-    wall: str
+    bottleneck: str
     advice: list[str]
 
 
@@ -62,8 +62,8 @@ def diagnose(
         UserError: for the mistakes that a real run would meet at its start.
     """
     with processes(settings.device) as world:
-        parts = assemble(settings, world)
-        with parts.loader as loader:
+        components = assemble(settings, world)
+        with components.loader as loader:
             loader.augment = False
             say(f"timing the stages of {samples} images")
             stages = measure_stages(loader, samples=samples)
@@ -71,20 +71,20 @@ def diagnose(
             together, raw = measure_loader(loader, seconds=seconds)
         transfer, augment, batch = measure_device(raw, world.device)
         say(f"timing steps of {len(batch)} samples on {world.device}")
-        step = _step_seconds(parts, batch, seconds)
+        step = _step_seconds(components, batch, seconds)
         rates = {stage: _rate(stages.per_sample(stage)) for stage in STAGES}
-        return _judge(rates, parts.loader, together, (transfer, augment, step), world.device)
+        return _judge(rates, components.loader, together, (transfer, augment, step), world.device)
 
 
-def _step_seconds(parts: Parts, batch: Batch, seconds: float) -> float:
+def _step_seconds(components: Components, batch: Batch, seconds: float) -> float:
     """Seconds a sample of forward and backward.
 
     A first step warms up; one that takes longer than `seconds` is enough.
     """
-    device, method = parts.world.device, parts.method.to(parts.world.device)
-    if parts.settings.channels_last and device.type == "cuda":
+    device, method = components.world.device, components.method.to(components.world.device)
+    if components.settings.channels_last and device.type == "cuda":
         method = method.to(memory_format=torch.channels_last)
-    bf16 = loop_settings(parts).precision == "bf16"
+    bf16 = loop_settings(components).precision == "bf16"
 
     def repeat(seconds: float) -> float:
         """Seconds of one step, repeated for so many seconds, at least once."""
@@ -113,19 +113,21 @@ def _judge(
     transfer, augment, step = device_side
     busy = transfer + augment + step
     if together > busy:
-        parts = {name: stages[name] for name in ("read", "decode as needed", "mask", "crop") if stages[name]}
-        slowest = min(parts, key=parts.__getitem__)
-        wall = (
+        components = {
+            name: stages[name] for name in ("read", "decode as needed", "mask", "crop") if stages[name]
+        }
+        slowest = min(components, key=components.__getitem__)
+        bottleneck = (
             f"the input path: {_rate(together):.0f} samples/s from {loader.workers} workers, mostly {slowest}"
         )
         advice = input_advice(slowest, stages, loader.workers, together / busy, device)
     elif step >= augment + transfer:
-        wall = f"the step: {_rate(busy):.0f} samples/s on {device}"
+        bottleneck = f"the step: {_rate(busy):.0f} samples/s on {device}"
         advice = [
             "the input path keeps up; a larger --batch-size, --compile or a smaller --arch change the step"
         ]
     else:
-        wall = f"augmentation and transfer: {_rate(augment + transfer):.0f} samples/s on {device}"
+        bottleneck = f"augmentation and transfer: {_rate(augment + transfer):.0f} samples/s on {device}"
         advice = ["train on a GPU, or at a smaller --image-size"]
     return Diagnosis(
         stages=stages,
@@ -134,7 +136,7 @@ def _judge(
         transfer=_rate(transfer),
         augment=_rate(augment),
         step=_rate(step),
-        wall=wall,
+        bottleneck=bottleneck,
         advice=advice,
     )
 
@@ -184,7 +186,7 @@ def report(diagnosis: Diagnosis) -> str:
     for name, rate, note in rows:
         shown = f"{rate:9.0f}" if rate else "        -"
         lines.append(f"  {name:<17} {shown:>27}   {note}")
-    lines.append(f"the wall is {diagnosis.wall}")
+    lines.append(f"the wall is {diagnosis.bottleneck}")
     lines += [f"  - {line}" for line in diagnosis.advice]
     return "\n".join(lines)
 

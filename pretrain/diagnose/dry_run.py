@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engine.distributed import processes
 from ...models.backbones.base import Backbone
-from ..components import Parts, assemble, describe, loop_settings
+from ..components import Components, assemble, describe, loop_settings
 from ..config.settings import RunSettings
 
 PROBE = 2  # images run through the backbone to measure what a step keeps
@@ -22,43 +22,44 @@ def dry_run_report(settings: RunSettings) -> str:
         UserError: for the mistakes that a real run would meet at its start.
     """
     with processes(settings.device) as world:
-        parts = assemble(settings, world)
-        with parts.loader:
-            content = describe(parts)
+        components = assemble(settings, world)
+        with components.loader:
+            content = describe(components)
             counts = content.pop("needs")
-            views = len(parts.needs.views) + (1 if parts.needs.jigsaw else 0)
+            views = len(components.needs.views) + (1 if components.needs.jigsaw else 0)
             jigsaw = [counts["jigsaw"]] if counts["jigsaw"] else []
             sizes = ", ".join(str(view["size"]) for view in counts["views"] + jigsaw)
             lines = [
                 json.dumps(content, indent=2),
-                f"parameters: {_millions(parts.method)} M in all, {_millions(parts.backbone)} M in the "
-                f"backbone, {_millions(parts.method, trained=True)} M trained",
+                f"parameters: {_millions(components.method)} M in all, {_millions(components.backbone)} M in "
+                f"the backbone, {_millions(components.method, trained=True)} M trained",
                 f"views per sample: {views} of {sizes} px; views per step: {views * settings.batch_size}",
-                f"masks: {'grid ' + str(parts.needs.grid) if parts.needs.masks else 'not read'}",
-                f"estimated memory per process: {estimated_memory(parts) / 2**30:.2f} GiB (weights, "
+                f"masks: {'grid ' + str(components.needs.grid) if components.needs.masks else 'not read'}",
+                f"estimated memory per process: {estimated_memory(components) / 2**30:.2f} GiB (weights, "
                 "gradients, optimiser, buffers, and what the backbone keeps of the views for the backward; "
                 "heads and workspaces come on top)",
             ]
     return "\n".join(lines)
 
 
-def estimated_memory(parts: Parts) -> int:
+def estimated_memory(components: Components) -> int:
     """Bytes of one process: state of the method and optimiser, and the backbone's saved activations.
 
     The activations are counted on two images and scaled; every view is taken to be trained, which is an
     upper bound for methods whose keys carry no gradient.
     """
-    method, settings = parts.method, parts.settings
+    method, settings = components.method, components.settings
     trained = sum(
         value.numel() * value.element_size() for value in method.parameters() if value.requires_grad
     )
     held = sum(value.numel() * value.element_size() for value in [*method.parameters(), *method.buffers()])
     slots = 2 if settings.optimizer.name == "adamw" else 1
-    local_batch = parts.micro_batch // parts.world.size
+    local_batch = components.micro_batch // components.world.size
     views = sum(
-        activation_bytes(parts.backbone, view.size) * local_batch / PROBE for view in parts.needs.views
+        activation_bytes(components.backbone, view.size) * local_batch / PROBE
+        for view in components.needs.views
     )
-    halved = 0.5 if loop_settings(parts).precision == "bf16" else 1.0
+    halved = 0.5 if loop_settings(components).precision == "bf16" else 1.0
     return int(held + trained * (1 + slots) + views * halved)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import CHUNK_LOGITS, precise, unit
+from .common import CHUNK_LOGITS, l2_normalize, to_float32
 
 
 class _GatheredScores(torch.autograd.Function):
@@ -46,7 +46,7 @@ def bank_scores(embedding: Tensor, bank: Tensor, index: Tensor, negatives: Tenso
     Returns:
         (B, 1 + K), the positive first.
     """
-    query, bank = unit(embedding), precise(bank.detach())
+    query, bank = l2_normalize(embedding), to_float32(bank.detach())
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * bank[index]).sum(dim=1, keepdim=True)
         if negatives.dim() == 1:
@@ -67,7 +67,7 @@ def scores_info_nce(scores: Tensor, *, temperature: float) -> Tensor:
 def scores_nce(scores: Tensor, bank_rows: int, *, temperature: float, partition: Tensor) -> Tensor:
     """Noise-contrastive estimation on the scores (B, 1 + K) of `bank_scores`; see `bank_nce`."""
     noise = math.log((scores.shape[1] - 1) / bank_rows)
-    odds = scores / temperature - precise(partition).to(scores.dtype).log() - noise
+    odds = scores / temperature - to_float32(partition).to(scores.dtype).log() - noise
     # log(P / (P + c)) = -softplus(-odds), log(c / (P + c)) = -softplus(odds): nothing overflows
     return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(dim=1)).mean()
 

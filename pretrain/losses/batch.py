@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import unit
+from .common import l2_normalize
 
 
 def batch_info_nce(query: Tensor, keys: Tensor, *, temperature: float, first: int = 0) -> Tensor:
@@ -23,7 +23,7 @@ def batch_info_nce(query: Tensor, keys: Tensor, *, temperature: float, first: in
     Returns:
         Scalar, mean over B; log K when all similarities are equal.
     """
-    query, keys = unit(query), unit(keys.detach())
+    query, keys = l2_normalize(query), l2_normalize(keys.detach())
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ keys.T / temperature
     return F.cross_entropy(logits, first + torch.arange(len(query), device=query.device))

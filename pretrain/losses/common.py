@@ -12,14 +12,14 @@ from torch import Tensor
 CHUNK_LOGITS = 2**24
 
 
-def precise(values: Tensor) -> Tensor:
+def to_float32(values: Tensor) -> Tensor:
     """Raise to float32 what is narrower; float32 and float64 stay."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def unit(values: Tensor, dim: int = -1) -> Tensor:
+def l2_normalize(values: Tensor, dim: int = -1) -> Tensor:
     """Normalise to length one along `dim`, in float32 at least; a zero vector stays zero."""
-    return F.normalize(precise(values), dim=dim)
+    return F.normalize(to_float32(values), dim=dim)
 
 
 class _NegativesLogSumExp(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common import CHUNK_LOGITS, negatives_log_sum_exp, precise, unit
+from .common import CHUNK_LOGITS, l2_normalize, negatives_log_sum_exp, to_float32
 
 
 def match_cells(query_map: Tensor, key_map: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def match_cells(query_map: Tensor, key_map: Tensor, allowed: Tensor | None = Non
         (B, P) int64, indices into P2; the lowest index wins a tie.
     """
     with torch.no_grad(), torch.autocast(query_map.device.type, enabled=False):
-        cosine = torch.einsum("bci,bcj->bij", unit(query_map, dim=1), unit(key_map, dim=1))
+        cosine = torch.einsum("bci,bcj->bij", l2_normalize(query_map, dim=1), l2_normalize(key_map, dim=1))
         if allowed is not None:
             free = allowed | ~allowed.any(dim=2, keepdim=True)
             cosine = cosine.masked_fill(~free, -torch.inf)
@@ -56,12 +56,12 @@ def dense_info_nce(
     """
     if match is None:
         match = match_cells(query_map, key_map)
-    query, key = unit(query_dense, dim=1), unit(key_dense.detach(), dim=1)
+    query, key = l2_normalize(query_dense, dim=1), l2_normalize(key_dense.detach(), dim=1)
     matched = key.gather(2, match[:, None, :].expand(-1, key.shape[1], -1))
     rows = query.transpose(1, 2).reshape(-1, query.shape[1])
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * matched).sum(dim=1).flatten() / temperature
         negative = negatives_log_sum_exp(
-            rows, precise(queue.detach()), temperature=temperature, chunk_logits=chunk_logits
+            rows, to_float32(queue.detach()), temperature=temperature, chunk_logits=chunk_logits
         )
     return (torch.logaddexp(positive, negative) - positive).mean()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .common import CHUNK_LOGITS, negatives_log_sum_exp, precise, unit
+from .common import CHUNK_LOGITS, l2_normalize, negatives_log_sum_exp, to_float32
 
 
 def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
@@ -21,7 +21,7 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, chunk_logits: int = C
     Returns:
         Scalar, mean over the 2B rows; log(2B - 1) when all embeddings are equally alike.
     """
-    embeddings = unit(torch.cat([z1, z2]))
+    embeddings = l2_normalize(torch.cat([z1, z2]))
     rows = len(embeddings)
     step = max(1, chunk_logits // rows)
     with torch.autocast(embeddings.device.type, enabled=False):
@@ -60,11 +60,11 @@ def info_nce(
     Returns:
         Scalar, mean over B; log(K + 1) when all similarities are equal.
     """
-    query, key = unit(query), unit(key.detach())
+    query, key = l2_normalize(query), l2_normalize(key.detach())
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * key).sum(dim=1) / temperature
         negative = negatives_log_sum_exp(
-            query, precise(queue.detach()), temperature=temperature, chunk_logits=chunk_logits
+            query, to_float32(queue.detach()), temperature=temperature, chunk_logits=chunk_logits
         )
     return (torch.logaddexp(positive, negative) - positive).mean()
 
@@ -79,4 +79,4 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar, mean over B; 2 when the two are unrelated.
     """
-    return (2 - 2 * (unit(prediction) * unit(target.detach())).sum(dim=-1)).mean()
+    return (2 - 2 * (l2_normalize(prediction) * l2_normalize(target.detach())).sum(dim=-1)).mean()

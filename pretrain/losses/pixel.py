@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .common import CHUNK_LOGITS, unit
+from .common import CHUNK_LOGITS, l2_normalize
 
 # `image` and `anchor` are this project's; `image_released` and `batch_released` give the numbers of the
 # authors' code, constants included.
@@ -134,7 +134,7 @@ def pixel_terms(
         ValueError: for shapes that do not fit, an unknown form, or batch negatives in a released form.
     """
     _check(u1, u2, m1, m2, form, negatives)
-    u1, u2 = unit(u1, dim=1), unit(u2, dim=1)
+    u1, u2 = l2_normalize(u1, dim=1), l2_normalize(u2, dim=1)
     with torch.autocast(u1.device.type, enabled=False):
         scores = torch.einsum("bdi,bdj->bij", u1, u2) / temperature
         pairs = cell_pairs(m1, m2, background_positives=background_positives)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .common import precise, unit
+from .common import l2_normalize, to_float32
 
 # SiameseIM's released weight 0.02 belongs to D = 768; it scales with 1 / D, so this product is the constant
 RELEASED_STRENGTH = 15.36
@@ -38,7 +38,7 @@ def target_tokens(target: Tensor) -> Tensor:
     Returns:
         (..., D) of at least float32.
     """
-    detached = precise(target.detach())
+    detached = to_float32(target.detach())
     return functional.layer_norm(detached, detached.shape[-1:])
 
 
@@ -52,7 +52,7 @@ def second_moment(rows: Tensor) -> Tensor:
         (D, D), symmetric.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        detached = precise(rows.detach())
+        detached = to_float32(rows.detach())
         return detached.T @ detached / len(rows)
 
 
@@ -97,7 +97,7 @@ def unigrad_parts(
     """`unigrad` with the effective rank of C and the prediction's R2."""
     dim = prediction.shape[-1]
     with torch.autocast(prediction.device.type, enabled=False):
-        predicted = precise(prediction).reshape(-1, dim)
+        predicted = to_float32(prediction).reshape(-1, dim)
         wanted = target_tokens(target).reshape(-1, dim)
         moment = second_moment(wanted)
         moment = moment if average is None else average(moment).detach()
@@ -136,8 +136,8 @@ def unigrad_cosine(prediction: Tensor, target: Tensor, moment: Tensor, *, streng
         Scalar of at least float32; `cosine_collapse_level` where every target is the same.
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        predicted = unit(prediction)
-        wanted = unit(target.detach())
+        predicted = l2_normalize(prediction)
+        wanted = l2_normalize(target.detach())
         constant = moment.detach().to(predicted.dtype)
         energy = ((predicted @ constant) * predicted).sum(-1)
         return (strength / 2 * energy - (predicted * wanted).sum(-1)).mean()
@@ -151,7 +151,7 @@ def cosine_collapse_level(strength: float) -> float:
 
 def patch_scale(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (unbiased, never zero) of each patch, (B, N, n) to (B, N, 1) each."""
-    values = precise(patches.detach())
+    values = to_float32(patches.detach())
     return values.mean(-1, keepdim=True), (values.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
@@ -165,4 +165,4 @@ def normalised_patches(patches: Tensor) -> Tensor:
         (B, N, n) of at least float32, without gradient; a patch of one colour becomes zero.
     """
     mean, deviation = patch_scale(patches)
-    return (precise(patches.detach()) - mean) / deviation
+    return (to_float32(patches.detach()) - mean) / deviation

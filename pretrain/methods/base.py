@@ -8,13 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
+from ...common.types import Pixels
 from ...data.loading.batch import Batch, Needs
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class Output:
     """
 
     loss: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    loss_terms: dict[str, Tensor] = field(default_factory=dict)
     embeddings: Tensor | None = None
     references: dict[str, float] = field(default_factory=dict)
 

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled, vector_head
+from ...models.heads import global_average_pool, projection_head
 from ..losses import negative_cosine
-from ..losses.common import unit
-from ..modules.momentum import cosine_momentum, follow, momentum_copy
+from ..losses.common import l2_normalize
+from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
 from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByolConfig(ViewConfig):
+class BYOLConfig(ViewConfig):
     """BYOL; numbers from section 3.2 and table 6."""
 
     hidden: int = 4096
@@ -40,15 +40,15 @@ class ByolConfig(ViewConfig):
         require_share("momentum", self.momentum)
 
 
-class Byol(Method):
+class BYOL(Method):
     """Online encoder, projector and predictor; target encoder and projector by EMA."""
 
     name = "byol"
     source = "Grill et al., Bootstrap Your Own Latent, arXiv 2006.07733"
-    Config: ClassVar[type[ByolConfig]] = ByolConfig
+    Config: ClassVar[type[BYOLConfig]] = BYOLConfig
 
     @classmethod
-    def needs(cls, config: ByolConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: BYOLConfig, *, image_size: int, grid: int) -> Needs:
         """Two views of two policies; no masks."""
         return Needs(
             views=(
@@ -57,16 +57,16 @@ class Byol(Method):
             )
         )
 
-    def __init__(self, config: ByolConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: BYOLConfig, context: Context, backbone: Backbone) -> None:
         """Build the online network and its target."""
         super().__init__()
         self.config = config
         self.backbone: Backbone = backbone
         width = backbone.channels[backbone.last]
-        self.projector = vector_head(width, config.hidden, config.dim, batch_norm=True)
-        self.predictor = vector_head(config.dim, config.hidden, config.dim, batch_norm=True)
-        self.target_backbone = momentum_copy(self.backbone)
-        self.target_projector = momentum_copy(self.projector)
+        self.projector = projection_head(width, config.hidden, config.dim, batch_norm=True)
+        self.predictor = projection_head(config.dim, config.hidden, config.dim, batch_norm=True)
+        self.target_backbone = make_momentum_encoder(self.backbone)
+        self.target_projector = make_momentum_encoder(self.projector)
 
     def step(self, batch: Batch) -> Output:
         """Predict each view's target from the other view."""
@@ -76,24 +76,30 @@ class Byol(Method):
         loss = negative_cosine(p1, t2) + negative_cosine(p2, t1)
         return Output(
             loss=loss,
-            parts={"instance": loss.detach(), "similarity_positive": 1 - loss.detach() / 4},
-            embeddings=unit(t1),
+            loss_terms={"instance": loss.detach(), "similarity_positive": 1 - loss.detach() / 4},
+            embeddings=l2_normalize(t1),
             references={"instance": 4.0},
         )
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to (B, D), with gradient."""
-        vectors: Tensor = self.predictor(self.projector(pooled(self.backbone(images)[self.backbone.last])))
+        vectors: Tensor = self.predictor(
+            self.projector(global_average_pool(self.backbone(images)[self.backbone.last]))
+        )
         return vectors
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to (B, D), without gradient."""
-        vectors: Tensor = self.target_projector(pooled(self.target_backbone(images)[self.backbone.last]))
+        vectors: Tensor = self.target_projector(
+            global_average_pool(self.target_backbone(images)[self.backbone.last])
+        )
         return vectors
 
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the target follow, ever more slowly."""
         momentum = cosine_momentum(self.config.momentum, step, total)
-        follow([self.target_backbone, self.target_projector], [self.backbone, self.projector], momentum)
+        update_momentum(
+            [self.target_backbone, self.target_projector], [self.backbone, self.projector], momentum
+        )
         return {"momentum": momentum}

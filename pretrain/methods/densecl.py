@@ -18,13 +18,13 @@ from torch import Tensor
 from ...common.errors import UserError
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
-from ...models.heads import cell_head, pooled
+from ...models.heads import dense_projection_head, global_average_pool
 from ..losses import cell_labels, dense_info_nce, match_cells
 from ..modules.matches import cell_distance, mutual, nearest_cells
 from ..modules.memory import Queue
-from ..modules.momentum import dealt, momentum_copy
+from ..modules.momentum import encode_shuffled, make_momentum_encoder
 from .base import Context, Output
-from .moco_v2 import MocoConfig, MomentumContrast, instance_output
+from .moco_v2 import MoCoConfig, MomentumContrast, instance_output
 from .shared.views import require, require_choice, require_share
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ MATCHINGS = ("backbone", "geometry", "head", "foreground")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseclConfig(MocoConfig):
+class DenseCLConfig(MoCoConfig):
     """DenseCL as published; `matching=foreground` is this project's own."""
 
     lambda_dense: float = 0.5  # section 4.4
@@ -55,19 +55,19 @@ class DenseclConfig(MocoConfig):
         require(steps is None or steps >= 0, f"warm_up_steps {steps}: give 0 or more, or leave it out")
 
 
-class Densecl(MomentumContrast):
+class DenseCL(MomentumContrast):
     """MoCo v2 with a global and a dense head, each with its queue."""
 
     name = "densecl"
     source = (
         "Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training, arXiv 2011.09157"
     )
-    Config: ClassVar[type[DenseclConfig]] = DenseclConfig
-    config: DenseclConfig
+    Config: ClassVar[type[DenseCLConfig]] = DenseCLConfig
+    config: DenseCLConfig
     steps_done: Tensor
 
     @classmethod
-    def needs(cls, config: DenseclConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: DenseCLConfig, *, image_size: int, grid: int) -> Needs:
         """Two views of one policy; masks only for matching within the mask labels, without redraws."""
         if config.grid is None and grid < 2:
             raise UserError(
@@ -80,12 +80,12 @@ class Densecl(MomentumContrast):
             min_foreground=0.0,
         )
 
-    def __init__(self, config: DenseclConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: DenseCLConfig, context: Context, backbone: Backbone) -> None:
         """Build what MoCo v2 has, then the dense heads and their queue."""
         super().__init__(config, context, backbone)
         width, length = backbone.channels[backbone.last], len(self.queue.rows)
-        self.dense_head = cell_head(width, width, config.dim, batch_norm=False)
-        self.key_dense_head = momentum_copy(self.dense_head)
+        self.dense_head = dense_projection_head(width, width, config.dim, batch_norm=False)
+        self.key_dense_head = make_momentum_encoder(self.dense_head)
         self.followed.append((self.key_dense_head, self.dense_head))
         self.dense_queue = Queue(length, config.dim, seed=context.seed, purpose="dense queue")
         self.warm_up = warm_up_steps(config, context.total_steps)
@@ -118,7 +118,7 @@ class Densecl(MomentumContrast):
         self.dense_queue.enqueue(key_pooled)
         instance.loss = self.weigh(instance.loss, dense_loss)
         back = self.match(key_features, features, key_dense, dense, batch, swapped=True)
-        instance.parts |= {
+        instance.loss_terms |= {
             "dense": dense_loss.detach(),
             "matches_mutual": mutual(match, back).float().mean(),
             "match_distance_cells": cell_distance(here, there, match, features.shape[-1]).mean(),
@@ -134,7 +134,7 @@ class Densecl(MomentumContrast):
     def queries(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, C, S, S), global (B, D) and dense (B, D, S, S) outputs, the last two with gradient."""
         features = self.backbone(images)[self.backbone.last]
-        vectors = self.head(pooled(features))
+        vectors = self.head(global_average_pool(features))
         features = self.regrid(features)
         return features.detach(), vectors, self.dense_head(features)
 
@@ -143,12 +143,12 @@ class Densecl(MomentumContrast):
 
         def encode(images: Tensor) -> tuple[Tensor, ...]:
             features = self.key_backbone(images)[self.backbone.last]
-            vectors = self.key_head(pooled(features))
+            vectors = self.key_head(global_average_pool(features))
             features = self.regrid(features)
             dense = self.key_dense_head(features)
-            return features, vectors, dense, pooled(dense)
+            return features, vectors, dense, global_average_pool(dense)
 
-        return dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)
+        return encode_shuffled(encode, images, batch, seed=self.seed, deal=self.groups > 1)
 
     def regrid(self, features: Tensor) -> Tensor:
         """Average the map onto the config's grid, for the head and the matching alike."""
@@ -188,7 +188,7 @@ class Densecl(MomentumContrast):
         return super().after_step(step, total) | {"lambda": weight}
 
 
-def warm_up_steps(config: DenseclConfig, total_steps: int) -> int:
+def warm_up_steps(config: DenseCLConfig, total_steps: int) -> int:
     """Steps with lambda 0: the config's, or 10,000 but at most 5 % of the run."""
     if config.warm_up_steps is not None:
         return config.warm_up_steps

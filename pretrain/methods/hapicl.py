@@ -13,7 +13,7 @@ import torch
 
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled
+from ...models.heads import global_average_pool
 from .base import Context, Method, Output
 from .shared.pixel_term import PixelConfig, build_pixel_head, pixel_map, pixel_output, view_labels
 from .shared.views import require
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HapiclConfig(PixelConfig):
+class HAPiCLConfig(PixelConfig):
     """The pixel term's settings."""
 
     def __post_init__(self) -> None:
@@ -31,19 +31,19 @@ class HapiclConfig(PixelConfig):
         require(self.pixel_weight > 0, "hapicl is the pixel term alone: pixel_weight must be above 0")
 
 
-class Hapicl(Method):
+class HAPiCL(Method):
     """One encoder, one pixel head, the pixel loss."""
 
     name = "hapicl"
     source = "Liu, HAPiCL, National Central University 2022 (thesis abstract); doi 10.1007/s00371-023-03217-x"
-    Config: ClassVar[type[HapiclConfig]] = HapiclConfig
+    Config: ClassVar[type[HAPiCLConfig]] = HAPiCLConfig
 
     @classmethod
-    def needs(cls, config: HapiclConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HAPiCLConfig, *, image_size: int, grid: int) -> Needs:
         """Two views with masks."""
         return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
 
-    def __init__(self, config: HapiclConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: HAPiCLConfig, context: Context, backbone: Backbone) -> None:
         """Build encoder and pixel head; warn of the trivial optimum."""
         super().__init__()
         self.config = config
@@ -68,5 +68,5 @@ class Hapicl(Method):
             pairs.append((u2, u1, m2, m1))
         output = pixel_output(pairs, batch, self.config)
         output.loss = self.config.pixel_weight * output.loss
-        output.embeddings = pooled(maps[self.backbone.last]).detach().chunk(2)[0]
+        output.embeddings = global_average_pool(maps[self.backbone.last]).detach().chunk(2)[0]
         return output

@@ -13,42 +13,49 @@ from torch import Tensor
 from ...data.loading.batch import Batch, Needs
 from ...engine.batchnorm import split_batch_norm
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled
-from ..modules.momentum import dealt, momentum_copy
+from ...models.heads import global_average_pool
+from ..modules.momentum import encode_shuffled, make_momentum_encoder
 from .base import Context, Output
-from .moco_v2 import MocoConfig, MomentumContrast, instance_output
-from .shared.pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
+from .moco_v2 import MoCoConfig, MomentumContrast, instance_output
+from .shared.pixel_term import (
+    PixelConfig,
+    add_pixel_loss,
+    build_pixel_head,
+    pixel_map,
+    pixel_output,
+    view_labels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HapiclMConfig(MocoConfig, PixelConfig):
+class HAPiCLMConfig(MoCoConfig, PixelConfig):
     """MoCo v2's settings and the pixel term's; pixel_weight 0 is MoCo v2, symmetric.
 
     The authors' script has temperature 0.1; 0.2 is MoCo v2's.
     """
 
 
-class HapiclM(MomentumContrast):
+class HAPiCLM(MomentumContrast):
     """Trained encoder and slow copy, each with an instance head and a pixel head."""
 
     name = "hapicl_m"
     source = "Liu, HAPiCL, National Central University 2022 (thesis abstract); doi 10.1007/s00371-023-03217-x"
-    Config: ClassVar[type[HapiclMConfig]] = HapiclMConfig
-    config: HapiclMConfig
+    Config: ClassVar[type[HAPiCLMConfig]] = HAPiCLMConfig
+    config: HAPiCLMConfig
 
     @classmethod
-    def needs(cls, config: HapiclMConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HAPiCLMConfig, *, image_size: int, grid: int) -> Needs:
         """Two views with masks."""
         return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
 
-    def __init__(self, config: HapiclMConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: HAPiCLMConfig, context: Context, backbone: Backbone) -> None:
         """Build what MoCo v2 has, then the pixel heads."""
         super().__init__(config, context, backbone)
         self.pixel_head = self.key_pixel_head = None
         if config.pixel_weight > 0:
             head = build_pixel_head(config, backbone, released=(2048, 2048))
             self.pixel_head = split_batch_norm(head, self.groups)
-            self.key_pixel_head = momentum_copy(self.pixel_head)
+            self.key_pixel_head = make_momentum_encoder(self.pixel_head)
             self.followed.append((self.key_pixel_head, self.pixel_head))
 
     def step(self, batch: Batch) -> Output:
@@ -63,12 +70,12 @@ class HapiclM(MomentumContrast):
             return instance
         m1, m2 = view_labels(batch, self.config)
         pixel = pixel_output([(u1, v2, m1, m2), (u2, v1, m2, m1)], batch, self.config)
-        return joined(instance, pixel, self.config.pixel_weight)
+        return add_pixel_loss(instance, pixel, self.config.pixel_weight)
 
     def queries(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Instance (B, D) and pixel (B, D, S, S) embeddings, with gradient."""
         maps = self.backbone(images)
-        vectors = self.head(pooled(maps[self.backbone.last]))
+        vectors = self.head(global_average_pool(maps[self.backbone.last]))
         return vectors, None if self.pixel_head is None else self.pixel_head(pixel_map(maps, self.config))
 
     def keys(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -76,10 +83,10 @@ class HapiclM(MomentumContrast):
 
         def encode(images: Tensor) -> tuple[Tensor, ...]:
             maps = self.key_backbone(images)
-            vectors = self.key_head(pooled(maps[self.backbone.last]))
+            vectors = self.key_head(global_average_pool(maps[self.backbone.last]))
             if self.key_pixel_head is None:
                 return (vectors,)
             return vectors, self.key_pixel_head(pixel_map(maps, self.config))
 
-        keys = dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)
+        keys = encode_shuffled(encode, images, batch, seed=self.seed, deal=self.groups > 1)
         return keys[0], keys[1] if len(keys) > 1 else None

@@ -12,36 +12,43 @@ import torch
 
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled, vector_head
+from ...models.heads import global_average_pool, projection_head
 from .base import Context, Method, Output
-from .shared.pixel_term import PixelConfig, build_pixel_head, joined, pixel_map, pixel_output, view_labels
-from .simclr import SimclrConfig, batch_output
+from .shared.pixel_term import (
+    PixelConfig,
+    add_pixel_loss,
+    build_pixel_head,
+    pixel_map,
+    pixel_output,
+    view_labels,
+)
+from .simclr import SimCLRConfig, batch_output
 
 
 @dataclass(frozen=True, kw_only=True)
-class HapiclSConfig(SimclrConfig, PixelConfig):
+class HAPiCLSConfig(SimCLRConfig, PixelConfig):
     """SimCLR's settings and the pixel term's; pixel_weight 0 is SimCLR."""
 
 
-class HapiclS(Method):
+class HAPiCLS(Method):
     """One encoder, two heads, two losses."""
 
     name = "hapicl_s"
     source = "Liu, HAPiCL, National Central University 2022 (thesis abstract); doi 10.1007/s00371-023-03217-x"
-    Config: ClassVar[type[HapiclSConfig]] = HapiclSConfig
+    Config: ClassVar[type[HAPiCLSConfig]] = HAPiCLSConfig
 
     @classmethod
-    def needs(cls, config: HapiclSConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HAPiCLSConfig, *, image_size: int, grid: int) -> Needs:
         """Two views with masks."""
         return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
 
-    def __init__(self, config: HapiclSConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: HAPiCLSConfig, context: Context, backbone: Backbone) -> None:
         """Build the encoder and head as SimCLR does, then the pixel head."""
         super().__init__()
         self.config = config
         self.backbone: Backbone = backbone
         width = backbone.channels[backbone.last]
-        self.head = vector_head(width, width, config.dim, batch_norm=True)
+        self.head = projection_head(width, width, config.dim, batch_norm=True)
         self.pixel_head = None
         if config.pixel_weight > 0:
             self.pixel_head = build_pixel_head(config, backbone, released=(1024, 2048))
@@ -49,7 +56,7 @@ class HapiclS(Method):
     def step(self, batch: Batch) -> Output:
         """Encode both views at once; contrast images by their pooled vectors and cells by their labels."""
         maps = self.backbone(torch.cat(batch.views))
-        z1, z2 = self.head(pooled(maps[self.backbone.last])).chunk(2)
+        z1, z2 = self.head(global_average_pool(maps[self.backbone.last])).chunk(2)
         instance = batch_output(z1, z2, self.config.temperature)
         if self.pixel_head is None:
             return instance
@@ -60,4 +67,4 @@ class HapiclS(Method):
             self.config.negatives == "batch"
         ):  # other images' cells of one view: symmetric in both directions only
             pairs.append((u2, u1, m2, m1))
-        return joined(instance, pixel_output(pairs, batch, self.config), self.config.pixel_weight)
+        return add_pixel_loss(instance, pixel_output(pairs, batch, self.config), self.config.pixel_weight)

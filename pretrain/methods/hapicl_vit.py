@@ -13,16 +13,16 @@ from torch import nn
 
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
-from ...models.heads import cell_head
-from ..modules.momentum import momentum_copy
+from ...models.heads import dense_projection_head
+from ..modules.momentum import make_momentum_encoder
 from .base import Context, Output
-from .moco_v3 import MocoV3, MocoV3Config
-from .shared.pixel_term import PixelConfig, joined, pixel_output, view_labels
+from .moco_v3 import MoCoV3, MoCoV3Config
+from .shared.pixel_term import PixelConfig, add_pixel_loss, pixel_output, view_labels
 from .shared.views import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class HapiclVitConfig(MocoV3Config, PixelConfig):
+class HAPiCLViTConfig(MoCoV3Config, PixelConfig):
     """MoCo v3's settings and the pixel term's; pixel_weight 0 is MoCo v3."""
 
     def __post_init__(self) -> None:
@@ -35,22 +35,22 @@ class HapiclVitConfig(MocoV3Config, PixelConfig):
         )
 
 
-class HapiclVit(MocoV3):
+class HAPiCLViT(MoCoV3):
     """MoCo v3 with a pixel head on the last map of the encoder and of its slow copy."""
 
     name = "hapicl_vit"
     source = "this project's own: HAPiCL (doi 10.1007/s00371-023-03217-x) on MoCo v3 (arXiv 2104.02057)"
-    Config: ClassVar[type[HapiclVitConfig]] = HapiclVitConfig
-    config: HapiclVitConfig
+    Config: ClassVar[type[HAPiCLViTConfig]] = HAPiCLViTConfig
+    config: HAPiCLViTConfig
 
     @classmethod
-    def needs(cls, config: MocoV3Config, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MoCoV3Config, *, image_size: int, grid: int) -> Needs:
         """Two views with masks."""
-        assert isinstance(config, HapiclVitConfig)
+        assert isinstance(config, HAPiCLViTConfig)
         views = (config.view(image_size), config.view(image_size, config.photometric_second))
         return config.pixel_needs(views, image_size=image_size, grid=grid)
 
-    def __init__(self, config: HapiclVitConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: HAPiCLViTConfig, context: Context, backbone: Backbone) -> None:
         """Build what MoCo v3 has, then the pixel heads."""
         super().__init__(config, context, backbone)
         width = backbone.channels[backbone.last]
@@ -58,8 +58,8 @@ class HapiclVit(MocoV3):
         self.key_pixel_head: nn.Sequential | None = None
         if config.pixel_weight > 0:
             hidden, dim = config.pixel_hidden or 2048, config.pixel_dim or 256
-            self.pixel_head = cell_head(width, hidden, dim, batch_norm=True)
-            self.key_pixel_head = momentum_copy(self.pixel_head)
+            self.pixel_head = dense_projection_head(width, hidden, dim, batch_norm=True)
+            self.key_pixel_head = make_momentum_encoder(self.pixel_head)
 
     def step(self, batch: Batch) -> Output:
         """Contrast images as MoCo v3 does, and cells of each view with the other's slow cells."""
@@ -75,7 +75,7 @@ class HapiclVit(MocoV3):
             v1, v2 = (self.key_pixel_head(one[self.backbone.last]) for one in slow)
         m1, m2 = view_labels(batch, self.config)
         pixel = pixel_output([(u1, v2, m1, m2), (u2, v1, m2, m1)], batch, self.config)
-        return joined(instance, pixel, self.config.pixel_weight)
+        return add_pixel_loss(instance, pixel, self.config.pixel_weight)
 
     def followed(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Slow copies and what they follow, the pixel head too."""

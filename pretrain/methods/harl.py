@@ -15,15 +15,15 @@ from torch import Tensor
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import reduce_mean
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled, vector_head
-from ..losses.common import precise, unit
-from ..modules.momentum import cosine_momentum, follow, momentum_copy
+from ...models.heads import global_average_pool, projection_head
+from ..losses.common import l2_normalize, to_float32
+from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
 from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require, require_positive, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarlConfig(ViewConfig):
+class HARLConfig(ViewConfig):
     """HARL; alpha and beta of the authors' released script, which leaves the background out."""
 
     hidden: int = 4096
@@ -50,16 +50,16 @@ class HarlConfig(ViewConfig):
         require(self.redraws >= 0, f"redraws {self.redraws}: give 0 or more")
 
 
-class Harl(Method):
+class HARL(Method):
     """One projector and one predictor for the three vectors of a view; target by EMA."""
 
     name = "harl"
     source = "Tran et al., HARL: Heuristic Attention Representation Learning, Sensors 22(14), 2022"
-    Config: ClassVar[type[HarlConfig]] = HarlConfig
+    Config: ClassVar[type[HARLConfig]] = HARLConfig
     beta: Tensor
 
     @classmethod
-    def needs(cls, config: HarlConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HARLConfig, *, image_size: int, grid: int) -> Needs:
         """Two views with masks on the last map's grid."""
         return Needs(
             views=(config.view(image_size), config.view(image_size, config.photometric_second)),
@@ -68,16 +68,16 @@ class Harl(Method):
             redraws=config.redraws,
         )
 
-    def __init__(self, config: HarlConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: HARLConfig, context: Context, backbone: Backbone) -> None:
         """Build the online network and its target."""
         super().__init__()
         self.config = config
         self.backbone: Backbone = backbone
         width = backbone.channels[backbone.last]
-        self.projector = vector_head(width, config.hidden, config.dim, batch_norm=True)
-        self.predictor = vector_head(config.dim, config.hidden, config.dim, batch_norm=True)
-        self.target_backbone = momentum_copy(self.backbone)
-        self.target_projector = momentum_copy(self.projector)
+        self.projector = projection_head(width, config.hidden, config.dim, batch_norm=True)
+        self.predictor = projection_head(config.dim, config.hidden, config.dim, batch_norm=True)
+        self.target_backbone = make_momentum_encoder(self.backbone)
+        self.target_projector = make_momentum_encoder(self.projector)
         self.register_buffer("beta", torch.tensor(config.beta))
 
     def step(self, batch: Batch) -> Output:
@@ -91,20 +91,20 @@ class Harl(Method):
         masked = self.config.alpha * front + (1 - self.config.alpha) * back
         known = torch.ones_like(masked) if batch.has_mask is None else batch.has_mask.to(masked.dtype)
         # an image without a mask has its global term alone; shares are those of the global batch
-        share = reduce_mean(known.mean()).clamp(min=1 / 2**20)
-        masked_mean = (masked * known).mean() / share
+        fraction = reduce_mean(known.mean()).clamp(min=1 / 2**20)
+        masked_mean = (masked * known).mean() / fraction
         loss = self.beta * everywhere.mean() + (1 - self.beta) * masked_mean
-        parts = {
+        loss_terms = {
             "instance": everywhere.mean(),
-            "foreground": (front * known).mean() / share,
-            "background": (back * known).mean() / share,
-            "foreground_share": torch.stack([m1, m2]).mean(),
+            "foreground": (front * known).mean() / fraction,
+            "background": (back * known).mean() / fraction,
+            "foreground_fraction": torch.stack([m1, m2]).mean(),
         }
         if batch.fallback is not None:
-            parts["crop_fallback"] = batch.fallback.float().mean()
+            loss_terms["crop_fallback"] = batch.fallback.float().mean()
         return Output(
             loss=loss,
-            parts={name: value.detach() for name, value in parts.items()},
+            loss_terms={name: value.detach() for name, value in loss_terms.items()},
             embeddings=t1[0],
             references={"instance": 4.0, "foreground": 4.0, "background": 4.0},
         )
@@ -112,19 +112,21 @@ class Harl(Method):
     def predict(self, images: Tensor, occupancy: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, S, S) to unit predictions (3, B, D), with gradient."""
         vectors = three_vectors(self.backbone(images)[self.backbone.last], occupancy)
-        rows = unit(self.predictor(self.projector(vectors)))
+        rows = l2_normalize(self.predictor(self.projector(vectors)))
         return rows.view(3, len(images), -1)
 
     @torch.no_grad()
     def target(self, images: Tensor, occupancy: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, S, S) to unit targets (3, B, D), without gradient."""
         vectors = three_vectors(self.target_backbone(images)[self.backbone.last], occupancy)
-        return unit(self.target_projector(vectors)).view(3, len(images), -1)
+        return l2_normalize(self.target_projector(vectors)).view(3, len(images), -1)
 
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the target follow, and beta go its way."""
         momentum = cosine_momentum(self.config.momentum, step, total)
-        follow([self.target_backbone, self.target_projector], [self.backbone, self.projector], momentum)
+        update_momentum(
+            [self.target_backbone, self.target_projector], [self.backbone, self.projector], momentum
+        )
         beta = self.config.beta
         if self.config.beta_end is not None:
             progress = (step + 1) / max(1, total)
@@ -140,9 +142,9 @@ def three_vectors(features: Tensor, occupancy: Tensor) -> Tensor:
 
     Masked means are sum(F * m) / (sum(m) + 1), so an empty mask gives zero and no division by zero.
     """
-    precise_features, weights = precise(features), occupancy[:, None].to(precise(features).dtype)
+    precise_features, weights = to_float32(features), occupancy[:, None].to(to_float32(features).dtype)
     masked = [
         (precise_features * mask).sum(dim=(2, 3)) / (mask.sum(dim=(2, 3)) + 1)
         for mask in (weights, 1 - weights)
     ]
-    return torch.cat([pooled(precise_features), *masked])
+    return torch.cat([global_average_pool(precise_features), *masked])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import local_slice, world_size
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled
-from ..losses.common import precise
+from ...models.heads import global_average_pool
+from ..losses.common import to_float32
 from .base import Context, Method, Output
 from .shared.bank_term import step_generator
 from .shared.pretext import CELLS, distant_permutations, jigsaw_policy, ordered
@@ -67,15 +67,15 @@ class Jigsaw(Method):
     def step(self, batch: Batch) -> Output:
         """Shuffle the nine patch vectors by one of the orders and classify which."""
         assert batch.patches is not None
-        features = pooled(self.backbone(batch.patches.flatten(0, 1))[self.backbone.last])
+        features = global_average_pool(self.backbone(batch.patches.flatten(0, 1))[self.backbone.last])
         each = self.patch_head(features).unflatten(0, (-1, CELLS))
         label = self.draw_labels(batch)
-        logits = precise(self.order_head(ordered(each, self.orders[label]).flatten(1)))
+        logits = to_float32(self.order_head(ordered(each, self.orders[label]).flatten(1)))
         loss = F.cross_entropy(logits, label)
         accuracy = (logits.detach().argmax(dim=1) == label).float().mean()
         return Output(
             loss=loss,
-            parts={"permutation": loss.detach(), "accuracy": accuracy},
+            loss_terms={"permutation": loss.detach(), "accuracy": accuracy},
             embeddings=features.detach(),
             references={
                 "permutation": math.log(self.config.permutations),

@@ -11,20 +11,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...common.types import Pixels
 from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
 from ...models.backbones.vit import ViTBackbone, patchify, require_vit, take_tokens
 from ...models.decoders import HiddenPatchDecoder
-from ..losses.common import precise
+from ..losses.common import to_float32
 from ..losses.tokens import normalised_patches, patch_scale
 from ..modules.patch_masking import MaskPolicy, draw_mask, split
-from .base import Context, Method, Output, Pixels
+from .base import Context, Method, Output
 from .shared.pictures import reconstruction_picture
 from .shared.views import ViewConfig, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaeConfig(ViewConfig):
+class MAEConfig(ViewConfig):
     """MAE as published; numbers from section 4 and table 8."""
 
     mask_ratio: float = 0.75
@@ -54,20 +55,20 @@ class MaeConfig(ViewConfig):
         )
 
 
-class Mae(Method):
+class MAE(Method):
     """Encoder on the seen patches only; a narrow decoder on all places predicts the hidden pixels."""
 
     name = "mae"
     source = "He et al., Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377"
-    Config: ClassVar[type[MaeConfig]] = MaeConfig
+    Config: ClassVar[type[MAEConfig]] = MAEConfig
 
     @classmethod
-    def needs(cls, config: MaeConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MAEConfig, *, image_size: int, grid: int) -> Needs:
         """One view; masks only where they decide which patches are hidden."""
         masks = grid if config.foreground_bias else None
         return Needs(views=(config.view(image_size),), grid=masks, min_foreground=0.0)
 
-    def __init__(self, config: MaeConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: MAEConfig, context: Context, backbone: Backbone) -> None:
         """Build the decoder on the backbone's grid."""
         super().__init__()
         self.config, self.seed = config, context.seed
@@ -87,13 +88,13 @@ class Mae(Method):
         """Mean squared error on the hidden patches."""
         (images,) = batch.views
         seen, hidden = split(self.draw(batch), self.hidden)
-        predicted = precise(take_tokens(self.predict(images, seen), hidden))
+        predicted = to_float32(take_tokens(self.predict(images, seen), hidden))
         patches = take_tokens(patchify(images, self.backbone.patch_size), hidden)
-        wanted = normalised_patches(patches) if self.config.normalise else precise(patches)
+        wanted = normalised_patches(patches) if self.config.normalise else to_float32(patches)
         loss = (predicted - wanted).square().mean()
         # predicting nothing: the mean square of a patch whose unbiased variance is 1
         chance = {"reconstruction": 1 - 1 / wanted.shape[-1]} if self.config.normalise else {}
-        return Output(loss=loss, parts={"reconstruction": loss.detach()}, references=chance)
+        return Output(loss=loss, loss_terms={"reconstruction": loss.detach()}, references=chance)
 
     def draw(self, batch: Batch) -> Tensor:
         """Which patches are hidden, (B, N) bool."""
@@ -109,7 +110,7 @@ class Mae(Method):
         """Image, what the encoder sees, and the prediction in the hidden places."""
         (images,) = batch.views
         mask = self.draw(batch)
-        prediction = precise(self.predict(images, split(mask, self.hidden)[0]))
+        prediction = to_float32(self.predict(images, split(mask, self.hidden)[0]))
         patches = patchify(images, self.backbone.patch_size)
         if (
             self.config.normalise

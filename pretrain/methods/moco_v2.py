@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from ...data.loading.batch import Batch, Needs
 from ...engine.batchnorm import split_batch_norm
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled, vector_head
+from ...models.heads import global_average_pool, projection_head
 from ..losses import info_nce
-from ..losses.common import unit
+from ..losses.common import l2_normalize
 from ..modules.memory import Queue, queue_length
-from ..modules.momentum import batch_norm_groups, dealt, follow, momentum_copy
+from ..modules.momentum import batch_norm_groups, encode_shuffled, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
 from .shared.views import ViewConfig, require, require_positive, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class MocoConfig(ViewConfig):
+class MoCoConfig(ViewConfig):
     """What MoCo v2 and the methods built on it share."""
 
     dim: int = 128  # MoCo v2, section 3
@@ -48,7 +48,7 @@ class MocoConfig(ViewConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MocoV2Config(MocoConfig):
+class MoCoV2Config(MoCoConfig):
     """MoCo v2 as published; `symmetric` also lets the second view be the query (MoCo v2+)."""
 
     symmetric: bool = False
@@ -57,9 +57,9 @@ class MocoV2Config(MocoConfig):
 class MomentumContrast(Method):
     """What MoCo v2 and the methods built on it share: encoder, head, their slow copies, the queue."""
 
-    config: MocoConfig
+    config: MoCoConfig
 
-    def __init__(self, config: MocoConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: MoCoConfig, context: Context, backbone: Backbone) -> None:
         """Build them; the config is kept with the number of groups and the queue's length settled."""
         super().__init__()
         self.seed = context.seed
@@ -71,9 +71,9 @@ class MomentumContrast(Method):
         self.config = dataclasses.replace(config, batch_norm_groups=self.groups, queue_length=length)
         self.backbone: Backbone = split_batch_norm(backbone, self.groups)
         width = backbone.channels[backbone.last]
-        self.head = vector_head(width, width, config.dim, batch_norm=False)
-        self.key_backbone = momentum_copy(self.backbone)
-        self.key_head = momentum_copy(self.head)
+        self.head = projection_head(width, width, config.dim, batch_norm=False)
+        self.key_backbone = make_momentum_encoder(self.backbone)
+        self.key_head = make_momentum_encoder(self.head)
         self.queue = Queue(length, config.dim, seed=context.seed)
         # copies and what they follow; subclasses add their own
         self.followed: list[tuple[nn.Module, nn.Module]] = [
@@ -84,20 +84,20 @@ class MomentumContrast(Method):
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the copies follow, so that the next step's keys come from the newer copy, as published."""
         copies, online = zip(*self.followed, strict=True)
-        follow(copies, online, self.config.momentum)
+        update_momentum(copies, online, self.config.momentum)
         return {"momentum": self.config.momentum}
 
 
-class MocoV2(MomentumContrast):
+class MoCoV2(MomentumContrast):
     """Queries of the trained encoder against keys of its slow copy."""
 
     name = "moco_v2"
     source = "Chen et al., Improved Baselines with Momentum Contrastive Learning, arXiv 2003.04297"
-    Config: ClassVar[type[MocoV2Config]] = MocoV2Config
-    config: MocoV2Config
+    Config: ClassVar[type[MoCoV2Config]] = MoCoV2Config
+    config: MoCoV2Config
 
     @classmethod
-    def needs(cls, config: MocoV2Config, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MoCoV2Config, *, image_size: int, grid: int) -> Needs:
         """Two views of one policy; no masks."""
         return Needs(views=(config.view(image_size),) * 2)
 
@@ -111,16 +111,16 @@ class MocoV2(MomentumContrast):
 
     def queries(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to (B, D), with gradient."""
-        vectors: Tensor = self.head(pooled(self.backbone(images)[self.backbone.last]))
+        vectors: Tensor = self.head(global_average_pool(self.backbone(images)[self.backbone.last]))
         return vectors
 
     def keys(self, images: Tensor, batch: Batch) -> Tensor:
         """(B, 3, S, S) to (B, D), without gradient, on a dealt batch."""
 
         def encode(images: Tensor) -> tuple[Tensor]:
-            return (self.key_head(pooled(self.key_backbone(images)[self.backbone.last])),)
+            return (self.key_head(global_average_pool(self.key_backbone(images)[self.backbone.last])),)
 
-        return dealt(encode, images, batch, seed=self.seed, deal=self.groups > 1)[0]
+        return encode_shuffled(encode, images, batch, seed=self.seed, deal=self.groups > 1)[0]
 
 
 def instance_output(pairs: list[tuple[Tensor, Tensor]], queue: Queue, temperature: float) -> Output:
@@ -128,14 +128,14 @@ def instance_output(pairs: list[tuple[Tensor, Tensor]], queue: Queue, temperatur
     losses = [info_nce(query, key, queue.rows, temperature=temperature) for query, key in pairs]
     loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
     with torch.no_grad():
-        query = unit(pairs[0][0])
-        positive = (query * unit(pairs[0][1])).sum(dim=1).mean()
+        query = l2_normalize(pairs[0][0])
+        positive = (query * l2_normalize(pairs[0][1])).sum(dim=1).mean()
         negative = query.mean(dim=0) @ queue.rows.to(query.dtype).mean(dim=0)
     for _, key in pairs:
         queue.enqueue(key)
     return Output(
         loss=loss,
-        parts={
+        loss_terms={
             "instance": loss.detach(),
             "similarity_positive": positive,
             "similarity_negative": negative,

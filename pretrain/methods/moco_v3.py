@@ -17,10 +17,10 @@ from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import gather, rank
 from ...models.backbones.base import Backbone
 from ...models.backbones.vit import ViTBackbone
-from ...models.heads import pooled
+from ...models.heads import global_average_pool
 from ..losses.batch import batch_info_nce
-from ..losses.common import unit
-from ..modules.momentum import cosine_momentum, follow, momentum_copy
+from ..losses.common import l2_normalize
+from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
 from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
 
@@ -28,7 +28,7 @@ VIT_TEMPERATURE, RESNET_TEMPERATURE = 0.2, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MocoV3Config(ViewConfig):
+class MoCoV3Config(ViewConfig):
     """MoCo v3 as published, section 4."""
 
     hidden: int = 4096
@@ -49,21 +49,21 @@ class MocoV3Config(ViewConfig):
             require_positive("temperature", self.temperature)
 
 
-class MocoV3(Method):
+class MoCoV3(Method):
     """Queries through encoder, projector and predictor; keys through slow copies of the first two."""
 
     name = "moco_v3"
     source = (
         "Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers, arXiv 2104.02057"
     )
-    Config: ClassVar[type[Any]] = MocoV3Config
+    Config: ClassVar[type[Any]] = MoCoV3Config
 
     @classmethod
-    def needs(cls, config: MocoV3Config, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MoCoV3Config, *, image_size: int, grid: int) -> Needs:
         """Two views of two policies; no masks."""
         return Needs(views=(config.view(image_size), config.view(image_size, config.photometric_second)))
 
-    def __init__(self, config: MocoV3Config, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: MoCoV3Config, context: Context, backbone: Backbone) -> None:
         """Build projector, predictor and the slow copies."""
         super().__init__()
         self.config = config
@@ -75,8 +75,8 @@ class MocoV3(Method):
         width = backbone.channels[backbone.last]
         self.projector = batch_norm_head(width, config.hidden, config.hidden, config.dim)
         self.predictor = batch_norm_head(config.dim, config.hidden, config.dim)
-        self.key_backbone = momentum_copy(self.backbone)
-        self.key_projector = momentum_copy(self.projector)
+        self.key_backbone = make_momentum_encoder(self.backbone)
+        self.key_projector = make_momentum_encoder(self.projector)
 
     def step(self, batch: Batch) -> Output:
         """Let each view be the query of the other's keys."""
@@ -98,7 +98,7 @@ class MocoV3(Method):
 
     def vectors(self, maps: dict[str, Tensor]) -> Tensor:
         """Class token of a ViT, pooled last map of a ResNet, (B, C)."""
-        return maps["class"] if "class" in maps else pooled(maps[self.backbone.last])
+        return maps["class"] if "class" in maps else global_average_pool(maps[self.backbone.last])
 
     def contrast(self, queries: list[Tensor], keys: list[Tensor]) -> Output:
         """Both directions' InfoNCE, each times 2T, with what is worth logging."""
@@ -110,12 +110,12 @@ class MocoV3(Method):
         ]
         loss = 2 * self.temperature * (crosses[0] + crosses[1])
         with torch.no_grad():
-            similarity = (unit(queries[0]) * unit(keys[1])).sum(1).mean()
-            parts = {"instance": (crosses[0] + crosses[1]) / 2, "similarity_positive": similarity}
+            similarity = (l2_normalize(queries[0]) * l2_normalize(keys[1])).sum(1).mean()
+            loss_terms = {"instance": (crosses[0] + crosses[1]) / 2, "similarity_positive": similarity}
         return Output(
             loss=loss,
-            parts=parts,
-            embeddings=unit(keys[0]),
+            loss_terms=loss_terms,
+            embeddings=l2_normalize(keys[0]),
             references={"instance": math.log(len(every[0]))},
         )
 
@@ -123,7 +123,7 @@ class MocoV3(Method):
         """Let the slow copies follow."""
         momentum = cosine_momentum(self.config.momentum, step, total)
         copies, online = self.followed()
-        follow(copies, online, momentum)
+        update_momentum(copies, online, momentum)
         return {"momentum": momentum}
 
     def followed(self) -> tuple[list[nn.Module], list[nn.Module]]:

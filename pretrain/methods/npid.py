@@ -12,33 +12,33 @@ from torch import nn
 
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled
-from ..losses.common import unit
+from ...models.heads import global_average_pool
+from ..losses.common import l2_normalize
 from .base import Context, Method, Output
 from .shared.bank_term import BankConfig, BankContrast
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpidConfig(BankConfig):
+class NPIDConfig(BankConfig):
     """NPID as published: NCE with 4,096 negatives (section 4)."""
 
     negatives: int = 4096
     loss: Literal["infonce", "nce"] = "nce"
 
 
-class Npid(Method):
+class NPID(Method):
     """Trunk, one linear head, memory bank."""
 
     name = "npid"
     source = "Wu et al., Non-Parametric Instance Discrimination, arXiv 1805.01978"
-    Config: ClassVar[type[NpidConfig]] = NpidConfig
+    Config: ClassVar[type[NPIDConfig]] = NPIDConfig
 
     @classmethod
-    def needs(cls, config: NpidConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: NPIDConfig, *, image_size: int, grid: int) -> Needs:
         """One view; no masks."""
         return Needs(views=(config.view(image_size),))
 
-    def __init__(self, config: NpidConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: NPIDConfig, context: Context, backbone: Backbone) -> None:
         """Build trunk, head and bank."""
         super().__init__()
         self.config = config
@@ -48,13 +48,13 @@ class Npid(Method):
 
     def step(self, batch: Batch) -> Output:
         """Bring the image to its own bank row, away from other rows."""
-        image = self.image_head(pooled(self.backbone(batch.views[0])[self.backbone.last]))
+        image = self.image_head(global_average_pool(self.backbone(batch.views[0])[self.backbone.last]))
         (loss,) = self.contrast([image], batch)
         self.contrast.remember(batch.index, image)
         return Output(
             loss=loss,
-            parts={"image": loss.detach()},
-            embeddings=unit(image.detach()),
+            loss_terms={"image": loss.detach()},
+            embeddings=l2_normalize(image.detach()),
             references={"image": self.contrast.chance()} if self.config.loss == "infonce" else {},
         )
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled, vector_head
-from ..losses.common import unit
+from ...models.heads import global_average_pool, projection_head
+from ..losses.common import l2_normalize
 from .base import Context, Method, Output
 from .shared.bank_term import BankConfig, BankContrast
 from .shared.pretext import CELLS, jigsaw_policy, ordered, rotate_images, rotate_patches
@@ -27,7 +27,7 @@ TRANSFORMS = ("jigsaw", "rotation", "rotation_jigsaw")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PirlConfig(BankConfig):
+class PIRLConfig(BankConfig):
     """PIRL as published."""
 
     transform: Literal["jigsaw", "rotation", "rotation_jigsaw"] = "jigsaw"
@@ -41,22 +41,22 @@ class PirlConfig(BankConfig):
         require_share("lambda_transform", self.lambda_transform)
 
 
-class Pirl(Method):
+class PIRL(Method):
     """Trunk, image head f, transform head g, memory bank written by f alone."""
 
     name = "pirl"
     source = "Misra and van der Maaten, Pretext-Invariant Representations, arXiv 1912.01991"
-    Config: ClassVar[type[PirlConfig]] = PirlConfig
+    Config: ClassVar[type[PIRLConfig]] = PIRLConfig
 
     @classmethod
-    def needs(cls, config: PirlConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: PIRLConfig, *, image_size: int, grid: int) -> Needs:
         """The image, and its Jigsaw patches or a second crop to rotate; no masks."""
         view = config.view(image_size)
         if config.transform == "rotation":
             return Needs(views=(view, view))
         return Needs(views=(view,), jigsaw=jigsaw_policy(image_size, config.hflip, config.photometric))
 
-    def __init__(self, config: PirlConfig, context: Context, backbone: Backbone) -> None:
+    def __init__(self, config: PIRLConfig, context: Context, backbone: Backbone) -> None:
         """Build trunk, heads and bank; f and g share nothing."""
         super().__init__()
         self.config = config
@@ -72,29 +72,29 @@ class Pirl(Method):
     def linear(self, width: int) -> nn.Module:
         """Linear(C, D), or its variant with a hidden layer."""
         if self.config.mlp:
-            return vector_head(width, width, self.config.dim, batch_norm=False)
+            return projection_head(width, width, self.config.dim, batch_norm=False)
         return nn.Linear(width, self.config.dim)
 
     def step(self, batch: Batch) -> Output:
         """Bring image and transform to the image's bank row, away from other rows."""
-        image = self.image_head(pooled(self.backbone(batch.views[0])[self.backbone.last]))
+        image = self.image_head(global_average_pool(self.backbone(batch.views[0])[self.backbone.last]))
         transform = self.transformed(batch)
         image_loss, transform_loss = self.contrast([image, transform], batch)
         weight = self.config.lambda_transform
         loss = weight * transform_loss + (1 - weight) * image_loss
         self.contrast.remember(batch.index, image)
         with torch.no_grad():
-            alike = (unit(image) * unit(transform)).sum(dim=1).mean()
+            alike = (l2_normalize(image) * l2_normalize(transform)).sum(dim=1).mean()
         chance = self.contrast.chance()
         known = self.config.loss == "infonce"
         return Output(
             loss=loss,
-            parts={
+            loss_terms={
                 "image": image_loss.detach(),
                 "transform": transform_loss.detach(),
                 "similarity_positive": alike,
             },
-            embeddings=unit(image.detach()),
+            embeddings=l2_normalize(image.detach()),
             references={"image": chance, "transform": chance} if known else {},
         )
 
@@ -103,7 +103,9 @@ class Pirl(Method):
         if self.join_head is None:
             assert batch.rotation is not None
             images = rotate_images(batch.views[1], batch.rotation)
-            vectors: Tensor = self.transform_head(pooled(self.backbone(images)[self.backbone.last]))
+            vectors: Tensor = self.transform_head(
+                global_average_pool(self.backbone(images)[self.backbone.last])
+            )
             return vectors
         assert batch.patches is not None
         assert batch.permutation is not None
@@ -111,7 +113,7 @@ class Pirl(Method):
         if self.config.transform == "rotation_jigsaw":
             assert batch.rotation is not None
             patches = rotate_patches(patches, batch.rotation)
-        features = pooled(self.backbone(patches.flatten(0, 1))[self.backbone.last])
+        features = global_average_pool(self.backbone(patches.flatten(0, 1))[self.backbone.last])
         each = self.transform_head(features).unflatten(0, (-1, CELLS))
         joined: Tensor = self.join_head(ordered(each, batch.permutation).flatten(1))
         return joined

@@ -9,22 +9,22 @@ from .base import Method
 
 # name -> (module beside this file, class)
 METHODS = {
-    "hapicl": ("hapicl", "Hapicl"),
-    "hapicl_s": ("hapicl_s", "HapiclS"),
-    "hapicl_m": ("hapicl_m", "HapiclM"),
-    "simclr": ("simclr", "Simclr"),
-    "moco_v2": ("moco_v2", "MocoV2"),
+    "hapicl": ("hapicl", "HAPiCL"),
+    "hapicl_s": ("hapicl_s", "HAPiCLS"),
+    "hapicl_m": ("hapicl_m", "HAPiCLM"),
+    "simclr": ("simclr", "SimCLR"),
+    "moco_v2": ("moco_v2", "MoCoV2"),
     "rotation": ("rotation", "Rotation"),
     "jigsaw": ("jigsaw", "Jigsaw"),
-    "npid": ("npid", "Npid"),
-    "pirl": ("pirl", "Pirl"),
-    "densecl": ("densecl", "Densecl"),
-    "harl": ("harl", "Harl"),
-    "byol": ("byol", "Byol"),
+    "npid": ("npid", "NPID"),
+    "pirl": ("pirl", "PIRL"),
+    "densecl": ("densecl", "DenseCL"),
+    "harl": ("harl", "HARL"),
+    "byol": ("byol", "BYOL"),
     "siameseim": ("siameseim", "SiameseIM"),
-    "mae": ("mae", "Mae"),
-    "moco_v3": ("moco_v3", "MocoV3"),
-    "hapicl_vit": ("hapicl_vit", "HapiclVit"),
+    "mae": ("mae", "MAE"),
+    "moco_v3": ("moco_v3", "MoCoV3"),
+    "hapicl_vit": ("hapicl_vit", "HAPiCLViT"),
 }
 
 

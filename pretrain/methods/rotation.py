@@ -14,8 +14,8 @@ from torch import nn
 
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
-from ...models.heads import pooled
-from ..losses.common import precise
+from ...models.heads import global_average_pool
+from ..losses.common import to_float32
 from .base import Context, Method, Output
 from .shared.pretext import rotate_images
 from .shared.views import PIRL, ViewConfig
@@ -54,13 +54,13 @@ class Rotation(Method):
         """Rotate each image by its drawn turn and classify which."""
         assert batch.rotation is not None
         images = rotate_images(batch.views[0], batch.rotation)
-        features = pooled(self.backbone(images)[self.backbone.last])
-        logits = precise(self.classifier(features))
+        features = global_average_pool(self.backbone(images)[self.backbone.last])
+        logits = to_float32(self.classifier(features))
         loss = F.cross_entropy(logits, batch.rotation)
         accuracy = (logits.detach().argmax(dim=1) == batch.rotation).float().mean()
         return Output(
             loss=loss,
-            parts={"rotation": loss.detach(), "accuracy": accuracy},
+            loss_terms={"rotation": loss.detach(), "accuracy": accuracy},
             embeddings=features.detach(),
             references={"rotation": math.log(4), "accuracy": 0.25},
         )

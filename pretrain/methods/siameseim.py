@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ...common.types import Pixels
 from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
 from ...engine.distributed import reduce_mean
 from ...models.backbones.base import Backbone
 from ...models.backbones.vit import BlockNorm, ViTBackbone, initialise, patchify, require_vit, token_blocks
 from ...models.decoders import CrossViewDecoder
-from ..losses.common import unit
+from ..losses.common import l2_normalize
 from ..losses.tokens import (
     RELEASED_STRENGTH,
     collapse_level,
@@ -30,9 +31,9 @@ from ..losses.tokens import (
     unigrad_cosine,
     unigrad_parts,
 )
-from ..modules.momentum import cosine_momentum, follow, momentum_copy
+from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
 from ..modules.patch_masking import MaskPolicy, draw_mask, split
-from .base import Context, Method, Output, Pixels
+from .base import Context, Method, Output
 from .shared.pictures import similarity_picture
 from .shared.views import (
     BYOL_FIRST,
@@ -149,8 +150,8 @@ class SiameseIM(Method):
         )
         self.moments = nn.ModuleDict()
         if config.target == "feature":
-            self.target_backbone = momentum_copy(self.backbone)
-            self.target_projector = momentum_copy(self.projector)
+            self.target_backbone = make_momentum_encoder(self.backbone)
+            self.target_projector = make_momentum_encoder(self.projector)
         if config.form == "v1":
             for name in self.weights():
                 self.moments[name] = RunningMoment(dim, config.moment_decay)
@@ -184,32 +185,32 @@ class SiameseIM(Method):
     def compare(self, prediction: Tensor, target: Tensor) -> Output:
         """Released loss on every token and (an option) on their means."""
         level = collapse_level(prediction.shape[-1], self.neg_weight)
-        loss, parts = torch.zeros((), device=prediction.device), {}
+        loss, loss_terms = torch.zeros((), device=prediction.device), {}
         for name, weight in self.weights().items():
             sides = (side if name == "dense" else side.mean(1, keepdim=True) for side in (prediction, target))
             found = unigrad_parts(*sides, neg_weight=self.neg_weight, average=reduce_mean)
             loss = loss + weight * found.loss
-            parts[name] = found.loss.detach()
-            parts[f"{name}_target_rank"], parts[f"{name}_r2"] = found.effective_rank, found.r2
+            loss_terms[name] = found.loss.detach()
+            loss_terms[f"{name}_target_rank"], loss_terms[f"{name}_r2"] = found.effective_rank, found.r2
         references = dict.fromkeys(self.weights(), level)
-        return Output(loss=loss, parts=parts, embeddings=target.mean(1), references=references)
+        return Output(loss=loss, loss_terms=loss_terms, embeddings=target.mean(1), references=references)
 
     def compare_v1(self, prediction: Tensor, target: Tensor) -> Output:
         """First version: UniGrad on unit vectors, of the means and of the tokens less their image's mean."""
         level = cosine_collapse_level(self.config.strength)
-        loss, parts = torch.zeros((), device=prediction.device), {}
+        loss, loss_terms = torch.zeros((), device=prediction.device), {}
         for name, weight in self.weights().items():
             rows, wanted = (
                 _centred(side) if name == "dense" else side.mean(1) for side in (prediction, target)
             )
-            moment = cast(RunningMoment, self.moments[name])(unit(wanted))
+            moment = cast(RunningMoment, self.moments[name])(l2_normalize(wanted))
             part = unigrad_cosine(rows, wanted, moment, strength=self.config.strength)
             loss = loss + weight * part
-            parts[name] = part.detach()
-            parts[f"{name}_target_rank"] = effective_rank(moment)
-            parts[f"{name}_cosine"] = (unit(rows.detach()) * unit(wanted)).sum(-1).mean()
+            loss_terms[name] = part.detach()
+            loss_terms[f"{name}_target_rank"] = effective_rank(moment)
+            loss_terms[f"{name}_cosine"] = (l2_normalize(rows.detach()) * l2_normalize(wanted)).sum(-1).mean()
         references = dict.fromkeys(self.weights(), level)
-        return Output(loss=loss, parts=parts, embeddings=target.mean(1), references=references)
+        return Output(loss=loss, loss_terms=loss_terms, embeddings=target.mean(1), references=references)
 
     def compare_pixels(self, prediction: Tensor, images: Tensor) -> Output:
         """Ablation: mean squared error to the normalised pixels of all patches of x2."""
@@ -217,7 +218,7 @@ class SiameseIM(Method):
         loss = (prediction.float() - wanted).square().mean()
         # a prediction of nothing: the mean square of a patch with unit unbiased variance
         chance = 1 - 1 / wanted.shape[-1]
-        return Output(loss=loss, parts={"pixel": loss.detach()}, references={"pixel": chance})
+        return Output(loss=loss, loss_terms={"pixel": loss.detach()}, references={"pixel": chance})
 
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the slow copies follow."""
@@ -225,7 +226,7 @@ class SiameseIM(Method):
             return {}
         momentum = cosine_momentum(self.config.momentum, step, total)
         copies = [self.target_backbone, self.target_projector]
-        follow(copies, [self.backbone, self.projector], momentum)
+        update_momentum(copies, [self.backbone, self.projector], momentum)
         return {"momentum": momentum}
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
 from ...engine.distributed import gather
-from ..losses.common import unit
+from ..losses.common import l2_normalize
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def queue_length(requested: int | None, *, data_set_size: int, batch_size: int) 
 def random_rows(number: int, dim: int, seed: int, purpose: str) -> Tensor:
     """Unit rows of random direction drawn by counter, (number, dim) float32."""
     drawn = counter_generator(seed, 0, 0, 0, purpose).standard_normal((number, dim), dtype=np.float32)
-    return unit(torch.from_numpy(drawn))
+    return l2_normalize(torch.from_numpy(drawn))
 
 
 class Queue(nn.Module):
@@ -73,7 +73,7 @@ class Queue(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Write the normalised keys (B, D) of all processes over the oldest rows; the host never waits."""
-        keys = unit(gather(keys.detach())).to(self.rows.dtype)
+        keys = l2_normalize(gather(keys.detach())).to(self.rows.dtype)
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.rows)
         self.rows.index_copy_(0, places, keys)
         self.pointer.copy_((self.pointer + len(keys)) % len(self.rows))
@@ -98,8 +98,8 @@ class Bank(nn.Module):
     @torch.no_grad()
     def write(self, index: Tensor, embeddings: Tensor) -> None:
         """Blend the rows `index` (B,) with unit embeddings (B, D) of all processes and normalise."""
-        index, fresh = gather(index), unit(gather(embeddings.detach())).to(self.rows.dtype)
-        mixed = unit(self.momentum * self.rows[index] + (1 - self.momentum) * fresh)
+        index, fresh = gather(index), l2_normalize(gather(embeddings.detach())).to(self.rows.dtype)
+        mixed = l2_normalize(self.momentum * self.rows[index] + (1 - self.momentum) * fresh)
         self.rows.index_copy_(0, index, mixed)
 
     def check_paths(self, paths: list[str]) -> None:

@@ -27,13 +27,13 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 SAMPLES_PER_GROUP = 32
 
 
-def momentum_copy(module: AnyModule) -> AnyModule:
+def make_momentum_encoder(module: AnyModule) -> AnyModule:
     """Copy a module without gradient; its BatchNorm statistics are its own from here on."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(copies: Sequence[nn.Module], online: Sequence[nn.Module], momentum: float) -> None:
+def update_momentum(copies: Sequence[nn.Module], online: Sequence[nn.Module], momentum: float) -> None:
     """Move every parameter of the copies to momentum * copy + (1 - momentum) * online, in one foreach update.
 
     Buffers stay: BatchNorm statistics of a copy are its own.
@@ -91,7 +91,7 @@ def batch_norm_groups(requested: int | None, batch_size: int) -> int:
 
 
 @torch.no_grad()
-def dealt(
+def encode_shuffled(
     encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, batch: Batch, *, seed: int, deal: bool
 ) -> tuple[Tensor, ...]:
     """Compute keys on a permuted batch (shuffle-BN) and bring them back to their owners.

@@ -11,7 +11,7 @@ from ...engine.run_logger import CHANCE
 
 HIDDEN = {"step", "epoch", "seconds"}
 FIRST = ("loss", "knn_accuracy", "instance", "pixel", "feature_std", "effective_rank")
-LAST = ("lr", "samples_per_second", "data_wait_share", "peak_memory_gib")
+LAST = ("lr", "samples_per_second", "data_wait_fraction", "peak_memory_gib")
 
 Metrics = dict[str, list[dict[str, float]]]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...common.atomic_files import refuse_unwritable, whole_file
+from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...common.page import Code, Note, Picture, Pictures, Section, Table, page
 from ...engine.run_logger import LOG, read_config, read_metrics
@@ -23,7 +23,7 @@ OVERVIEW = {
     "feature_std": "feature std",
     "effective_rank": "effective rank",
     "samples_per_second": "samples/s",
-    "data_wait_share": "data wait",
+    "data_wait_fraction": "data wait",
     "peak_memory_gib": "peak GiB",
 }
 
@@ -58,7 +58,7 @@ def write_report(runs: Sequence[str], out: str | Path, *, images: str | None = N
         lead=f"{len(names)} run{'s' if len(names) > 1 else ''}: {', '.join(names)}",
         footer=f"made by hapicl {__version__}: hapicl report {' '.join(runs)}",
     )
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
 
 

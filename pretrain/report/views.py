@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...common.atomic_files import whole_file
+from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
 from ...common.page import Picture, encode_image
 from ...data.loading.batch import Batch
@@ -42,7 +42,7 @@ def save_views(folder: Path, batch: Batch) -> None:
     content = {"views": pixels.numpy()}
     if batch.occupancy:
         content["occupancy"] = torch.stack([grid[:KEPT].cpu() for grid in batch.occupancy], dim=1).numpy()
-    with whole_file(folder / VIEWS) as part, open(part, "wb") as stream:
+    with atomic_write(folder / VIEWS) as part, open(part, "wb") as stream:
         np.savez_compressed(stream, **content)  # type: ignore[arg-type]
 
 
@@ -97,11 +97,11 @@ def save_method_pictures(folder: Path, method: Method, batch: Batch) -> None:
     captions = {}
     for number, (caption, pixels) in enumerate(drawn.items()):
         name = f"{number:02d}.png"
-        with whole_file(folder / PICTURES / name) as part:
+        with atomic_write(folder / PICTURES / name) as part:
             part.write_bytes(encode_image(pixels))
         captions[name] = caption
     if captions:
-        with whole_file(folder / PICTURES / CAPTIONS) as part:
+        with atomic_write(folder / PICTURES / CAPTIONS) as part:
             part.write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,11 @@
 import pytest
 
-from hapicl.common.atomic_files import whole_file
+from hapicl.common.atomic_files import atomic_write
 from hapicl.common.errors import UserError
 
 
 def write(path):
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text("new")
 
 
@@ -17,7 +17,7 @@ def test_a_file_is_put_in_place_with_its_folders(tmp_path):
 
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
     def fail():
-        with whole_file(tmp_path / "b.txt") as part:
+        with atomic_write(tmp_path / "b.txt") as part:
             part.write_text("half")
             raise KeyError
 

@@ -29,12 +29,12 @@ def test_the_newest_and_the_one_before_are_kept(tmp_path):
     assert not [entry for entry in tmp_path.iterdir() if entry.suffix in {".part", ".link"}]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
-def test_a_truncated_checkpoint_is_named_and_the_one_before_offered(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.999])
+def test_a_truncated_checkpoint_is_named_and_the_one_before_offered(tmp_path, fraction):
     save(tmp_path, 1)
     save(tmp_path, 2)
     last = tmp_path / "last.pt"
-    last.write_bytes(last.read_bytes()[: int(share * last.stat().st_size)])
+    last.write_bytes(last.read_bytes()[: int(fraction * last.stat().st_size)])
     with pytest.raises(CheckpointError, match=r"last\.pt is damaged .*--resume .*previous\.pt"):
         load_checkpoint(last)
 

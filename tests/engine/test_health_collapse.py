@@ -2,7 +2,7 @@
 
 import pytest
 
-from hapicl.engine.health import complaints
+from hapicl.engine.health import health_warnings
 from hapicl.pretrain.losses.tokens import collapse_level, cosine_collapse_level
 
 LEVELS = {"released": collapse_level(192, 15.36 / 192), "v1": cosine_collapse_level(15.36)}
@@ -12,7 +12,7 @@ LEVELS = {"released": collapse_level(192, 15.36 / 192), "v1": cosine_collapse_le
 def test_sitting_at_the_collapse_level_is_said_in_words(form: str) -> None:
     level = LEVELS[form]
     values = {"dense": level + 0.002, "dense_target_rank": 1.04, "feature_std": 0.5}
-    (sentence,) = complaints(values, {"dense": level}, progress=0.5)
+    (sentence,) = health_warnings(values, {"dense": level}, progress=0.5)
     assert sentence.startswith("collapse: dense sits at its collapse level")
     assert "effective rank is 1.0" in sentence
 
@@ -21,5 +21,5 @@ def test_sitting_at_the_collapse_level_is_said_in_words(form: str) -> None:
 def test_a_run_away_from_the_level_or_at_its_start_is_not_warned(form: str) -> None:
     level = LEVELS[form]
     healthy = {"dense": level - 0.1, "dense_target_rank": 30.0}
-    assert complaints(healthy, {"dense": level}, progress=0.5) == []
-    assert complaints(healthy | {"dense": level}, {"dense": level}, progress=0.1) == []
+    assert health_warnings(healthy, {"dense": level}, progress=0.5) == []
+    assert health_warnings(healthy | {"dense": level}, {"dense": level}, progress=0.1) == []

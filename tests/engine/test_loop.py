@@ -14,7 +14,7 @@ from hapicl.engine.distributed import World
 from hapicl.engine.guard import NonFiniteLossError
 from hapicl.engine.loop import LoopSettings, fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
-from hapicl.engine.run_logger import Journal, read_metrics
+from hapicl.engine.run_logger import RunLogger, read_metrics
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def train(
     folder=None, *, total=10, optimizer="sgd", module=None, source=None, resume=False, fused=True, **settings
 ):
     module = module or ToyModule()
-    options = OptimizerSettings(name=optimizer, lr_per_256=1.0, fused=fused)
+    options = OptimizerSettings(name=optimizer, base_lr=1.0, fused=fused)
     update = build_optimizer(module, options, batch_size=8, device=CPU)
     first_step = 0
     if resume:
@@ -32,14 +32,14 @@ def train(
         update.load_state_dict(state["optimizer"])
         first_step = state["step"]
     calls = settings.pop("calls", {})
-    with Journal(folder, total=total, resumed_step=first_step, show=False) as journal:
+    with RunLogger(folder, total=total, resumed_step=first_step, show=False) as run_logger:
         result = fit(
             module,
             source or ToySource(),
             update,
             LoopSettings(total_steps=total, **settings),
             world=World(),
-            journal=journal,
+            run_logger=run_logger,
             folder=folder,
             first_step=first_step,
             **calls,
@@ -78,9 +78,11 @@ def test_ten_steps_equal_four_and_six(tmp_path, optimizer):
 
 def test_a_resume_with_accumulation_starts_at_the_right_batch(tmp_path):
     source = ToySource(steps_per_epoch=5)
-    whole = train(tmp_path / "whole", total=4, accumulate=2, source=source)
-    train(tmp_path / "parts", total=4, accumulate=2, source=source, stop_after=1)
-    assert_same_state(whole, train(tmp_path / "parts", total=4, accumulate=2, source=source, resume=True))
+    whole = train(tmp_path / "whole", total=4, grad_accum_steps=2, source=source)
+    train(tmp_path / "parts", total=4, grad_accum_steps=2, source=source, stop_after=1)
+    assert_same_state(
+        whole, train(tmp_path / "parts", total=4, grad_accum_steps=2, source=source, resume=True)
+    )
 
 
 def test_accumulated_gradients_are_those_of_the_joined_batch():
@@ -91,7 +93,7 @@ def test_accumulated_gradients_are_those_of_the_joined_batch():
 
         def forward(self, batch):
             loss = (self.layer(batch) - 1).square().mean()
-            return SimpleNamespace(loss=loss, parts={}, embeddings=None, references={})
+            return SimpleNamespace(loss=loss, loss_terms={}, embeddings=None, references={})
 
     class Halves(ToySource):
         def batches(self, epoch, first_step=0):
@@ -103,7 +105,7 @@ def test_accumulated_gradients_are_those_of_the_joined_batch():
     split.load_state_dict(joined.state_dict())
     train(module=joined, total=3)
     source = Halves(steps_per_epoch=6)
-    train(module=split, total=3, accumulate=2, source=source)
+    train(module=split, total=3, grad_accum_steps=2, source=source)
     torch.testing.assert_close(joined.layer.weight, split.layer.weight, rtol=1e-6, atol=1e-7)
 
 
@@ -179,7 +181,7 @@ def test_metrics_hold_every_logged_step_once_after_a_resume(tmp_path):
     assert steps == [1, 2, 4, 6, 8, 10]
     line = list(read_metrics(tmp_path))[-1]
     expected = {"loss", "error", "drift", "lr", "feature_std", "effective_rank", "samples_per_second"}
-    assert expected | {"data_wait_share", "peak_memory_gib", "epoch"} <= line.keys()
+    assert expected | {"data_wait_fraction", "peak_memory_gib", "epoch"} <= line.keys()
     assert any(entry.name.startswith("events") for entry in (tmp_path / "tensorboard").iterdir())
     assert "step 10/10" in (tmp_path / "train.log").read_text()
 

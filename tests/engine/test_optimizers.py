@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from timm.optim import Lars as TimmLars
+from timm.optim import LARS as TimmLars
 from torch import nn
 
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer, mask_updates, set_lr
@@ -26,7 +26,7 @@ def train(module, optimizer, steps=5):
 
 def test_lars_agrees_with_timm_given_the_right_two_groups():
     ours, theirs = network(), network()
-    settings = OptimizerSettings(name="lars", lr_per_256=0.3, weight_decay=1e-2)
+    settings = OptimizerSettings(name="lars", base_lr=0.3, weight_decay=1e-2)
     train(ours, build_optimizer(ours, settings, batch_size=256, device=CPU))
     groups = [
         {"params": [value for value in theirs.parameters() if value.ndim > 1], "weight_decay": 1e-2},
@@ -39,7 +39,7 @@ def test_lars_agrees_with_timm_given_the_right_two_groups():
 
 
 def test_lars_adapts_matrices_and_leaves_vectors_as_in_sgd():
-    settings = OptimizerSettings(name="lars", lr_per_256=1.0, weight_decay=0.0, momentum=0.0)
+    settings = OptimizerSettings(name="lars", base_lr=1.0, weight_decay=0.0, momentum=0.0)
     module = nn.Linear(4, 4)
     weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
     optimizer = build_optimizer(module, settings, batch_size=256, device=CPU)
@@ -100,7 +100,7 @@ def test_fused_and_foreach_train_alike(name):
 def test_the_rate_grows_with_the_global_batch_and_scales_by_group():
     module = network()
     groups = [{"params": module[0].parameters(), "lr_scale": 0.1}, {"params": module[3].parameters()}]
-    optimizer = build_optimizer(groups, OptimizerSettings(lr_per_256=0.03), batch_size=1024, device=CPU)
+    optimizer = build_optimizer(groups, OptimizerSettings(base_lr=0.03), batch_size=1024, device=CPU)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.012, 0.012, 0.12, 0.12])
     set_lr(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.006, 0.006, 0.06, 0.06])
@@ -123,7 +123,7 @@ def test_steps_drop_at_their_shares_of_the_run():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": "adam"}, {"lr_per_256": 0.0}, {"clip_norm": -1.0}, {"momentum": 1.0}]
+    "wrong", [{"name": "adam"}, {"base_lr": 0.0}, {"clip_norm": -1.0}, {"momentum": 1.0}]
 )
 def test_wrong_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match="optimizer"):

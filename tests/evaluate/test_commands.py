@@ -81,7 +81,7 @@ def test_detect_end_to_end(weights: Path, squares: Path, tmp_path: Path) -> None
     "asked",
     [
         "knn --set k=5 --train {colours}/train --test {colours}/test",
-        "semi --share 0.3 --set epochs=2 --train {colours}/train --test {colours}/test",
+        "semi --fraction 0.3 --set epochs=2 --train {colours}/train --test {colours}/test",
         "segment --protocol seg-moco-fcn16 --images {halves}/images --labels {halves}/labels --void 9 "
         "--set steps=2 --set batch_size=4",
         "detect --voc {squares} --split train --set steps=1 --set batch_size=4 --set shape.channels=16 "
@@ -107,7 +107,7 @@ def test_workers_change_no_number(
     ("command", "changes"),
     [
         (("linear", "--cached"), ("epochs=10", "batch_size=12")),
-        (("semi", "--share", "0.1", "--protocol", "logistic-1pct"), ()),
+        (("semi", "--fraction", "0.1", "--protocol", "logistic-1pct"), ()),
         (("svm",), ("max_iterations=20000",)),
     ],
 )

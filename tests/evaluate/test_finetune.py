@@ -44,7 +44,7 @@ def fit(runtime: Runtime, *, steps: int = 40, note: str = "a") -> tuple[float, l
         module,
         TaskBatches(Points(), batch_size=4, seed=1),
         steps=steps,
-        optimizer=OptimizerSettings(lr_per_256=3.2, weight_decay=0.0),
+        optimizer=OptimizerSettings(base_lr=3.2, weight_decay=0.0),
         schedule=ScheduleSettings(name="cosine"),
         seed=1,
         runtime=runtime,

@@ -216,6 +216,6 @@ def test_text_lists_that_are_no_text_are_named(tmp_path: Path, squares: Path, co
     with pytest.raises(UserError, match=r"cannot read .*: Is a directory; give a text file"):
         listed(images, tmp_path)
     data = voc_objects(squares, "train")
-    for share in (0.0, 1.0, -1.0, float("nan")):
+    for fraction in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="leaves one side empty; give a share between 0 and 1"):
-            hold_out_objects(data, share)
+            hold_out_objects(data, fraction)

@@ -43,7 +43,7 @@ def collectives(rank, size, folder):
 def bad_loss(rank, size):
     """The last process's loss is not finite at step 2."""
     module = ToyModule(poison_at=2 if rank == size - 1 else None)
-    optimizer = build_optimizer(module, OptimizerSettings(lr_per_256=1.0), batch_size=8, device=CPU)
+    optimizer = build_optimizer(module, OptimizerSettings(base_lr=1.0), batch_size=8, device=CPU)
     kept = {}
 
     def remember(step, total):
@@ -78,18 +78,18 @@ class Regression(nn.Module):
 
     def forward(self, batch):
         loss = (self.layer(batch) - 1).square().mean()
-        return SimpleNamespace(loss=loss, parts={}, embeddings=None, references={})
+        return SimpleNamespace(loss=loss, loss_terms={}, embeddings=None, references={})
 
 
 def accumulated(rank, size):
     """Weights after two updates of two batches each."""
     module = Regression()
-    optimizer = build_optimizer(module, OptimizerSettings(lr_per_256=1.0), batch_size=8, device=CPU)
+    optimizer = build_optimizer(module, OptimizerSettings(base_lr=1.0), batch_size=8, device=CPU)
     fit(
         module,
         ToySource(steps_per_epoch=4, rank=rank, world_size=size),
         optimizer,
-        LoopSettings(total_steps=2, accumulate=2),
+        LoopSettings(total_steps=2, grad_accum_steps=2),
         world=distributed.World(rank=rank, size=size),
     )
     return module.layer.weight.detach()

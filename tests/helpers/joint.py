@@ -184,7 +184,7 @@ class JointSource:
 def train(name, folder, rank=0, size=1, *, steps=4, stop_after=None):
     """Train a method to the end in a folder, from its checkpoint if it holds one; gives the checkpoint."""
     method, needs = build(name, **CONFIGS[name])
-    optimizer = build_optimizer(method, OptimizerSettings(lr_per_256=0.5), batch_size=BATCH, device=CPU)
+    optimizer = build_optimizer(method, OptimizerSettings(base_lr=0.5), batch_size=BATCH, device=CPU)
     folder.mkdir(parents=True, exist_ok=True)
     first_step = 0
     if (folder / "last.pt").exists():

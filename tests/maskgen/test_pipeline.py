@@ -9,7 +9,7 @@ from skimage import data
 from hapicl.common.errors import UserError
 from hapicl.maskgen import RECIPES, Recipe, foreground, segment
 from hapicl.maskgen.saliency.spectral import spectral_saliency
-from hapicl.maskgen.segmentation.binarise import overlap
+from hapicl.maskgen.segmentation.binarise import iou
 
 HEURISTIC = [name for name, recipe in RECIPES.items() if not recipe.learned]
 ODD_SIZES = [(1, 1), (2, 3), (1, 500), (3000, 2), (4, 160), (5, 7), (10, 10), (16, 16), (2000, 20)]
@@ -27,7 +27,7 @@ def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", [name for name in HEURISTIC if name != "spectral"])
 def test_recipes_find_a_disc(name: str) -> None:
     image, truth = scene()
-    assert overlap(foreground(image, name), truth) > 0.85
+    assert iou(foreground(image, name), truth) > 0.85
     assert segment(image, name).confidence > 0.5
 
 

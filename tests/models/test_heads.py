@@ -3,11 +3,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hapicl.models.heads import cell_head, pooled, vector_head
+from hapicl.models.heads import dense_projection_head, global_average_pool, projection_head
 
 
-def test_a_cell_head_is_a_vector_head_at_every_cell():
-    cells, vectors = cell_head(6, 5, 4, batch_norm=False), vector_head(6, 5, 4, batch_norm=False)
+def test_a_dense_projection_head_is_a_projection_head_at_every_cell():
+    cells, vectors = (
+        dense_projection_head(6, 5, 4, batch_norm=False),
+        projection_head(6, 5, 4, batch_norm=False),
+    )
     for there, here in zip(cells, vectors, strict=True):
         if isinstance(here, nn.Linear):
             here.load_state_dict({"weight": there.weight.flatten(1), "bias": there.bias})
@@ -17,11 +20,11 @@ def test_a_cell_head_is_a_vector_head_at_every_cell():
 
 
 def test_batch_norm_stands_after_the_first_layer_only_where_asked():
-    for build, norm in ((vector_head, nn.BatchNorm1d), (cell_head, nn.BatchNorm2d)):
+    for build, norm in ((projection_head, nn.BatchNorm1d), (dense_projection_head, nn.BatchNorm2d)):
         assert [type(layer) for layer in build(6, 5, 4, batch_norm=True)][1] is norm
         assert not any(isinstance(layer, norm) for layer in build(6, 5, 4, batch_norm=False))
 
 
 def test_pooling_is_the_mean_over_cells():
     features = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(pooled(features), features.flatten(2).mean(2))
+    torch.testing.assert_close(global_average_pool(features), features.flatten(2).mean(2))

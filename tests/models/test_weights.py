@@ -30,7 +30,7 @@ def test_a_torchvision_file_loads_whole_and_its_arch_is_found(
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
     backbone, info = load_backbone(str(tmp_path / "r.pth"))
     same(backbone, resnet)
-    assert (info.arch, info.kind, info.share) == ("resnet18", "file", 1.0)
+    assert (info.arch, info.kind, info.fraction) == ("resnet18", "file", 1.0)
     assert "100.0%" in info.line()
     _, supervised = load_backbone(f"supervised:{tmp_path / 'r.pth'}")
     assert supervised.kind == "supervised"
@@ -68,14 +68,14 @@ def test_safetensors_and_the_config_beside_it(tmp_path: Path) -> None:
     save_file(trained.export_state(), tmp_path / "backbone.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"arch": "resnet18", "stem": "stride1"}))
     _, info = load_backbone(str(tmp_path / "backbone.safetensors"))
-    assert (info.arch, info.stem, info.share) == ("resnet18", "stride1", 1.0)
+    assert (info.arch, info.stem, info.fraction) == ("resnet18", "stride1", 1.0)
 
 
 def test_a_timm_vit_loads_and_its_positions_are_resampled(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224")
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     backbone, info = load_backbone(str(tmp_path / "vit.pth"), arch="vit_tiny_patch16_224", image_size=64)
-    assert info.share == 1.0
+    assert info.fraction == 1.0
     assert backbone(torch.zeros(1, 3, 64, 64))["patches"].shape[2:] == (4, 4)
 
 
@@ -108,7 +108,7 @@ def test_just_under_95_per_cent_is_refused_and_above_passes(tmp_path: Path, resn
 def test_old_files_without_batch_counters_load(tmp_path: Path, resnet: torch.nn.Module) -> None:
     old = {name: value for name, value in resnet.state_dict().items() if "num_batches" not in name}
     torch.save(old, tmp_path / "old.pth")
-    assert load_backbone(str(tmp_path / "old.pth"), arch="resnet18")[1].share == 1.0
+    assert load_backbone(str(tmp_path / "old.pth"), arch="resnet18")[1].fraction == 1.0
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, resnet: torch.nn.Module) -> None:

@@ -76,7 +76,7 @@ def test_the_dry_run_prints_settings_size_and_memory(command, tmp_path, flat_fol
         (["--masks", "MASKS", "--resume", "none.pt"], r"--resume none\.pt: there is no run"),
         (["--masks", "MASKS", "--recipe", "BINARY"], "cannot read the recipe .*binary.yaml"),
         (["--masks", "MASKS", "--set", "config=[1"], r"--set config=\[1: the value is not valid YAML"),
-        (["--masks", "MASKS", "--set", "optimizer.lr_per_256=nan"], "takes a finite number"),
+        (["--masks", "MASKS", "--set", "optimizer.base_lr=nan"], "takes a finite number"),
         (["--masks", "MASKS", "--set", "config.photometric.blur=2"], r"photometric\.blur 2\.0: give"),
         (["--masks", "MASKS", "--set", "config.photometric.hue=1"], r"photometric\.hue 1\.0: give"),
         (["--masks", "MASKS", "--image-size", "100000"], "image_size must be at most 8192"),

@@ -203,10 +203,10 @@ def test_resuming_as_another_training_is_refused(tmp_path, masks):
 def test_accumulation_says_what_it_changes(tmp_path, masks):
     out = tmp_path / "run"
     pretrain(
-        settings(masks, out, accumulate=2, steps=2, config={**CONFIG["config"], "queue_length": 4}),
+        settings(masks, out, grad_accum_steps=2, steps=2, config={**CONFIG["config"], "queue_length": 4}),
         show=False,
     )
-    assert "accumulate=2 computes 4 samples in parts of 2" in (out / "train.log").read_text()
+    assert "grad_accum_steps=2 computes 4 samples in parts of 2" in (out / "train.log").read_text()
 
 
 def test_the_online_knn_is_logged(tmp_path, masks, flat_folder):
@@ -309,6 +309,6 @@ def test_torchrun_trains_as_one_process_and_resumes_at_another_world_size(tmp_pa
     assert [line["step"] for line in two] == [1, 2, 3, 4]
     # float32 rounds sums over processes differently, which ReLU networks amplify from step to step;
     # test_joint_methods holds whole states to 1e-6 in float64
-    for name in ("loss", "instance", "pixel", "similarity_positive", "foreground_share"):
+    for name in ("loss", "instance", "pixel", "similarity_positive", "foreground_fraction"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
-    assert two[3]["foreground_share"] == pytest.approx(one[3]["foreground_share"])  # the same crops
+    assert two[3]["foreground_fraction"] == pytest.approx(one[3]["foreground_fraction"])  # the same crops

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ....common.types import Pixels
 from ....data.loading.photometric import MEAN, STD
 from ....models.backbones.vit import unpatchify
-from ..base import Pixels
 
 SHOWN = 6  # samples in a picture, a row each
 GAP = 4  # white pixels between tiles

@@ -17,9 +17,9 @@ from ....common.errors import UserError
 from ....data.loading.batch import Batch, Needs, ViewPolicy
 from ....engine.distributed import gather, reduce_mean
 from ....models.backbones.base import Backbone
-from ....models.heads import cell_head
+from ....models.heads import dense_projection_head
 from ...losses import PixelForm, cell_labels, pixel_terms
-from ...losses.common import unit
+from ...losses.common import l2_normalize
 from ...losses.pixel import PIXEL_FORMS, cell_pairs
 from ..base import Output
 from .views import ViewConfig, require, require_choice, require_positive, require_share
@@ -101,7 +101,7 @@ def build_pixel_head(config: PixelConfig, backbone: Backbone, *, released: tuple
         if config.pixel_head == "released"
         else (config.pixel_hidden or 2048, config.pixel_dim or 256)
     )
-    return cell_head(channels, hidden, dim, batch_norm=True)
+    return dense_projection_head(channels, hidden, dim, batch_norm=True)
 
 
 def pixel_map(maps: dict[str, Tensor], config: PixelConfig) -> Tensor:
@@ -141,14 +141,14 @@ def pixel_output(
     flat = [(u1.flatten(2), u2.flatten(2), m1, m2) for u1, u2, m1, m2 in pairs]
     terms, counts = zip(*(_global_terms(*pair, batch.has_mask, config) for pair in flat), strict=True)
     loss = torch.stack(terms).mean()
-    parts = {"pixel": loss.detach(), "pixel_dropped": 1 - torch.stack(counts).mean()}
+    loss_terms = {"pixel": loss.detach(), "pixel_dropped": 1 - torch.stack(counts).mean()}
     with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
-        parts |= _health(*flat[0], batch.has_mask, config)
+        loss_terms |= _health(*flat[0], batch.has_mask, config)
         if batch.fallback is not None:
-            parts["crop_fallback"] = batch.fallback.float().mean()
+            loss_terms["crop_fallback"] = batch.fallback.float().mean()
         if batch.has_mask is not None:
-            parts["without_mask"] = 1 - batch.has_mask.float().mean()
-    return Output(loss=loss, parts=parts)
+            loss_terms["without_mask"] = 1 - batch.has_mask.float().mean()
+    return Output(loss=loss, loss_terms=loss_terms)
 
 
 def _global_terms(
@@ -170,11 +170,11 @@ def _global_terms(
         negatives=config.negatives,
         valid=valid,
     )
-    share = counted.to(terms.dtype).mean()
+    fraction = counted.to(terms.dtype).mean()
     if not whole_batch:
-        share = reduce_mean(share)
+        fraction = reduce_mean(fraction)
     # over the images that count in the global batch; all processes' means average to it
-    return terms.mean() / share.clamp(min=1 / (2**20)), share
+    return terms.mean() / fraction.clamp(min=1 / (2**20)), fraction
 
 
 def _health(
@@ -184,7 +184,7 @@ def _health(
 
     Means over all pairs of the images that have a mask; labels as the loss sees them, backgrounds alike.
     """
-    cosine = torch.einsum("bdi,bdj->bij", unit(u1, dim=1), unit(u2, dim=1))
+    cosine = torch.einsum("bdi,bdj->bij", l2_normalize(u1, dim=1), l2_normalize(u2, dim=1))
     within, across = cell_pairs(m1, m2, background_positives=True)
     attract, repel = cell_pairs(m1, m2, background_positives=config.background_positives)
     if valid is not None:
@@ -200,18 +200,18 @@ def _health(
         "pixel_similarity_positive": same,
         "pixel_similarity_negative": other,
         "foreground_background_gap": same - other,
-        "foreground_share": (m1 > 0).float().mean(),
+        "foreground_fraction": (m1 > 0).float().mean(),
         "mask_empty": 1 - (m1 > 0).any(dim=1).float().mean(),
     }
 
 
-def joined(instance: Output, pixel: Output | None, weight: float) -> Output:
+def add_pixel_loss(instance: Output, pixel: Output | None, weight: float) -> Output:
     """Instance term plus weighted pixel term; None leaves the instance term as it is."""
     if pixel is None:
         return instance
     return Output(
         loss=instance.loss + weight * pixel.loss,
-        parts=instance.parts | pixel.parts,
+        loss_terms=instance.loss_terms | pixel.loss_terms,
         embeddings=instance.embeddings,
         references=instance.references | pixel.references,
     )

@@ -103,13 +103,13 @@ def test_redraws_until_the_foreground_is_in_the_crop():
     fallbacks = 0
     for sample in range(200):
         draw = draw_views(aware, Counter(0, 0, sample), mask.shape, _integral(mask))[0]
-        share = _integral(mask).share(draw.geometry)
-        assert draw.fallback == (share < 0.3)
+        fraction = _integral(mask).fraction(draw.geometry)
+        assert draw.fallback == (fraction < 0.3)
         fallbacks += draw.fallback
-        covered[True] += share >= 0.3
+        covered[True] += fraction >= 0.3
         plain = draw_views(blind, Counter(0, 0, sample), mask.shape, _integral(mask))[0]
         assert not plain.fallback
-        covered[False] += _integral(mask).share(plain.geometry) >= 0.3
+        covered[False] += _integral(mask).fraction(plain.geometry) >= 0.3
     # a quarter of the image is foreground: about 1 in 4 single draws hits it, and 1 - .75^6 of six draws
     assert covered[False] < 90
     assert covered[True] > 140

@@ -138,7 +138,7 @@ def test_a_crop_is_the_exact_area_average(tmp_path_factory, data):
     cells = reader.crop("a.png", geometry, size)
     assert cells.dtype == np.float32
     np.testing.assert_allclose(cells, area_average(mask, (height, width), geometry, size), atol=1e-6)
-    assert reader.integral("a.png").share(geometry) == pytest.approx(cells.mean(), abs=1e-6)
+    assert reader.integral("a.png").fraction(geometry) == pytest.approx(cells.mean(), abs=1e-6)
 
 
 def test_a_view_outside_the_recorded_image_is_refused(mask_file):

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from hapicl.common.errors import UserError
-from hapicl.data.images.class_folders import class_folders, listed, share_per_class
+from hapicl.data.images.class_folders import class_folders, fraction_per_class, listed
 from hapicl.evaluate.classification import knn, linear, semi, svm
 from hapicl.evaluate.classification.features import Features, extract_features
 from hapicl.evaluate.finetune import Runtime, settings_from
@@ -59,7 +59,7 @@ def test_lists_take_paths_and_names(tmp_path: Path, colour_folders: Path) -> Non
 
 
 def test_a_share_keeps_every_class(colour_folders: Path) -> None:
-    few = share_per_class(class_folders(colour_folders / "train"), 0.01, seed=3)
+    few = fraction_per_class(class_folders(colour_folders / "train"), 0.01, seed=3)
     assert few.labels == (0, 1, 2)
 
 
@@ -105,9 +105,9 @@ def test_top5_and_absent_classes() -> None:
 @pytest.mark.parametrize("name", ["linear-moco", "linear-moco-cached", "linear-mae"])
 def test_linear_classifiers_learn_colours(name: str, backbone: Backbone, colour_folders: Path) -> None:
     train, test = class_folders(colour_folders / "train"), class_folders(colour_folders / "test")
-    changes = {"image_size": str(SIZE), "epochs": "12", "batch_size": "12", "lr_per_256": "20"}
+    changes = {"image_size": str(SIZE), "epochs": "12", "batch_size": "12", "base_lr": "20"}
     if name == "linear-mae":  # LARS moves a weight by a thousandth of itself times the rate
-        changes |= {"lr_per_256": "200", "warmup_epochs": "0", "epochs": "30"}
+        changes |= {"base_lr": "200", "warmup_epochs": "0", "epochs": "30"}
     protocol = settings_from(linear.PROTOCOLS[name], changes)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     outcome = linear.evaluate_linear(backbone, train, test, protocol, seed=0, runtime=Runtime())
@@ -120,10 +120,10 @@ def test_fine_tuning_on_few_labels_moves_the_backbone(colour_folders: Path) -> N
     own = load_backbone("random", arch="resnet18", stem="no_pool", image_size=SIZE)[0]
     before = own.export_state()["conv1.weight"].clone()
     train, test = class_folders(colour_folders / "train"), class_folders(colour_folders / "test")
-    few = share_per_class(train, 0.5, seed=0)
+    few = fraction_per_class(train, 0.5, seed=0)
     protocol = settings_from(
         semi.PROTOCOLS["semi-finetune"],
-        {"image_size": str(SIZE), "epochs": "15", "batch_size": "12", "lr_per_256": "0.2"},
+        {"image_size": str(SIZE), "epochs": "15", "batch_size": "12", "base_lr": "0.2"},
     )
     outcome = semi.evaluate_semi(own, few, test, protocol, seed=0, runtime=Runtime())
     assert outcome.metrics["top1"] >= 0.9
@@ -145,7 +145,7 @@ def test_logistic_regression_agrees_with_scikit_learn() -> None:
 def test_logistic_protocol_on_colours(backbone: Backbone, colour_folders: Path) -> None:
     train, test = class_folders(colour_folders / "train"), class_folders(colour_folders / "test")
     protocol = settings_from(semi.PROTOCOLS["logistic-1pct"], {"image_size": str(SIZE)})
-    few = share_per_class(train, 0.01, seed=0)
+    few = fraction_per_class(train, 0.01, seed=0)
     outcome = semi.evaluate_semi(backbone, few, test, protocol, seed=0, runtime=Runtime())
     assert outcome.metrics["top1"] == 1.0
 
@@ -193,15 +193,15 @@ def test_voc_classification_lists(tmp_path: Path, colour_folders: Path) -> None:
 
 
 def test_settings_are_changed_by_name_and_type() -> None:
-    protocol = settings_from(linear.PROTOCOLS["linear-moco"], {"epochs": "3", "lr_per_256": "1"})
-    assert (protocol.epochs, protocol.lr_per_256) == (3, 1.0)
+    protocol = settings_from(linear.PROTOCOLS["linear-moco"], {"epochs": "3", "base_lr": "1"})
+    assert (protocol.epochs, protocol.base_lr) == (3, 1.0)
     with pytest.raises(UserError, match="did you mean epochs"):
         settings_from(linear.PROTOCOLS["linear-moco"], {"epoch": "3"})
     for name, text, message in (
         ("epochs", "many", "setting epochs takes a whole number, not 'many'"),
         ("epochs", "1.5", "takes a whole number"),
         ("epochs", "0", "epochs must be above 0"),
-        ("lr_per_256", "nan", "takes a finite number"),
+        ("base_lr", "nan", "takes a finite number"),
         ("optimizer", "adam", "choose one of sgd, lars"),
         ("weight_decay", "-1", "weight_decay must be 0 or more"),
     ):

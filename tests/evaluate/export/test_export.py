@@ -112,7 +112,7 @@ def test_timm_round_trip_of_a_vit(tmp_path: Path) -> None:
 def test_safetensors_round_trip(resnet50: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
     written, _ = export_backbone(str(resnet50[0]), "safetensors", tmp_path / "own")
     _, info = load_backbone(str(written.path))  # the file itself says which backbone it is
-    assert (info.arch, info.stem, info.share) == ("resnet50", "imagenet", 1.0)
+    assert (info.arch, info.stem, info.fraction) == ("resnet50", "imagenet", 1.0)
 
 
 def test_mistakes_are_named(resnet50: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:

@@ -218,8 +218,8 @@ def test_scores_take_saliency_maps_and_count_missing_masks_as_empty(tmp_path, fo
     assert scores.without_mask == ["a/two.png"]
     assert scores.images["a/two.png"]["iou"] == 0
     assert scores.images["a/one.jpg"]["max_f_beta"] == pytest.approx(1)
-    share = masks["a/one.jpg"].mean()
-    mae = share * (1 - 150 / 255) + (1 - share) * 50 / 255
+    fraction = masks["a/one.jpg"].mean()
+    mae = fraction * (1 - 150 / 255) + (1 - fraction) * 50 / 255
     assert scores.images["a/one.jpg"]["mae"] == pytest.approx(mae, abs=1e-6)
     with pytest.raises(UserError, match="does not have"):
         score_masks(tmp_path / "masks.h5", tmp_path / "truth", images=root)

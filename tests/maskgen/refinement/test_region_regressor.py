@@ -16,7 +16,7 @@ from hapicl.maskgen.refinement.region_regressor import (
     train_on_mask_file,
     train_region_regressor,
 )
-from hapicl.maskgen.segmentation.binarise import overlap
+from hapicl.maskgen.segmentation.binarise import iou
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def test_it_learns_what_most_masks_agree_on(scenes: list) -> None:
     image, truth = scene(99)
     learned = learned_saliency(image, regressor)
     assert learned[truth].mean() > learned[~truth].mean() + 0.3
-    assert overlap(refine(image, regressor).mask, truth) > 0.85
+    assert iou(refine(image, regressor).mask, truth) > 0.85
 
 
 def test_training_repeats_itself_and_travels(scenes: list) -> None:
@@ -114,5 +114,5 @@ def test_refined_file_is_complete_and_says_what_it_learned_from(
         score_masks(reader.path, truths, images=folder, first_masks=reader.path)
     again = score_masks(reader.path, truths, images=folder, first_masks=tmp_path / "first.h5")
     assert again.mean["s_measure"] > 0.8
-    scores = [overlap(reader[f"{number:02}.png"], truth) for number, (_, truth) in enumerate(scenes)]
+    scores = [iou(reader[f"{number:02}.png"], truth) for number, (_, truth) in enumerate(scenes)]
     assert np.mean(scores) > 0.85

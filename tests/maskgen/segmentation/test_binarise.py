@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapicl.maskgen.segmentation.binarise import border_pixels, cleaned, confidence, otsu_split, overlap
+from hapicl.maskgen.segmentation.binarise import border_pixels, clean_mask, confidence, iou, otsu_split
 
 
 @settings(max_examples=60, deadline=None)
@@ -12,13 +12,13 @@ def test_otsu_split_is_the_best_of_all_thresholds(regions: list[tuple[int, int]]
     values = np.array([value for value, _ in regions], np.float32)
     area = np.array([size for _, size in regions])
     pixels = np.repeat(values, area).astype(float)
-    threshold, share = otsu_split(values, area)
+    threshold, fraction = otsu_split(values, area)
     best = 0.0
     for candidate in np.unique(pixels)[:-1]:
         high, low = pixels[pixels > candidate], pixels[pixels <= candidate]
         between = len(high) * len(low) / len(pixels) ** 2 * (high.mean() - low.mean()) ** 2
         best = max(best, between / pixels.var())
-    assert share == pytest.approx(best, abs=1e-6)
+    assert fraction == pytest.approx(best, abs=1e-6)
     if best > 0:
         assert pixels.min() <= threshold < pixels.max()
 
@@ -36,9 +36,9 @@ def test_the_threshold_keeps_off_the_border_if_told() -> None:
     border = border_pixels(labels, 3)
     np.testing.assert_array_equal(border, [70, 50, 0])  # the bottom row does not count
     assert otsu_split(values, area)[0] == pytest.approx(0.25)
-    threshold, share = otsu_split(values, area, border, 5.0)
+    threshold, fraction = otsu_split(values, area, border, 5.0)
     assert threshold == pytest.approx(0.75)
-    assert 0 < share < otsu_split(values, area)[1]
+    assert 0 < fraction < otsu_split(values, area)[1]
 
 
 def test_cleaning_fills_holes_and_drops_crumbs() -> None:
@@ -50,15 +50,15 @@ def test_cleaning_fills_holes_and_drops_crumbs() -> None:
     expected = mask.copy()
     expected[10:12, 10:12] = True
     expected[25, 25] = False
-    np.testing.assert_array_equal(cleaned(mask, 0.1), expected)
+    np.testing.assert_array_equal(clean_mask(mask, 0.1), expected)
     expected[0:10, 26:30] = False
-    np.testing.assert_array_equal(cleaned(mask, 0.3), expected)
+    np.testing.assert_array_equal(clean_mask(mask, 0.3), expected)
 
 
 def test_cleaning_leaves_bays_of_the_border_open() -> None:
     mask = np.zeros((20, 20), bool)
     mask[5:, 5:9] = mask[5:, 12:16] = mask[5:8, 5:16] = True
-    np.testing.assert_array_equal(cleaned(mask, 0.1), mask)
+    np.testing.assert_array_equal(clean_mask(mask, 0.1), mask)
 
 
 def test_confidence_needs_separation_agreement_and_contrast() -> None:
@@ -76,8 +76,8 @@ def test_confidence_needs_separation_agreement_and_contrast() -> None:
 
 def test_overlap() -> None:
     first, second = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
-    assert overlap(first, second) == pytest.approx(1 / 3)
-    assert overlap(first & ~first, second & ~second) == 1
+    assert iou(first, second) == pytest.approx(1 / 3)
+    assert iou(first & ~first, second & ~second) == 1
 
 
 def test_a_border_that_no_split_leaves_out_does_not_decide():

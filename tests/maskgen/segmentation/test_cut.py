@@ -4,7 +4,7 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_flow
 
-from hapicl.maskgen.segmentation.binarise import overlap
+from hapicl.maskgen.segmentation.binarise import iou
 from hapicl.maskgen.segmentation.cut import (
     STEP,
     cheapest_component,
@@ -29,7 +29,7 @@ def test_the_cut_finds_the_edge_and_repeats_itself() -> None:
     work, truth = disc_scene()
     rough = cv2.erode(truth.astype(np.uint8), np.ones((9, 9))) > 0
     cut = colour_cut(work, rough, 150, 15.0)
-    assert overlap(cut, truth) > 0.95 > overlap(rough, truth)
+    assert iou(cut, truth) > 0.95 > iou(rough, truth)
     # anything that draws from OpenCV's generator in between
     cv2.kmeans(np.float32(work.reshape(-1, 3)), 3, None, (3, 5, 1.0), 1, cv2.KMEANS_RANDOM_CENTERS)
     np.testing.assert_array_equal(colour_cut(work, rough, 150, 15.0), cut)
@@ -43,7 +43,7 @@ def test_the_cut_is_that_of_opencv_at_the_papers_smoothness() -> None:
     cv2.setRNGSeed(0)
     cv2.grabCut(work, marks, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
     theirs = (marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD)
-    assert overlap(colour_cut(work, rough, 300, 50.0), theirs) > 0.97
+    assert iou(colour_cut(work, rough, 300, 50.0), theirs) > 0.97
 
 
 def test_the_cut_leaves_a_mask_without_pixels_to_model() -> None:

@@ -83,10 +83,10 @@ def test_merging_and_flattening():
     ("wrong", "message"),
     [
         ({"epochs": 3, "steps": 5}, "--epochs or --steps, not both"),
-        ({"batch_size": 10, "accumulate": 3}, "batch_size 10 is no multiple of accumulate 3"),
+        ({"batch_size": 10, "grad_accum_steps": 3}, "batch_size 10 is no multiple of grad_accum_steps 3"),
         ({"knn_train": "a"}, "needs both --knn-train and --knn-val"),
         ({"steps": 0}, "steps must be above 0"),
-        ({"optimizer": {"lr_per_256": -1}}, "optimizer: optimizer.lr_per_256 must be above 0"),
+        ({"optimizer": {"base_lr": -1}}, "optimizer: optimizer.base_lr must be above 0"),
     ],
 )
 def test_settings_that_contradict_are_refused(wrong, message):
@@ -96,14 +96,14 @@ def test_settings_that_contradict_are_refused(wrong, message):
 
 def test_options_win_over_set_which_wins_over_the_recipe(tmp_path):
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("method: simclr\nepochs: 7\nbatch_size: 8\noptimizer: {name: lars, lr_per_256: 0.3}\n")
+    recipe.write_text("method: simclr\nepochs: 7\nbatch_size: 8\noptimizer: {name: lars, base_lr: 0.3}\n")
     settings, notes = resolve(
         {"images": "x", "batch_size": 32},
         recipe=str(recipe),
-        overrides=["batch_size=16", "optimizer.lr_per_256=0.1"],
+        overrides=["batch_size=16", "optimizer.base_lr=0.1"],
     )
     assert (settings.method, settings.batch_size, settings.epochs) == ("simclr", 32, 7)
-    assert (settings.optimizer.name, settings.optimizer.lr_per_256) == ("lars", 0.1)
+    assert (settings.optimizer.name, settings.optimizer.base_lr) == ("lars", 0.1)
     assert notes[0] == f"settings from recipe {recipe}"
     assert "--set batch_size has no effect: its option is given too" in notes[1]
 

@@ -60,16 +60,16 @@ def test_no_samples_are_refused_before_anything_is_read():
 
 def test_names_the_input_path_and_asks_for_workers_or_a_pack():
     slow_input = _judged(1 / 1900, 1 / 4000)
-    assert "the input path: 1900 samples/s from 4 workers, mostly decode as needed" in slow_input.wall
+    assert "the input path: 1900 samples/s from 4 workers, mostly decode as needed" in slow_input.bottleneck
     assert "hapicl data pack" in slow_input.advice[0]
     assert "--workers 8" in slow_input.advice[1]
     slow_disk = _judged(1 / 200, 1 / 4000, read=60.0)
-    assert "mostly read" in slow_disk.wall
+    assert "mostly read" in slow_disk.bottleneck
     assert "hapicl data pack" in slow_disk.advice[0]
 
 
 def test_names_the_step_where_the_input_keeps_up():
-    assert _judged(1 / 9000, 1 / 300).wall.startswith("the step: 298 samples/s")
+    assert _judged(1 / 9000, 1 / 300).bottleneck.startswith("the step: 298 samples/s")
 
 
 def test_more_workers_are_no_cure_on_the_cpu():
@@ -78,7 +78,14 @@ def test_more_workers_are_no_cure_on_the_cpu():
 
 def test_a_stage_that_is_not_there_shows_a_dash():
     made = Diagnosis(
-        stages=STAGES, workers=2, loader=900.0, transfer=0.0, augment=800.0, step=30.0, wall="x", advice=["y"]
+        stages=STAGES,
+        workers=2,
+        loader=900.0,
+        transfer=0.0,
+        augment=800.0,
+        step=30.0,
+        bottleneck="x",
+        advice=["y"],
     )
     lines = {line.split()[0]: line for line in report(made).splitlines()}
     assert " - " in lines["transfer"]

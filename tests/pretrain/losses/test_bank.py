@@ -35,8 +35,8 @@ def test_agrees_with_the_original_numbers(golden_arrays):
     torch.testing.assert_close(loss.detach(), data["loss"], rtol=0, atol=1e-9)
     for value, name in zip(embeddings, ("grad_image", "grad_patch"), strict=True):
         # the original does not normalise inside: ours has the part of its gradient tangential to the sphere
-        unit = value.detach()
-        tangential = data[name] - (data[name] * unit).sum(dim=1, keepdim=True) * unit
+        l2_normalize = value.detach()
+        tangential = data[name] - (data[name] * l2_normalize).sum(dim=1, keepdim=True) * l2_normalize
         torch.testing.assert_close(value.grad, tangential, rtol=0, atol=1e-9)
 
 

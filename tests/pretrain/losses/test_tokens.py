@@ -121,9 +121,9 @@ def test_r2_is_one_for_a_perfect_prediction_and_zero_for_the_mean() -> None:
     tokens = losses.target_tokens(target)
     mean = tokens.mean((0, 1)).expand_as(tokens)
     shrink = torch.eye(8, dtype=torch.float64) + 0.7 * losses.second_moment(tokens.flatten(0, 1))
-    for estimate, share in ((tokens, 1.0), (mean, 0.0)):
+    for estimate, fraction in ((tokens, 1.0), (mean, 0.0)):
         best = torch.linalg.solve(shrink, estimate.transpose(1, 2)).transpose(1, 2)
-        assert losses.unigrad_parts(best, target, neg_weight=0.7).r2.item() == pytest.approx(share)
+        assert losses.unigrad_parts(best, target, neg_weight=0.7).r2.item() == pytest.approx(fraction)
 
 
 def test_the_loss_is_least_at_the_shrunk_estimate() -> None:

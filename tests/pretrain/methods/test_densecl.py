@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hapicl.common.errors import UserError
-from hapicl.models.heads import pooled
+from hapicl.models.heads import global_average_pool
 from hapicl.pretrain.losses import dense_info_nce, info_nce
 from hapicl.pretrain.methods.densecl import warm_up_steps
 from hapicl.pretrain.methods.registry import method_class
@@ -43,8 +43,8 @@ def test_the_loss_is_the_weighted_sum_in_one_direction(make_method, make_batch):
     features = method.backbone(batch.views[0])["layer4"]
     with torch.no_grad():
         others = method.key_backbone(batch.views[1])["layer4"]
-        key, key_dense = method.key_head(pooled(others)), method.key_dense_head(others)
-    expected = 0.7 * info_nce(method.head(pooled(features)), key, queue, temperature=0.2)
+        key, key_dense = method.key_head(global_average_pool(others)), method.key_dense_head(others)
+    expected = 0.7 * info_nce(method.head(global_average_pool(features)), key, queue, temperature=0.2)
     expected = expected + 0.3 * dense_info_nce(
         method.dense_head(features).flatten(2),
         key_dense.flatten(2),
@@ -81,21 +81,21 @@ def test_matches_come_from_the_backbone_not_the_head(make_method, make_batch):
     with torch.no_grad():
         for value in second.dense_head.parameters():
             value.normal_()
-    assert torch.equal(first(batch).parts["matches_mutual"], second(batch).parts["matches_mutual"])
+    assert torch.equal(first(batch).loss_terms["matches_mutual"], second(batch).loss_terms["matches_mutual"])
     by_head = [make_method("densecl", matching="head"), make_method("densecl", matching="head")]
     with torch.no_grad():
         for value in by_head[1].dense_head.parameters():
             value.normal_()
-    shares = [method(batch).parts["matches_mutual"] for method in by_head]
+    shares = [method(batch).loss_terms["matches_mutual"] for method in by_head]
     assert not torch.equal(*shares)
 
 
 def test_one_view_matches_itself(make_method, make_batch):
     batch = make_batch()
     batch.geometry = (batch.geometry[0], batch.geometry[0])
-    parts = make_method("densecl", matching="geometry")(batch).parts
-    assert parts["matches_mutual"] == 1
-    assert parts["match_distance_cells"] == 0
+    loss_terms = make_method("densecl", matching="geometry")(batch).loss_terms
+    assert loss_terms["matches_mutual"] == 1
+    assert loss_terms["match_distance_cells"] == 0
 
 
 def test_foreground_matching_stays_within_the_mask_label(make_method, make_batch):
@@ -125,7 +125,7 @@ def test_lambda_steps_up_after_its_warm_up_and_is_announced(make_method, make_ba
     weights = []
     for step in range(5):
         output = method(make_batch(seed=step))
-        instance, dense = output.parts["instance"], output.parts["dense"]
+        instance, dense = output.loss_terms["instance"], output.loss_terms["dense"]
         weights.append(round(((output.loss.detach() - instance) / (dense - instance)).item(), 3))
         said = method.after_step(step, 60)["lambda"]
     assert weights == [0, 0, 0, 0.5, 0.5]

@@ -9,7 +9,7 @@ import torch
 
 from hapicl.common.errors import UserError
 from hapicl.models.backbones.build import build_backbone
-from hapicl.models.heads import pooled
+from hapicl.models.heads import global_average_pool
 from hapicl.pretrain.losses import cell_labels, info_nce, nt_xent, pixel_contrast
 from hapicl.pretrain.methods.registry import method_class
 from hapicl.pretrain.methods.shared.pixel_term import build_pixel_head, pixel_map
@@ -50,13 +50,13 @@ def test_hapicl_s_is_nt_xent_plus_the_weighted_pixel_loss(make_method, make_batc
     method, batch = make_method("hapicl_s", pixel_weight=0.5), make_batch()
     output = method(batch)
     maps = method.backbone(torch.cat(batch.views))
-    z1, z2 = method.head(pooled(maps["layer4"])).chunk(2)
+    z1, z2 = method.head(global_average_pool(maps["layer4"])).chunk(2)
     u1, u2 = method.pixel_head(maps["layer4"]).flatten(2).chunk(2)
     m1, m2 = (cell_labels(grid) for grid in batch.occupancy)
     instance, pixel = nt_xent(z1, z2, temperature=0.2), pixel_contrast(u1, u2, m1, m2)
     torch.testing.assert_close(output.loss, instance + 0.5 * pixel)
-    torch.testing.assert_close(output.parts["instance"], instance.detach())
-    torch.testing.assert_close(output.parts["pixel"], pixel.detach())
+    torch.testing.assert_close(output.loss_terms["instance"], instance.detach())
+    torch.testing.assert_close(output.loss_terms["pixel"], pixel.detach())
 
 
 def test_hapicl_m_is_symmetric_info_nce_plus_both_pixel_directions(make_method, make_batch):
@@ -66,8 +66,8 @@ def test_hapicl_m_is_symmetric_info_nce_plus_both_pixel_directions(make_method, 
     maps = [method.backbone(view)["layer4"] for view in batch.views]
     with torch.no_grad():
         keys = [method.key_backbone(view)["layer4"] for view in batch.views]
-    z = [method.head(pooled(value)) for value in maps]
-    k = [method.key_head(pooled(value)) for value in keys]
+    z = [method.head(global_average_pool(value)) for value in maps]
+    k = [method.key_head(global_average_pool(value)) for value in keys]
     u = [method.pixel_head(value).flatten(2) for value in maps]
     v = [method.key_pixel_head(value).flatten(2) for value in keys]
     m1, m2 = (cell_labels(grid) for grid in batch.occupancy)
@@ -167,29 +167,29 @@ def test_dropped_images_and_fallback_crops_are_counted(make_method, make_batch):
     batch.occupancy[0][:2], batch.occupancy[1][:2] = 1.0, 1.0
     batch.has_mask[2] = False
     batch.fallback[:4] = True
-    parts = make_method("hapicl_m")(batch).parts
-    assert parts["pixel_dropped"].item() == pytest.approx(3 / 8)
-    assert parts["crop_fallback"].item() == pytest.approx(0.5)
-    assert parts["without_mask"].item() == pytest.approx(1 / 8)
+    loss_terms = make_method("hapicl_m")(batch).loss_terms
+    assert loss_terms["pixel_dropped"].item() == pytest.approx(3 / 8)
+    assert loss_terms["crop_fallback"].item() == pytest.approx(0.5)
+    assert loss_terms["without_mask"].item() == pytest.approx(1 / 8)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_batch_without_any_pair_trains_the_instance_term_alone(make_method, make_batch, system, share):
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_a_batch_without_any_pair_trains_the_instance_term_alone(make_method, make_batch, system, fraction):
     batch = make_batch()
     for grid in batch.occupancy:
-        grid.fill_(share)
+        grid.fill_(fraction)
     method = make_method(system)
     output, found = gradients(method, batch)
-    assert output.parts["pixel"] == 0
-    assert output.parts["pixel_dropped"] == 1
+    assert output.loss_terms["pixel"] == 0
+    assert output.loss_terms["pixel_dropped"] == 1
     assert all(torch.isfinite(value).all() for value in found.values())
     assert not any(value.any() for name, value in found.items() if name.startswith("pixel_head"))
 
 
 def test_the_gap_is_the_cosine_within_labels_less_the_cosine_across(make_method, make_batch):
     method, batch = make_method("hapicl_s"), make_batch()
-    parts = method(batch).parts
+    loss_terms = method(batch).loss_terms
     with torch.no_grad():
         cells = method.pixel_head(method.backbone(torch.cat(batch.views))["layer4"]).flatten(2)
     u1, u2 = torch.nn.functional.normalize(cells, dim=1).chunk(2)
@@ -201,7 +201,7 @@ def test_the_gap_is_the_cosine_within_labels_less_the_cosine_across(make_method,
                 value = float(u1[b, :, i] @ u2[b, :, j])
                 (within if m1[b, i] == m2[b, j] else across).append(value)
     gap = sum(within) / len(within) - sum(across) / len(across)
-    assert parts["foreground_background_gap"].item() == pytest.approx(gap, abs=1e-5)
+    assert loss_terms["foreground_background_gap"].item() == pytest.approx(gap, abs=1e-5)
 
 
 def test_the_pixel_loss_alone_warns_of_its_trivial_optimum(make_method, caplog):

@@ -6,7 +6,7 @@ from small_vit import GRID, SIDE, batch_for, small_method, train
 
 from hapicl.common.errors import UserError
 from hapicl.pretrain.losses import pixel_contrast
-from hapicl.pretrain.methods.hapicl_vit import HapiclVit, HapiclVitConfig
+from hapicl.pretrain.methods.hapicl_vit import HAPiCLViT, HAPiCLViTConfig
 
 
 def test_the_loss_is_moco_v3_plus_the_weighted_pixel_loss() -> None:
@@ -21,7 +21,7 @@ def test_the_loss_is_moco_v3_plus_the_weighted_pixel_loss() -> None:
     slow = [method.key_pixel_head(method.key_backbone(view)["patches"]).flatten(2) for view in batch.views]
     pixel = pixel_contrast(online[0], slow[1], labels[0], labels[1])
     pixel = (pixel + pixel_contrast(online[1], slow[0], labels[1], labels[0])) / 2
-    instance = 4 * 0.2 * output.parts["instance"]
+    instance = 4 * 0.2 * output.loss_terms["instance"]
     torch.testing.assert_close(output.loss, instance + 0.7 * pixel)
 
 
@@ -45,29 +45,29 @@ def test_weight_zero_is_moco_v3() -> None:
     plain, ours = small_method("moco_v3"), small_method("hapicl_vit", pixel_weight=0.0)
     batch = batch_for(ours)
     torch.testing.assert_close(ours(batch).loss, plain(batch).loss)
-    assert "pixel" not in ours(batch).parts
+    assert "pixel" not in ours(batch).loss_terms
 
 
 def test_the_loss_falls_on_one_batch() -> None:
     method = small_method("hapicl_vit")
     batch = batch_for(method)
-    parts = method(batch).parts
+    loss_terms = method(batch).loss_terms
     train(method, batch, 40)
-    after = method(batch).parts
-    assert after["instance"] < parts["instance"]
-    assert after["pixel"] < parts["pixel"]
+    after = method(batch).loss_terms
+    assert after["instance"] < loss_terms["instance"]
+    assert after["pixel"] < loss_terms["pixel"]
 
 
 def test_needs_masks_on_the_patch_grid() -> None:
-    needs = HapiclVit.needs(HapiclVitConfig(), image_size=SIDE, grid=GRID)
+    needs = HAPiCLViT.needs(HAPiCLViTConfig(), image_size=SIDE, grid=GRID)
     assert needs.grid == GRID
     assert needs.views[0].scale == (0.08, 1.0)
     assert needs.views[1].photometric.solarize == 0.2
-    assert "own" in HapiclVit.source
+    assert "own" in HAPiCLViT.source
 
 
 def test_settings_of_a_resnet_are_refused() -> None:
     with pytest.raises(UserError, match="feature_level"):
-        HapiclVitConfig(feature_level="both")
+        HAPiCLViTConfig(feature_level="both")
     with pytest.raises(UserError, match="pixel_head"):
-        HapiclVitConfig(pixel_head="released")
+        HAPiCLViTConfig(pixel_head="released")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hapicl.common.errors import UserError
 from hapicl.engine import batchnorm
-from hapicl.models.heads import pooled
+from hapicl.models.heads import global_average_pool
 from hapicl.pretrain.losses import info_nce
 from hapicl.pretrain.methods.harl import three_vectors
 from hapicl.pretrain.methods.registry import METHODS, method_class
@@ -34,7 +34,7 @@ def test_every_trained_parameter_has_a_gradient_and_no_copy_has(make_method, mak
     assert set(found) == trained_names(method)
     assert not any(part.startswith(("key_", "target_")) for part in found)
     assert output.embeddings.shape[0] == 8
-    assert not any(value.requires_grad for value in output.parts.values())
+    assert not any(value.requires_grad for value in output.loss_terms.values())
 
 
 def test_simclr_references_its_chance_level(make_method, make_batch):
@@ -45,22 +45,24 @@ def test_simclr_references_its_chance_level(make_method, make_batch):
 def test_simclr_logs_the_mean_similarity_of_negatives(make_method, make_batch):
     method, batch = make_method("simclr"), make_batch()
     output = method(batch)
-    z = F.normalize(method.head(pooled(method.backbone(torch.cat(batch.views))["layer4"])), dim=1)
+    z = F.normalize(
+        method.head(global_average_pool(method.backbone(torch.cat(batch.views))["layer4"])), dim=1
+    )
     cosine = z @ z.T
     pairs = torch.zeros(16, 16, dtype=torch.bool)
     for i in range(16):
         pairs[i, i] = pairs[i, (i + 8) % 16] = True
     expected = cosine[~pairs].mean()
-    torch.testing.assert_close(output.parts["similarity_negative"], expected.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.loss_terms["similarity_negative"], expected.detach(), rtol=0, atol=1e-5)
 
 
 def test_moco_contrasts_in_one_direction_and_queues_one_key_an_image(make_method, make_batch):
     method, batch = make_method("moco_v2", batch_norm_groups=1), make_batch()
     queue = method.queue.rows.clone()
     output = method(batch)
-    query = method.head(pooled(method.backbone(batch.views[0])["layer4"]))
+    query = method.head(global_average_pool(method.backbone(batch.views[0])["layer4"]))
     with torch.no_grad():
-        key = method.key_head(pooled(method.key_backbone(batch.views[1])["layer4"]))
+        key = method.key_head(global_average_pool(method.key_backbone(batch.views[1])["layer4"]))
     torch.testing.assert_close(output.loss, info_nce(query, key, queue, temperature=0.2))
     assert output.references == {"instance": pytest.approx(math.log(9))}
     torch.testing.assert_close(method.queue.rows, F.normalize(key, dim=1))
@@ -79,7 +81,7 @@ def test_moco_symmetric_is_the_mean_of_both_directions(make_method, make_batch):
 def test_moco_keys_have_batch_norm_statistics_of_other_samples(make_method, make_batch):
     """With split BatchNorm over a dealt batch a key's statistics are not those of its own query's group."""
     method, batch = make_method("moco_v2", batch_norm_groups=2), make_batch()
-    plain = method.key_head(pooled(method.key_backbone(batch.views[1])["layer4"]))
+    plain = method.key_head(global_average_pool(method.key_backbone(batch.views[1])["layer4"]))
     dealt = method.keys(batch.views[1], batch)
     assert not torch.allclose(plain, dealt, atol=1e-4)
     again = method.keys(batch.views[1], batch)
@@ -140,8 +142,10 @@ def test_harl_vectors_are_the_masked_means_with_one_added():
 
 def test_harl_weighs_global_foreground_and_background(make_method, make_batch):
     method, batch = make_method("harl", hidden=16, dim=8, alpha=0.25, beta=0.6, beta_end=None), make_batch()
-    parts = (output := method(batch)).parts
-    expected = 0.6 * parts["instance"] + 0.4 * (0.25 * parts["foreground"] + 0.75 * parts["background"])
+    loss_terms = (output := method(batch)).loss_terms
+    expected = 0.6 * loss_terms["instance"] + 0.4 * (
+        0.25 * loss_terms["foreground"] + 0.75 * loss_terms["background"]
+    )
     torch.testing.assert_close(output.loss.detach(), expected)
 
 
@@ -157,11 +161,11 @@ def test_harl_leaves_images_without_a_mask_out_of_the_masked_terms(make_method, 
     batch = make_batch()
     batch.has_mask[:4] = False
     first = make_method("harl", hidden=16, dim=8)
-    parts = first(batch).parts
+    loss_terms = first(batch).loss_terms
     p, t = first.predict(batch.views[0], batch.occupancy[0]), first.target(batch.views[1], batch.occupancy[1])
     q, s = first.predict(batch.views[1], batch.occupancy[1]), first.target(batch.views[0], batch.occupancy[0])
     kept = 4 - 2 * (p[1] * t[1]).sum(1)[4:] - 2 * (q[1] * s[1]).sum(1)[4:]
-    torch.testing.assert_close(parts["foreground"], kept.mean().detach())
+    torch.testing.assert_close(loss_terms["foreground"], kept.mean().detach())
 
 
 def test_harl_survives_empty_and_full_masks(make_method, make_batch):

@@ -32,5 +32,5 @@ def test_the_loss_of_one_batch_falls(name):
         optimizer.step()
         method.after_step(step, 1000)
         part = FALLING.get(name)
-        values.append((output.parts[part] if part else output.loss.detach()).item())
+        values.append((output.loss_terms[part] if part else output.loss.detach()).item())
     assert sum(values[-5:]) / 5 < 0.9 * values[0]

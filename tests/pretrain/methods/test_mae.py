@@ -6,7 +6,7 @@ from small_vit import GRID, batch_for, small_method, train
 
 from hapicl.common.errors import UserError
 from hapicl.data.loading.batch import NO_PHOTOMETRIC
-from hapicl.pretrain.methods.mae import Mae, MaeConfig
+from hapicl.pretrain.methods.mae import MAE, MAEConfig
 from hapicl.pretrain.modules.patch_masking import split
 
 
@@ -78,11 +78,11 @@ def test_the_loss_falls_on_one_batch() -> None:
 
 
 def test_needs_one_view_without_colour_and_no_masks() -> None:
-    needs = Mae.needs(MaeConfig(), image_size=48, grid=6)
+    needs = MAE.needs(MAEConfig(), image_size=48, grid=6)
     (view,) = needs.views
     assert (view.scale, view.hflip, view.photometric) == ((0.2, 1.0), 0.5, NO_PHOTOMETRIC)
     assert not needs.masks
-    biased = Mae.needs(MaeConfig(foreground_bias=-1.0), image_size=48, grid=6)
+    biased = MAE.needs(MAEConfig(foreground_bias=-1.0), image_size=48, grid=6)
     assert biased.grid == 6
     method = small_method("mae", foreground_bias=-1.0, mask_pattern="block")
     assert method(batch_for(method)).loss.isfinite()
@@ -107,4 +107,4 @@ def test_the_picture_of_a_perfect_prediction_is_the_image(normalise, monkeypatch
 
 def test_a_decoder_whose_heads_do_not_divide_it_is_refused() -> None:
     with pytest.raises(UserError, match="decoder_dim 50"):
-        MaeConfig(decoder_dim=50)
+        MAEConfig(decoder_dim=50)

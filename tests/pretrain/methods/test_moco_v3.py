@@ -9,7 +9,7 @@ from small_vit import batch_for, small_method, train
 from hapicl.common.errors import UserError
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.methods.base import Context
-from hapicl.pretrain.methods.moco_v3 import MocoV3, MocoV3Config, batch_norm_head
+from hapicl.pretrain.methods.moco_v3 import MoCoV3, MoCoV3Config, batch_norm_head
 
 
 def test_the_loss_against_a_loop() -> None:
@@ -27,7 +27,7 @@ def test_the_loss_against_a_loop() -> None:
             cross = torch.logsumexp(torch.stack(scores), 0) - scores[row]
             total = total + 2 * 0.2 * cross / 5
     torch.testing.assert_close(output.loss, total)
-    assert output.parts["instance"].item() == pytest.approx(total.item() / (4 * 0.2))
+    assert output.loss_terms["instance"].item() == pytest.approx(total.item() / (4 * 0.2))
     assert output.references["instance"] == pytest.approx(math.log(5))
 
 
@@ -43,7 +43,7 @@ def test_the_resnet_form_has_temperature_one_and_no_frozen_part() -> None:
     torch.manual_seed(0)
     context = Context(data_set_size=8, batch_size=4, total_steps=1, steps_per_epoch=1)
     backbone = build_backbone("resnet18", image_size=64)
-    method = MocoV3(MocoV3Config(hidden=32, dim=16), context, backbone)
+    method = MoCoV3(MoCoV3Config(hidden=32, dim=16), context, backbone)
     assert method.temperature == 1.0
     assert small_method("moco_v3").temperature == 0.2
     assert small_method("moco_v3", temperature=0.5).temperature == 0.5
@@ -51,7 +51,7 @@ def test_the_resnet_form_has_temperature_one_and_no_frozen_part() -> None:
     output = method(batch)
     output.loss.backward()
     assert all((value.grad is None) == name.startswith("key_") for name, value in method.named_parameters())
-    assert output.loss.item() == pytest.approx(4 * output.parts["instance"].item(), rel=1e-5)
+    assert output.loss.item() == pytest.approx(4 * output.loss_terms["instance"].item(), rel=1e-5)
 
 
 def test_a_vit_gives_its_class_token_and_a_resnet_its_pooled_map() -> None:
@@ -83,6 +83,6 @@ def test_the_loss_falls_on_one_batch() -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="temperature"):
-        MocoV3Config(temperature=0.0)
+        MoCoV3Config(temperature=0.0)
     with pytest.raises(UserError, match="momentum"):
-        MocoV3Config(momentum=-0.1)
+        MoCoV3Config(momentum=-0.1)

@@ -9,9 +9,9 @@ import torch
 def test_ten_steps_equal_four_and_six(tmp_path, name):
     whole = joint.train(name, tmp_path / "whole", steps=10)
     joint.train(name, tmp_path / "parts", steps=10, stop_after=4)
-    parts = joint.train(name, tmp_path / "parts", steps=10)
-    assert whole["step"] == parts["step"] == 10
-    left, right = list(joint.tensors(whole)), list(joint.tensors(parts))
+    loss_terms = joint.train(name, tmp_path / "parts", steps=10)
+    assert whole["step"] == loss_terms["step"] == 10
+    left, right = list(joint.tensors(whole)), list(joint.tensors(loss_terms))
     assert [place for place, _ in left] == [place for place, _ in right]
     pairs = zip(left, right, strict=True)
     assert [place for (place, one), (_, other) in pairs if not torch.equal(one, other)] == []

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hapicl.common.errors import UserError
-from hapicl.pretrain.losses.common import unit
+from hapicl.pretrain.losses.common import l2_normalize
 from hapicl.pretrain.modules.memory import Bank, Queue, queue_length
 
 
@@ -22,7 +22,7 @@ def test_a_queue_holds_the_latest_keys_in_a_ring(length, batches):
     for size in batches:
         keys = torch.randn(size, 3, generator=draw)
         queue.enqueue(keys)
-        for key in unit(keys):
+        for key in l2_normalize(keys):
             expected[pointer % length] = key
             pointer += 1
     assert torch.equal(queue.rows, expected)

@@ -9,18 +9,24 @@ from torch import nn
 
 from hapicl.common.errors import UserError
 from hapicl.data.loading.batch import Batch
-from hapicl.pretrain.modules.momentum import batch_norm_groups, cosine_momentum, dealt, follow, momentum_copy
+from hapicl.pretrain.modules.momentum import (
+    batch_norm_groups,
+    cosine_momentum,
+    encode_shuffled,
+    make_momentum_encoder,
+    update_momentum,
+)
 
 
 def test_a_copy_takes_no_gradient_and_follows_parameter_by_parameter():
     online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    copy = momentum_copy(online)
+    copy = make_momentum_encoder(online)
     before = [value.clone() for value in copy.parameters()]
     with torch.no_grad():
         for value in online.parameters():
             value.add_(1)
         online[1].running_mean.add_(5)
-    follow([copy], [online], 0.9)
+    update_momentum([copy], [online], 0.9)
     for old, new, trained in zip(before, copy.parameters(), online.parameters(), strict=True):
         assert not new.requires_grad
         torch.testing.assert_close(new, 0.9 * old + 0.1 * trained)
@@ -62,7 +68,7 @@ def test_dealt_keys_come_back_to_their_owners(deal):
         seen.append(values)
         return values * 2, values + 1
 
-    doubled, raised = dealt(encode, images, batch, seed=1, deal=deal)
+    doubled, raised = encode_shuffled(encode, images, batch, seed=1, deal=deal)
     assert torch.equal(doubled, images * 2)
     assert torch.equal(raised, images + 1)
     assert torch.equal(seen[0], images) != deal
