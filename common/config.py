@@ -1,7 +1,7 @@
-"""Settings that users give: one dialect for runs, methods, recipes and protocols, checked here and nowhere else.
+"""Settings that users give: one dialect for runs, methods, recipes and protocols, checked here alone.
 
-A class of settings is a frozen pydantic model whose fields carry their bounds. `build` fills one from what YAML
-or a command line gives, and says in one line what is wrong with it.
+A class of settings is a frozen pydantic model whose fields carry their bounds. `build` fills one from what
+YAML or a command line gives, and says in one line what is wrong with it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _WORDS = {"model_type": "takes a mapping of settings", "int_parsing_size": "is t
 class Settings(BaseModel):
     """Base of every class of settings: frozen, unknown keys refused, finite numbers only.
 
-    Numbers may be text, since YAML reads 1e-4 as text; true and false are never numbers, and lists are tuples. A
-    nested class takes a mapping of the fields that differ from the field's own default.
+    Numbers may be text, since YAML reads 1e-4 as text; true and false are never numbers, and lists are
+    tuples. A nested class takes a mapping of the fields that differ from the field's own default.
     """
 
     model_config = ConfigDict(
