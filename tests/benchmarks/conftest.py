@@ -3,4 +3,8 @@
 import pathlib
 import sys
 
+from labelled_data import colour_folders, halves, squares
+
+__all__ = ["colour_folders", "halves", "squares"]
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benchmarks"))

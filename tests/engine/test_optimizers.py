@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from timm.optim import LARS as TimmLars
+from timm.optim import Lars as TimmLars
 from torch import nn
 
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer, mask_updates, set_lr

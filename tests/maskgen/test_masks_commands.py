@@ -21,8 +21,15 @@ from hapicl.maskgen.commands import masks
 
 HAPICL = [sys.executable, "-m", "hapicl"]
 # what takes long in each command that writes
-WORK = ("build._work", "merge.join_masks", "gallery.sheet", "showpage.sheet", "refine.train_on_mask_file",
-        "exchange.resize_mask", "coco._read_coco")  # fmt: skip
+WORK = (
+    "building.build._work",
+    "building.merge.join_masks",
+    "inspection.gallery.sheet",
+    "inspection.page.sheet",
+    "refinement.region_regressor.train_on_mask_file",
+    "exchange.tree.resize_mask",
+    "exchange.coco._read_coco",
+)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +219,8 @@ def test_dask_workers_make_the_same_file(built, tmp_path):
 
 def test_a_worker_never_loads_torch():
     command = (
-        "import hapicl.maskgen.worker, sys; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+        "import hapicl.maskgen.building.worker, sys; "
+        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
