@@ -22,7 +22,7 @@ hypothesis.settings.register_profile("explore", max_examples=1000, **_MACHINE)
 hypothesis.settings.load_profile("machine")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 # helpers are importable by name, also in the processes that tests start
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 
@@ -36,20 +36,33 @@ def repository():
 @pytest.fixture(scope="session")
 def golden():
     """The folder with numbers of the original authors' code."""
-    return _shared("golden", "numbers of the authors' code")
+    return GOLDEN
 
 
-@pytest.fixture(scope="session")
-def shared_data():
-    """The folder with archives of real photographs."""
-    return _shared("data", "archives of real photographs")
+@pytest.fixture
+def odd_originals(tmp_path):
+    """A folder of JPEGs as large collections have them besides the usual ones: 13 files, all readable.
 
-
-def _shared(name, what):
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"../shared/{name} ({what}) is not beside this checkout")
-    return folder
+    Greyscale, CMYK, 4:4:4, progressive, turned by EXIF in all eight ways, PNG data under a JPEG's name, one
+    of 8 x 500 pixels and one of 2,400 x 1,800.
+    """
+    root = tmp_path / "odd originals"
+    root.mkdir()
+    generator = np.random.default_rng(1)
+    smooth = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(smooth).resize((200, 150), Image.Resampling.BICUBIC)
+    picture.convert("L").save(root / "grey.JPEG")
+    picture.convert("CMYK").save(root / "cmyk.JPEG")
+    picture.save(root / "full colour.JPEG", subsampling=0)
+    picture.save(root / "progressive.JPEG", progressive=True)
+    picture.save(root / "in truth a PNG.JPEG", format="PNG")
+    picture.resize((8, 500)).save(root / "elongated.JPEG")
+    picture.resize((2400, 1800)).save(root / "large.JPEG")
+    for turn in range(3, 9):
+        exif = Image.Exif()
+        exif[274] = turn
+        picture.save(root / f"turned {turn}.JPEG", exif=exif)
+    return root
 
 
 @pytest.fixture(autouse=True)

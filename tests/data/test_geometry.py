@@ -13,10 +13,6 @@ from hapicl.common.randomness import counter_generator
 from hapicl.data.geometry import ViewGeometry, sample_geometry
 from hapicl.data.positions import cell_centres, relative_positions, sincos_table, stack
 
-GOLDEN = (
-    pathlib.Path(__file__).resolve().parents[3] / "shared" / "golden" / "siameseim_relative_positions.npz"
-)
-
 views = st.builds(
     ViewGeometry,
     st.integers(0, 60),
@@ -55,9 +51,8 @@ def flipped_maps(view: ViewGeometry, side: int) -> tuple[np.ndarray, np.ndarray]
     return rows, columns
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the authors' numbers are not beside this checkout")
-def test_relative_positions_agree_with_the_authors_numbers() -> None:
-    numbers = dict(np.load(GOLDEN))
+def test_relative_positions_agree_with_the_authors_numbers(golden: pathlib.Path) -> None:
+    numbers = dict(np.load(golden / "siameseim_relative_positions.npz"))
     got = relative_positions(
         batch_of(numbers, "1"), batch_of(numbers, "2"), int(numbers["grid"]), int(numbers["dim"])
     )

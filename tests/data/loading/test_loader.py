@@ -2,7 +2,6 @@ import logging
 import os
 import shutil
 import signal
-import zipfile
 
 import numpy as np
 import pytest
@@ -303,11 +302,8 @@ def test_default_workers_respect_affinity(monkeypatch):
     assert default_workers(torch.device("cpu")) == 1
 
 
-@pytest.mark.slow
-def test_odd_originals_load(shared_data, tmp_path):
-    with zipfile.ZipFile(shared_data / "imagenet_odd_originals.zip") as archive:
-        archive.extractall(tmp_path)
-    with Loader(tmp_path, None, PLAIN, batch_size=29, seed=0, workers=0) as loader:
+def test_odd_originals_load(odd_originals):
+    with Loader(odd_originals, None, PLAIN, batch_size=13, seed=0, workers=0) as loader:
         for batch in loader.batches(0):
             assert torch.isfinite(batch.views[0]).all()
         assert loader.replaced == 0

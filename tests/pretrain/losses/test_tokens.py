@@ -11,16 +11,13 @@ from torch import Tensor
 
 from hapicl.pretrain.losses import tokens as losses
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[4] / "shared" / "golden" / "siameseim_loss.npz"
-
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the authors' numbers are not beside this checkout")
-def test_unigrad_agrees_with_the_authors_numbers() -> None:
-    numbers = np.load(GOLDEN)
+def test_unigrad_agrees_with_the_authors_numbers(golden: pathlib.Path) -> None:
+    numbers = np.load(golden / "siameseim_loss.npz")
     prediction = torch.from_numpy(numbers["prediction"]).requires_grad_()
     target = torch.from_numpy(numbers["target"])
     loss = losses.unigrad(prediction, target, neg_weight=float(numbers["neg_weight"]))
