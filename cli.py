@@ -12,7 +12,7 @@ import sys
 import click
 
 from . import __version__
-from .common.errors import UserError
+from .common.errors import UserError, did_you_mean
 
 # command name -> (module, attribute, one line of help shown by `hapicl --help` without importing the
 # module)
@@ -56,12 +56,21 @@ class RoomCommands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Import and return one command, or None for an unknown name (click then suggests)."""
+        """Import and return one command, or None for an unknown name."""
         if name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; for an unknown name say the nearest."""
+        if arguments[0] not in COMMANDS and not context.resilient_parsing:
+            hint = did_you_mean(arguments[0], COMMANDS) or "; see hapicl --help"
+            context.fail(f"no such command {arguments[0]!r}{hint}")
+        return super().resolve_command(context, arguments)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with their one line of help, without importing any."""

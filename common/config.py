@@ -6,7 +6,6 @@ YAML or a command line gives, and says in one line what is wrong with it.
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 
 Built = TypeVar("Built", bound="Settings")
 
@@ -97,8 +96,7 @@ def _sentence(detail: ErrorDetails, kind: type[Settings], where: str) -> str:
         *parents, last = names
         known = list(_class_at(kind, parents).model_fields)
         prefix = where + "".join(f"{parent}." for parent in parents)
-        near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(known)}"
+        hint = did_you_mean(last, known, prefix=prefix) or f"; known here: {', '.join(known)}"
         return f"unknown setting {place!r}{hint}"
     reason = _WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, ").removeprefix("Input "))
     reason = reason[:1].lower() + reason[1:]

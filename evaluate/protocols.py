@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, did_you_mean
 from ..data.images.class_folders import LabelledImages, class_folders, fraction_per_class, listed
 from ..models.backbones.base import Backbone
 from ..models.weights import WeightsInfo, load_backbone
@@ -48,7 +48,8 @@ Evaluated = tuple[dict[str, Any], list[Run]]
 def choose(protocols: dict[str, Any], request: Request) -> Any:
     """The named protocol with the request's changes; `--image-size` sets what it has of that kind."""
     if request.protocol not in protocols:
-        raise UserError(f"unknown protocol {request.protocol!r}; choose one of {', '.join(protocols)}")
+        hint = did_you_mean(request.protocol, protocols)
+        raise UserError(f"unknown protocol {request.protocol!r}{hint}; choose one of {', '.join(protocols)}")
     protocol = protocols[request.protocol]
     return settings_from(protocol, _sides(protocol, request.image_size) | request.changes)
 

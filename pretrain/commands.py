@@ -7,16 +7,36 @@ from typing import Any
 
 import click
 
+from ..common.completion import completing
+
+
+def _method_names() -> list[str]:
+    from .methods.registry import METHODS
+
+    return list(METHODS)
+
+
+def _recipe_names() -> list[str]:
+    from .config.recipe_files import recipe_names
+
+    return recipe_names()
+
+
+METHOD_NAMES, RECIPE_NAMES = completing(_method_names), completing(_recipe_names)
+
 
 @click.command()
 @click.option("--masks", metavar="FILE", help="Mask file of `hapicl masks build`; enough by itself.")
 @click.option(
     "--images", metavar="DIR", help="Image folder or packed .h5  [default: recorded in the mask file]"
 )
-@click.option("--method", help="See `hapicl methods`.  [default: hapicl_m]")
+@click.option("--method", shell_complete=METHOD_NAMES, help="See `hapicl methods`.  [default: hapicl_m]")
 @click.option("--arch", help="Backbone.  [default: resnet50]")
 @click.option(
-    "--recipe", metavar="NAME|FILE", help="Settings from a YAML file.  [default: by method and data size]"
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=RECIPE_NAMES,
+    help="Settings from a YAML file.  [default: by method and data size]",
 )
 @click.option(
     "--set",
@@ -119,7 +139,7 @@ def report(runs: tuple[str, ...], out: str, images: str | None) -> None:
 @click.option(
     "--images", type=click.Path(), help="Image folder or packed file, if not where the masks were made."
 )
-@click.option("--method", help="What would be trained.  [default: hapicl_m]")
+@click.option("--method", shell_complete=METHOD_NAMES, help="What would be trained.  [default: hapicl_m]")
 @click.option("--arch", help="Backbone.")
 @click.option("--image-size", type=int, help="Side of the views, pixels.")
 @click.option(

@@ -1,6 +1,9 @@
 import errno
+import subprocess
+import sys
 
 import pytest
+from click.testing import CliRunner
 
 from hapicl import cli
 
@@ -37,3 +40,38 @@ def test_a_bug_keeps_its_traceback(monkeypatch, error):
     monkeypatch.setattr(cli.command_line, "main", command)
     with pytest.raises(type(error)):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["pretran"], "no such command 'pretran'; did you mean pretrain?"),
+        (["xyzzy"], "no such command 'xyzzy'; see hapicl --help"),
+        (
+            ["pretrain", "--images", ".", "--method", "simclrr"],
+            "'simclrr'; did you mean simclr?",
+        ),
+        (["pretrain", "--images", ".", "--recipe", "simclr_smal"], "did you mean simclr_small?"),
+    ],
+)
+def test_a_mistyped_name_is_told_the_nearest(words, hint):
+    result = CliRunner().invoke(cli.command_line, words, prog_name="hapicl")
+    assert hint in (result.output if result.exit_code == 2 else str(result.exception))
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "found"),
+    [
+        (["pretrain", "--method"], "hapicl_", ["hapicl_m", "hapicl_s", "hapicl_vit"]),
+        (["pretrain", "--recipe"], "mae_s", ["mae_small"]),
+        (["doctor", "--method"], "dense", ["densecl"]),
+    ],
+)
+def test_shells_complete_names_without_torch(words, begun, found):
+    program = (
+        "import sys; from click.shell_completion import ShellComplete; from hapicl.cli import command_line\n"
+        f"items = ShellComplete(command_line, {{}}, 'hapicl', '_').get_completions({words!r}, {begun!r})\n"
+        "print([item.value for item in items], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{found} False"

@@ -5,7 +5,7 @@ Shape legend: B images, C channels, S map cells per side.
 
 from __future__ import annotations
 
-from ...common.errors import UserError
+from ...common.errors import UserError, did_you_mean
 from .base import Backbone, Stem
 from .resnet import RESNETS, STEM_STRIDE, ResNetBackbone
 
@@ -30,8 +30,9 @@ def build_backbone(arch: str, *, image_size: int, stem: Stem = "auto") -> Backbo
 
         return build_vit(arch, image_size=image_size, stem=stem)
     if arch not in RESNETS:
+        hint = did_you_mean(arch, RESNETS)
         raise UserError(
-            f"unknown backbone {arch!r}; choose one of {', '.join(RESNETS)}, or a Vision Transformer "
+            f"unknown backbone {arch!r}{hint}; choose one of {', '.join(RESNETS)}, or a Vision Transformer "
             "by timm's name, such as vit_tiny_patch16_224"
         )
     if stem not in {"auto", *STEM_STRIDE}:

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from ...common.errors import UserError
+from ...common.errors import UserError, did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SMALL, MEDIUM = 20_000, 500_000  # images below which the small and the 100k recipes serve
@@ -45,7 +45,8 @@ def load_recipe(name: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(
-            f"there is no recipe {name}; give a .yaml file or one of {', '.join(recipe_names()) or '(none)'}"
+            f"there is no recipe {name}{did_you_mean(name, recipe_names())}; give a .yaml file or one of "
+            f"{', '.join(recipe_names())}"
         ) from error
     except (PermissionError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}; give a YAML file in UTF-8") from error

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from ...common.errors import UserError
-from .base import Method
+from ...common.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # names alone must not cost torch's two seconds: shells complete them
+    from .base import Method
 
 # name -> (module beside this file, class)
 METHODS = {
@@ -35,7 +38,8 @@ def method_class(name: str) -> type[Method]:
         UserError: for an unknown name; lists the known ones.
     """
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; choose one of {', '.join(sorted(METHODS))}")
+        hint = did_you_mean(name, METHODS) or "; choose one of " + ", ".join(sorted(METHODS))
+        raise UserError(f"unknown method {name!r}{hint}")
     module, attribute = METHODS[name]
     found: type[Method] = getattr(importlib.import_module(f".{module}", __package__), attribute)
     return found
