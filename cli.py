@@ -96,7 +96,8 @@ def main() -> None:
     try:
         command_line.main(prog_name="hapicl")
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        if str(error):  # else another process of this run has said it
+            click.echo(f"error: {error}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno not in DISK_FULL:

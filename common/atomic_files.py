@@ -1,11 +1,29 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and what a killed process left half-written is cleared away.
 
+A file in the making is called `.NAME.HOST.PROCESS.part` and lies beside its place. When a process first
+writes into a folder it removes such files there whose process on this machine is dead. Those of another
+machine may be alive (on a shared disk), so they are removed only when nobody has touched them for a day.
+"""
+
+from __future__ import annotations
+
+import hashlib
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from .errors import UserError
+
+PART = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<process>\d+)\.part", re.DOTALL)
+FOREIGN_SECONDS = 24 * 3600  # a write of another machine that has stood still for so long is dead
+_LONGEST_NAME = 120  # bytes of the file's own name in the part's, which may have 255 in all
+_FIRST_NAMESPACE = 4026531836  # Linux's number for the process numbers of a machine without containers
+_swept: set[Path] = set()
 
 
 @contextmanager
@@ -24,9 +42,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         UserError: if the folder cannot be made or written, or the disk is full; names the path.
     """
     target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = part_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent not in _swept:
+            remove_leftovers(target.parent)
         try:
             yield part
             with open(part, "rb") as written:
@@ -46,6 +66,61 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"cannot write {target}: {error.strerror or error}; "
             "free some space or choose a folder you may write to"
         ) from error
+
+
+def part_path(target: Path) -> Path:
+    """Where this process writes a file until it is whole."""
+    name = os.fsencode(target.name)
+    if len(name) > _LONGEST_NAME:
+        name = name[:_LONGEST_NAME] + hashlib.sha256(name).hexdigest()[:16].encode()
+    return target.with_name(f".{os.fsdecode(name)}.{_host()}.{os.getpid()}.part")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file name is that of a file in the making, of whatever process."""
+    return PART.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files in the making that dead processes left in a folder (not below it)."""
+    _swept.add(folder)
+    try:
+        found = [path for path in folder.iterdir() if is_part(path.name)]
+    except OSError:  # nothing to clear where nothing can be listed; what is done there next will say why
+        return
+    for path in found:
+        match = PART.fullmatch(path.name)
+        assert match is not None
+        with suppress(OSError):  # gone meanwhile, or another user's
+            changed = path.stat().st_mtime
+            own = match["host"] == _host()
+            if _is_dead(int(match["process"]), changed) if own else time.time() - changed > FOREIGN_SECONDS:
+                path.unlink()
+
+
+def _is_dead(process: int, changed: float) -> bool:
+    """Whether the process that last changed a file is gone; its number may have gone to a younger one."""
+    import psutil  # here, for `hapicl --help`
+
+    try:
+        found = psutil.Process(process)
+        younger = found.create_time() > changed + 2  # seconds, for the clocks of disk and kernel may differ
+        return bool(younger or found.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+@cache
+def _host() -> str:
+    """Name the machine, and the container where process numbers are its own."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40] or "host"
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 (a link to nowhere, but it has a number)
+    except OSError:
+        return name
+    return name if namespace == _FIRST_NAMESPACE else f"{name}-{namespace}"
 
 
 def refuse_unwritable(path: str | os.PathLike[str]) -> None:

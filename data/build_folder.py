@@ -7,18 +7,16 @@ share a disk can work on disjoint parts.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
+from ..common.locks import hold
 from .path_keys import encode_path
 
 
@@ -70,13 +68,15 @@ class BuildFolder:
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete the folder, if it is there.
+        """Delete what is in the folder; `locked` removes the empty folder with its lock.
 
         Raises:
             UserError: if that is not allowed; the final file stands by then.
         """
         try:
-            shutil.rmtree(self.path)
+            for path in self.path.iterdir():
+                if not path.name.endswith("lock"):  # deleted by who holds it, or another could slip in
+                    path.unlink()
         except FileNotFoundError:
             return
         except OSError as error:
@@ -88,33 +88,26 @@ class BuildFolder:
     def locked(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
         """Hold the folder: alone, or with other shards but no second process on the same shard.
 
-        A folder without a plan is deleted on leaving.
+        What lies in a folder without a plan is deleted on leaving, and an empty folder too.
 
         Raises:
             UserError: if another process holds it, or the folder cannot be made.
         """
+        advice = "wait for it, or choose another --out"
         with ExitStack() as stack:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._lock(stack, "lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX)
-                if shard:
-                    self._lock(stack, f"shard-{shard[0]}-of-{shard[1]}.lock", fcntl.LOCK_EX)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another build of {self.out} is running; wait for it, or choose another --out"
-                ) from error
-            except OSError as error:
-                raise UserError(
-                    f"cannot work in {self.path}: {error.strerror}; choose an --out that you may write to"
-                ) from error
+            stack.callback(self._remove_empty)
+            stack.enter_context(hold(self.path / "lock", f"{self.out}", advice=advice, shared=bool(shard)))
+            if shard:
+                name = f"shard-{shard[0]}-of-{shard[1]}"
+                what = f"shard {shard[0]} of {shard[1]} of {self.out}"
+                stack.enter_context(hold(self.path / f"{name}.lock", what, advice=advice))
             try:
                 yield
             finally:
                 if not (self.path / "plan.json").exists():
-                    shutil.rmtree(self.path, ignore_errors=True)
+                    self.remove()
 
-    def _lock(self, stack: ExitStack, name: str, kind: int) -> None:
-        """Take one advisory lock until the stack closes; it is gone with the process, however that ends."""
-        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o666)
-        stack.callback(os.close, descriptor)
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    def _remove_empty(self) -> None:
+        """Remove the folder itself, unless something is in it."""
+        with suppress(OSError):
+            self.path.rmdir()

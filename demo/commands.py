@@ -17,6 +17,10 @@ def demo(out: str, small: bool) -> None:
     scores them, pretrains ResNet-18 for a few steps on whatever device is there, and writes report.html.
     Nothing is downloaded. Running it again in the same folder makes everything anew.
     """
+    from pathlib import Path
+
+    from ..common.locks import hold_folder
     from .run import run_demo
 
-    run_demo(out, small=small)
+    with hold_folder(Path(out), advice="wait for it to end, or choose another --out"):
+        run_demo(out, small=small)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
+from ..common.locks import LOCK
 from .folder import Folder, build_folder
 
 MARKER = "demo.json"  # a folder that holds it is the demo's own, and is made anew
@@ -135,7 +136,7 @@ def prepare(folder: Path, *, small: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
     if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / MARKER).is_file():
+        if any(path.name != LOCK for path in folder.iterdir()) and not (folder / MARKER).is_file():
             raise UserError(f"{folder} is not empty and was not made by `hapicl demo`; choose another --out")
         for name in MADE:
             path = folder / name

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..common.atomic_files import atomic_write
+from ..common.atomic_files import atomic_write, part_path
 from ..common.errors import UserError
 
 LAST, PREVIOUS, KEPT = "last.pt", "previous.pt", "checkpoints"
@@ -77,7 +77,7 @@ def save_checkpoint(
     with atomic_write(last) as part:
         torch.save(state, part)
         if last.exists():
-            spare = previous.with_suffix(".link")
+            spare = part_path(previous)
             spare.unlink(missing_ok=True)
             os.link(last, spare)  # the old file stays readable under both names until the new one is in place
             spare.replace(previous)

@@ -274,6 +274,38 @@ def barrier() -> None:
         dist.barrier()
 
 
+class FailedElsewhere(UserError):
+    """The first process has failed and says why; the others leave with the same code, and in silence."""
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Work that every process does on its own and that ends in all of them if one fails, before they meet.
+
+    Without this the others would wait in their next collective for a process that has left.
+
+    Raises:
+        UserError: its own; another's, if this process had none; `FailedElsewhere` where the first says it.
+    """
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    if world_size() == 1:
+        failures = [None if failure is None else str(failure)]
+    else:
+        failures = [None] * world_size()
+        dist.all_gather_object(failures, None if failure is None else str(failure))
+    if failures[0] is not None and rank() != 0:
+        raise FailedElsewhere("") from failure
+    if failure is not None:
+        raise failure
+    other = next((number for number, said in enumerate(failures) if said is not None), None)
+    if other is not None:
+        raise UserError(f"process {other} cannot start: {failures[other]}")
+
+
 def host_group() -> dist.ProcessGroup | None:
     """Make a group over the CPU for `any_process`; None with one process."""
     if world_size() == 1:

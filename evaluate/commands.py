@@ -69,6 +69,7 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
 def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
     """Make the request, run the command's function, write and print."""
     from ..common.atomic_files import refuse_unwritable
+    from ..common.locks import hold_file
     from ..engine.distributed import choose_device
     from ..engine.stop import EXIT_STOPPED
     from .finetune import RunStopped, Runtime
@@ -93,12 +94,13 @@ def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -
     changes = _pairs(options.pop("changes"))
     request = Request(**picked, changes=changes, runtime=runtime, say=click.echo)
     try:
-        result, runs = command(request, **options)
+        with hold_file(out, advice="wait for it to end, or choose another --out"):
+            result, runs = command(request, **options)
+            lines = finish(result, runs, out, report=report, keep_checkpoints=keep)
     except RunStopped as stopped:
         click.echo(str(stopped), err=True)
         raise SystemExit(EXIT_STOPPED) from stopped
-    for line in finish(result, runs, out, report=report, keep_checkpoints=keep):
-        click.echo(line)
+    click.echo("\n".join(lines))
 
 
 def _pairs(texts: tuple[str, ...]) -> dict[str, str]:

@@ -222,9 +222,11 @@ def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: i
 def import_masks(source: Path, images: Path, out: Path, long_side: int | None, workers: int | None) -> None:
     """Make a mask file from masks made elsewhere."""
     if source.suffix == ".json":
+        from .building.plan import PartsFolder
         from .exchange.coco import import_coco
 
-        _print_summary(import_coco(source, images, out, long_side=long_side))
+        with PartsFolder(out).locked():  # as a build of `out` does
+            _print_summary(import_coco(source, images, out, long_side=long_side))
         return
     from .exchange.tree import import_tree
 
@@ -262,7 +264,7 @@ def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
             )
         with parts.locked():
             rows = finish(out, parts)
-        parts.remove()
+            parts.remove()
     click.echo(f"wrote {out}: {rows} images")
 
 

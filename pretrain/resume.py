@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_files import refuse_unwritable
+from ..common.atomic_files import is_part, refuse_unwritable
 from ..common.errors import UserError
+from ..common.locks import LOCK
 from ..engine.checkpoint import LAST
 from ..engine.run_logger import CONFIG
 from .config.settings import SESSION, RunSettings, flatten
@@ -32,8 +33,8 @@ def find_checkpoint(settings: RunSettings, folder: Path) -> Path | None:
 
 def _refuse_without_checkpoint(folder: Path) -> None:
     """Let `--resume auto` start afresh, also where a run died before its first checkpoint."""
-    leftovers = {CONFIG, "metrics.jsonl", "train.log", "tensorboard", "views.npz"}
-    if folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= leftovers:
+    leftovers = {CONFIG, "metrics.jsonl", "train.log", "tensorboard", "views.npz", "trace.json"}
+    if folder.is_dir() and not _entries(folder) <= leftovers:
         refuse_used_folder(folder)
 
 
@@ -77,8 +78,13 @@ def refuse_used_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
     refuse_unwritable(folder / CONFIG)
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and _entries(folder):
         holds = "a run" if (folder / CONFIG).exists() else "files"
         raise UserError(
             f"--out {folder} already holds {holds}; continue it with --resume auto, or choose another --out"
         )
+
+
+def _entries(folder: Path) -> set[str]:
+    """Names in a folder, without our lock and without files in the making (another machine's, if any)."""
+    return {path.name for path in folder.iterdir() if path.name != LOCK and not is_part(path.name)}

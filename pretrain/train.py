@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 
 from .. import __version__
-from ..common.atomic_files import atomic_write
+from ..common.atomic_files import atomic_write, remove_leftovers
+from ..common.locks import hold_folder
 from ..data.loading.batch import Batch
 from ..engine.checkpoint import load_checkpoint
-from ..engine.distributed import barrier, processes
+from ..engine.distributed import all_or_none, processes
 from ..engine.loop import FitResult, fit
 from ..engine.optimizers import build_optimizer
 from ..engine.run_logger import RunLogger, write_config
@@ -62,19 +63,24 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
     with ExitStack() as stack:
         world = stack.enter_context(processes(settings.device))
         folder = Path(settings.out or f"runs/{settings.method}_{settings.arch}")
-        checkpoint = find_checkpoint(settings, folder)
-        barrier()
-        state = None if checkpoint is None else load_checkpoint(checkpoint)
-        first_step = 0 if state is None else int(state["step"])
         relay = stack.enter_context(_relayed_warnings())
-        components = assemble(settings, world)
-        stack.enter_context(components.loader)
-        config = describe(components)
-        if state is not None:
-            paths = remembered_paths(state["module"])
-            difference = "" if paths is None else path_difference(paths, list(components.loader.paths))
-            check_same_training(state["settings"], config, checkpoint, images_differ_in=difference)
-        knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
+        with all_or_none():
+            if world.first:
+                advice = "wait for it to end, or choose another --out"
+                stack.enter_context(hold_folder(folder, advice=advice))
+                remove_leftovers(folder)
+        with all_or_none():
+            checkpoint = find_checkpoint(settings, folder)
+            state = None if checkpoint is None else load_checkpoint(checkpoint)
+            first_step = 0 if state is None else int(state["step"])
+            components = assemble(settings, world)
+            stack.enter_context(components.loader)
+            config = describe(components)
+            if state is not None:
+                paths = remembered_paths(state["module"])
+                difference = "" if paths is None else path_difference(paths, list(components.loader.paths))
+                check_same_training(state["settings"], config, checkpoint, images_differ_in=difference)
+            knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
         run_logger = stack.enter_context(
             RunLogger(
                 folder if world.first else None,

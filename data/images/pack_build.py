@@ -100,6 +100,8 @@ def pack_images(
         return _finished(target, plan)
     folder = BuildFolder(target)
     with folder.locked():
+        if target.exists():  # finished by another process since it was looked at
+            return _finished(target, plan)
         _settle(folder, plan)
         _make_parts(folder, Path(root), paths, settings, workers, progress)
         summary = _join(folder, target, plan)

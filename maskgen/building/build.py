@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -143,11 +143,15 @@ def build_rows(
         raise UserError(f"no images in {root}; give the folder that holds them, at any depth")
     parts = PartsFolder(target)
     if finished_as_asked(target, str(root), recipe, paths, update=update):
-        parts.remove()
+        _remove_unneeded(parts)
         return summarize(target, 0, start, already_finished=True)
     refuse_unwritable(target)
     runner = Runner(str(root), maker, backend, workers or default_workers(), scheduler)
     with parts.locked(shard):
+        # asked again: another process may have finished it since
+        if finished_as_asked(target, str(root), recipe, paths, update=update):
+            parts.remove()
+            return summarize(target, 0, start, already_finished=True)
         plan = plan_build(target, parts, str(root), recipe, paths, update=update)
         built = _work(target, parts, plan, runner, shard, progress)
         if shard:
@@ -155,8 +159,15 @@ def build_rows(
             seconds = time.monotonic() - start
             return BuildSummary(target, built, seconds, {}, _failures(parts), missing_parts=missing)
         finish(target, parts)
-    parts.remove()
+        parts.remove()
     return summarize(target, built, start)
+
+
+def _remove_unneeded(parts: PartsFolder) -> None:
+    """Remove the parts of a file that is finished, unless its builder is about to do so."""
+    if parts.path.is_dir():
+        with suppress(UserError), parts.locked():
+            parts.remove()
 
 
 def summarize(out: Path, built: int, start: float, *, already_finished: bool = False) -> BuildSummary:

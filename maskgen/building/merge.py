@@ -147,7 +147,8 @@ def merge_files(
             )
     seconds = sum(float(reader.attributes["worker_seconds"]) for reader in readers)
     root = first.image_root if image_root is None else str(Path(image_root).resolve())
-    return join_masks(out, readers, describe(first.recipe, root, worker_seconds=seconds))
+    with PartsFolder(Path(out)).locked():  # as a build of `out` does
+        return join_masks(out, readers, describe(first.recipe, root, worker_seconds=seconds))
 
 
 def _readers(source: Path) -> list[MaskReader]:

@@ -264,9 +264,9 @@ def test_shards_on_disks_of_their_own_join_too(tmp_path, many, here, small_parts
 
 def test_two_builds_of_one_file_do_not_run_at_once(tmp_path, many, here):
     parts = plan.PartsFolder(tmp_path / "masks.h5")
-    with parts.locked(), pytest.raises(UserError, match="another build"):
+    with parts.locked(), pytest.raises(UserError, match="is in use by"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows())
-    with parts.locked((1, 2)), pytest.raises(UserError, match="another build"):
+    with parts.locked((1, 2)), pytest.raises(UserError, match="is in use by"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows(), shard=(1, 2))
     with parts.locked((1, 2)):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows(), shard=(2, 2))

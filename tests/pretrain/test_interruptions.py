@@ -1,0 +1,87 @@
+"""Runs that are killed, stopped, or started twice: nothing is lost, and nothing is written over."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import small_run
+
+from hapicl.common.errors import UserError
+from hapicl.common.locks import hold_folder
+from hapicl.engine.checkpoint import load_checkpoint
+from hapicl.pretrain.config.resolve import resolve
+from hapicl.pretrain.train import pretrain
+
+
+@pytest.fixture
+def masks(tmp_path, flat_folder):
+    """A mask file for the 12 small images."""
+    return small_run.write_box_masks(flat_folder, tmp_path / "masks.h5")
+
+
+def run(masks, out, **changes):
+    given = {"masks": masks, "out": str(out)} | small_run.OPTIONS | small_run.CONFIG | changes
+    return pretrain(resolve(given)[0], show=False)
+
+
+def test_two_runs_never_share_a_folder(tmp_path, masks):
+    """Both said done and wrote over each other; --resume auto beside a living run did too."""
+    out = tmp_path / "run"
+    run(masks, out, stop_after=1)
+    before = (out / "last.pt").read_bytes()
+    with hold_folder(out, advice="wait"):
+        for resume in ({}, {"resume": "auto"}):
+            with pytest.raises(UserError, match=rf"run is in use by process {os.getpid()} on .*; wait for"):
+                run(masks, out, **resume)
+    assert (out / "last.pt").read_bytes() == before
+    assert run(masks, out, resume="auto").step == 4
+    assert not (out / ".lock").exists()
+
+
+def test_a_run_killed_inside_its_first_checkpoint_starts_afresh(tmp_path, masks):
+    """The file in the making that a kill left made --resume auto refuse the folder for good."""
+    out = tmp_path / "run"
+    run(masks, out, steps=1)
+    (out / "last.pt").unlink()
+    (out / "backbone.safetensors").unlink()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = socket.gethostname()
+    (out / f".last.pt.{host}.{dead.pid}.part").write_text("half")
+    (out / f".last.pt.another-{host}.{dead.pid}.part").write_text("of another machine")
+    assert run(masks, out, steps=1, resume="auto").step == 1
+    assert [path.name for path in out.glob(".*")] == [f".last.pt.another-{host}.{dead.pid}.part"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_run_leave_together_when_the_folder_is_held(tmp_path, masks):
+    """Only the first takes the lock; the second must not wait for it until a time-out."""
+    given = {"masks": masks, "out": str(tmp_path / "run")} | small_run.OPTIONS | small_run.CONFIG
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    with hold_folder(tmp_path / "run", advice="wait"):
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "hapicl", "pretrain", *small_run.arguments(given)],
+                env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in "01"
+        ]
+        said = [process.communicate(timeout=120)[1].splitlines() for process in started]
+    assert [process.returncode for process in started] == [2, 2], said
+    assert said[0][-1].startswith(f"error: {tmp_path / 'run'} is in use by process {os.getpid()} on ")
+    assert said[1] == []
+    assert "Traceback" not in str(said)
+
+
+def test_a_finished_run_holds_nothing(tmp_path, masks):
+    out = tmp_path / "run"
+    run(masks, out, steps=2, checkpoint_every=1)
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert load_checkpoint(out / "previous.pt")["step"] == 1
