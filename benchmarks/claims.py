@@ -115,8 +115,9 @@ def pretrain_row(
 def measure_cost(folder: Path) -> dict[str, float]:
     """Seconds per image and peak memory of a run, from its metrics (the first line is warm-up)."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = sorted(line["samples_per_second"] for line in lines[1:] if "samples_per_second" in line)
-    peaks = [line["peak_memory_gib"] for line in lines if "peak_memory_gib" in line]
+    rate = "speed/samples_per_second"
+    rates = sorted(line[rate] for line in lines[1:] if rate in line)
+    peaks = [line["memory/peak_gib"] for line in lines if "memory/peak_gib" in line]
     return {"seconds_per_image": 1 / rates[len(rates) // 2], "peak_memory_gib": max(peaks)}
 
 

@@ -29,7 +29,7 @@ from hapicl.pretrain.config.settings import RunSettings
 from hapicl.pretrain.diagnose.online_knn import OnlineKnn
 
 MACHINE = ("masks", "images", "out", "resume", "knn_train", "knn_val")  # paths of one machine
-CURVE_KEYS = ("_at_chance", "similarity", "gap", "std", "rank", "instance", "pixel", "loss")
+CURVES = ("loss", "chance/", "similarity/", "pixel/", "embedding/")  # groups kept in full
 
 
 def train(method: str, options: argparse.Namespace) -> Path:
@@ -53,19 +53,19 @@ def summarise(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
-    names = sorted({name for line in logged for name in line if any(key in name for key in CURVE_KEYS)})
-    rates = sorted(line["samples_per_second"] for line in logged[1:])
+    names = sorted({name for line in logged for name in line if name.startswith(CURVES)})
+    rates = sorted(line["speed/samples_per_second"] for line in logged[1:])
     return {
         "arch": config["settings"]["arch"],
         "settings": {name: value for name, value in config["settings"].items() if name not in MACHINE},
-        "knn_accuracy": next(line["knn_accuracy"] for line in reversed(lines) if "knn_accuracy" in line),
+        "knn_accuracy": next(line["knn/accuracy"] for line in reversed(lines) if "knn/accuracy" in line),
         "last": logged[-1],
         "curves": {
             "step": [line["step"] for line in logged],
             **{name: [line.get(name) for line in logged] for name in names},
         },
         "samples_per_second_median": rates[len(rates) // 2] if rates else None,
-        "peak_memory_gib": max(line["peak_memory_gib"] for line in logged),
+        "peak_memory_gib": max(line["memory/peak_gib"] for line in logged),
     }
 
 
@@ -81,7 +81,7 @@ def random_row(arch: str, options: argparse.Namespace) -> float:
     )
     knn = OnlineKnn.from_settings(settings, backbone, World(device=torch.device(options.device)))
     assert knn is not None
-    return knn()["knn_accuracy"]
+    return knn()["knn/accuracy"]
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from hapicl.data.geometry import ViewGeometry
 from hapicl.data.loading.batch import Batch
 from hapicl.data.loading.loader import Loader
 from hapicl.engine.distributed import World, choose_device
-from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loop import fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 from hapicl.models.backbones.base import Backbone
 from hapicl.models.backbones.build import build_backbone
@@ -96,7 +97,7 @@ class Setup:
             self.optimizer,
             settings,
             world=World(device=self.device),
-            after_step=self.method.after_step,
+            hooks=Hooks(after_step=self.method.after_step),
         )
 
 

@@ -118,24 +118,24 @@ def _gallery(story: Story) -> Section:
 
 
 def _curves(run: Run) -> Section:
-    """Loss parts, and how far foreground and background have come apart."""
+    """Loss terms, and how far foreground and background have come apart."""
     chance = "The dashed line is the loss of guessing."
     curves = [
         _curve(
             run.metrics,
-            ("instance", "instance_at_chance"),
+            ("loss/instance", "chance/instance"),
             "instance loss",
             f"{chance} The loss starts low: the queue of negatives is filled with random vectors at first.",
         ),
         _curve(
             run.metrics,
-            ("pixel", "pixel_chance"),
+            ("loss/pixel", "chance/pixel"),
             "pixel loss",
             f"{chance} It depends on how much of each crop is foreground, so it moves too.",
         ),
         _curve(
             run.metrics,
-            ("foreground_background_gap",),
+            ("pixel/similarity_gap",),
             "similarity gap",
             "Mean cosine similarity of cells with the same label minus that of foreground with background, "
             "between two views of an image. It opens as features tell the object from its surroundings.",
@@ -163,7 +163,7 @@ def _settings(run: Run) -> Section:
     """What was run, and its speed."""
     settings, environment = run.settings, _environment(run)
     optimizer = settings.optimizer
-    speed = float(np.median([line["samples_per_second"] for line in run.metrics]))
+    speed = float(np.median([line["speed/samples_per_second"] for line in run.metrics]))
     rows = [
         ("method", settings.method),
         ("backbone", f"{settings.arch}, views of {settings.image_size} x {settings.image_size} pixels"),

@@ -17,7 +17,7 @@ class Meter:
         self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
         self._host: dict[str, float] = {}
         self._newest: dict[str, Tensor] = {}
-        self._restart()
+        self.restart()
 
     def add(self, names: tuple[str, ...], values: Tensor, *, samples: int, wait_seconds: float) -> None:
         """Add one forward pass: (n,) values by name, without waiting for the device."""
@@ -36,12 +36,15 @@ class Meter:
 
     def restart(self) -> None:
         """Forget the time since the last line (something else than training took it)."""
-        self._restart()
+        self._since = time.perf_counter()
+        self._samples = 0
+        self._waited = 0.0
 
     def read(self, extra: dict[str, Tensor]) -> dict[str, float]:
         """Read the means since the last call, with `extra` device scalars; waits for the device, once.
 
-        Means are over processes too. Adds `samples_per_second` (global) and `data_wait_fraction`.
+        Means are over processes too. Adds `speed/samples_per_second` (global), `speed/data_wait_fraction`
+        and `seconds`.
         """
         extra = {**self._newest, **extra}
         names = [name for group in self._sums for name in group] + list(extra)
@@ -52,14 +55,9 @@ class Meter:
         seconds = max(time.perf_counter() - self._since, 1e-9)
         values = dict(zip(names, device_values, strict=True))
         values |= self._host
-        values["samples_per_second"] = self._samples * world_size() / seconds
-        values["data_wait_fraction"] = min(1.0, self._waited / seconds)
+        values["speed/samples_per_second"] = self._samples * world_size() / seconds
+        values["speed/data_wait_fraction"] = min(1.0, self._waited / seconds)
         values["seconds"] = seconds
         self._sums.clear()
-        self._restart()
+        self.restart()
         return values
-
-    def _restart(self) -> None:
-        self._since = time.perf_counter()
-        self._samples = 0
-        self._waited = 0.0

@@ -19,8 +19,9 @@ from ..common.errors import UserError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CHANCE = "_at_chance"  # what a part's name ends in where its value at chance level is logged
-HOST_NUMBERS, SHOWN_PARTS = {"step", "epoch", "lr", "momentum", "seconds"}, 5
+LOSS, CHANCE = "loss/", "chance/"  # groups of the loss terms and of their values at chance level
+OLD_KEY = "samples_per_second"  # in metrics.jsonl before numbers were grouped by slash
+SHOWN_TERMS = 5  # of the loss, on the bar
 METRICS, LOG, CONFIG, EVENTS = "metrics.jsonl", "train.log", "config.json", "tensorboard"
 
 
@@ -38,6 +39,7 @@ class RunLogger:
         self._console = Console(stderr=True, quiet=not show or folder is None)
         self._events: SummaryWriter | None = None
         self._bar: Progress | None = None
+        self._shown: dict[str, float] = {}  # the newest of every number
 
     def __enter__(self) -> RunLogger:
         if self.folder is None:
@@ -88,9 +90,11 @@ class RunLogger:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
-        text = _one_line(values)
+        text = one_line(values)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+            # between two lines of the loop something else may be recorded (a kNN): the loss stays in view
+            self._shown |= values
+            self._bar.update(self._bar.task_ids[0], completed=step, description=one_line(self._shown))
         else:
             self._console.print(f"step {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
         self._log(f"step {step}/{self._total}  {text}")
@@ -136,7 +140,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
-    """Give the lines of a run's metrics.jsonl; a last line cut by a crash is left out."""
+    """Give the lines of a run's metrics.jsonl; a last line cut by a crash is left out.
+
+    Raises:
+        UserError: for a file whose numbers have the names of an earlier version.
+    """
     path = folder / METRICS
     if not path.exists():
         return
@@ -146,6 +154,11 @@ def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
         except json.JSONDecodeError:
             values = None
         if isinstance(values, dict):
+            if OLD_KEY in values:
+                raise UserError(
+                    f"{path} was written by an earlier version, whose numbers had other names (instance for "
+                    "loss/instance): read it with that version, or train the run again"
+                )
             yield values
         else:
             print(f"{path}: a line is cut and left out: {line[:60]}", file=sys.stderr)
@@ -160,13 +173,13 @@ def _drop_from(path: Path, step: int) -> None:
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
-def _one_line(values: dict[str, float]) -> str:
-    """Loss, its parts and the rates, short enough for a terminal's line."""
-    # parts of the loss have names of one word; what is only watched (similarity_positive, ...) has more
-    parts = [name for name in values if "_" not in name and name not in HOST_NUMBERS][:SHOWN_PARTS]
-    first = [*parts, *(name for name in ("knn_accuracy",) if name in values)]
-    words = [f"{name} {values[name]:.4g}" for name in first]
-    if "samples_per_second" in values:
-        words.append(f"{values['samples_per_second']:.3g} samples/s")
-        words.append(f"data wait {values['data_wait_fraction']:.0%}")
+def one_line(values: dict[str, float]) -> str:
+    """Loss, its terms, kNN and speed, short enough for a terminal's line; anything else where these lack."""
+    terms = [name for name in values if name.startswith(LOSS)][:SHOWN_TERMS]
+    words = [f"{name.removeprefix(LOSS)} {values[name]:.4g}" for name in ("loss", *terms) if name in values]
+    if "knn/accuracy" in values:
+        words.append(f"kNN {values['knn/accuracy']:.1%}")
+    if "speed/samples_per_second" in values:
+        words.append(f"{values['speed/samples_per_second']:.3g} samples/s")
+        words.append(f"data wait {values['speed/data_wait_fraction']:.0%}")
     return "  ".join(words) or "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -19,7 +19,8 @@ from ..common.errors import UserError
 from ..engine.checkpoint import LAST, load_checkpoint
 from ..engine.distributed import World
 from ..engine.guard import NonFiniteLossError
-from ..engine.loop import LoopSettings, fit
+from ..engine.interfaces import LoopSettings
+from ..engine.loop import fit
 from ..engine.optimizers import OptimizerSettings, build_optimizer
 from ..engine.run_logger import RunLogger, read_metrics
 from ..engine.schedule import ScheduleSettings

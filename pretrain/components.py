@@ -16,7 +16,7 @@ from ..data.loading.batch import Needs
 from ..data.loading.loader import Loader
 from ..engine.batchnorm import synchronise_batch_norm
 from ..engine.distributed import World
-from ..engine.loop import LoopSettings
+from ..engine.interfaces import LoopSettings
 from ..models.backbones.base import Backbone
 from ..models.backbones.build import build_backbone
 from .config.settings import RunSettings, build
@@ -103,6 +103,7 @@ def loop_settings(components: Components) -> LoopSettings:
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if components.world.device.type == "cuda" else "fp32"
+    validate_every = settings.knn_every or components.context.steps_per_epoch
     return LoopSettings(
         total_steps=components.context.total_steps,
         schedule=settings.schedule,
@@ -112,7 +113,7 @@ def loop_settings(components: Components) -> LoopSettings:
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
         keep_every=settings.keep_every,
-        check_every=(settings.knn_every or components.context.steps_per_epoch) if settings.knn_train else 0,
+        validate_every=validate_every if settings.knn_train else 0,
         stop_after=settings.stop_after,
         profile=settings.profile,
         seed=settings.seed,

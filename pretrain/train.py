@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..common.locks import hold_folder
 from ..data.loading.batch import Batch
 from ..engine.checkpoint import load_checkpoint
 from ..engine.distributed import all_or_none, processes
-from ..engine.loop import FitResult, fit
+from ..engine.interfaces import FitResult, Hooks
+from ..engine.loop import fit
 from ..engine.optimizers import build_optimizer
 from ..engine.run_logger import RunLogger, write_config
 from ..engine.schedule import warmup_steps
@@ -57,8 +58,8 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
         Where the run is and how it ended.
 
     Raises:
-        UserError: for settings, data or files that do not fit; NonFiniteLossError when the loss is not
-        finite.
+        UserError: for settings, data or files that do not fit.
+        NonFiniteLossError: when the loss is not finite.
     """
     with ExitStack() as stack:
         world = stack.enter_context(processes(settings.device))
@@ -121,33 +122,36 @@ def _train(
         for module in method.modules():
             if isinstance(module, Backbone):
                 module.compile()  # in place: names in checkpoints stay
-    _tell_start(components, first_step, run_logger)
+    _log_start(components, first_step, run_logger)
     few: list[Batch] = []
 
-    def look(batch: Batch) -> None:
-        save_views(folder, batch)
-        few.append(batch.map_tensors(lambda value: value[:KEPT].clone()))
+    def keep_a_few(batch: Batch) -> None:
+        if world.first:
+            save_views(folder, batch)
+            few.append(batch.map_tensors(lambda value: value[:KEPT].clone()))
 
+    hooks = Hooks(after_step=method.after_step, on_first_batch=keep_a_few)
+    if settings.channels_last:
+        hooks = replace(hooks, prepare=_channels_last)
+    if knn is not None:
+        hooks = replace(hooks, validate=knn)
     result = fit(
         method,
         components.loader,
         optimizer,
         loop_settings(components),
         world=world,
+        hooks=hooks,
         run_logger=run_logger,
         folder=folder,
         config=config,
         first_step=first_step,
-        prepare=_channels_last if settings.channels_last else None,
-        after_step=method.after_step,
-        look=look if world.first else None,
-        check=knn,
     )
     if world.first:
         export_backbone(components.backbone, folder / WEIGHTS, settings)
         if few:
             save_method_pictures(folder, method, few[0])
-    _tell_end(components, result, folder, run_logger)
+    _log_end(components, result, folder, run_logger)
     return RunResult(folder, result.step, components.context.total_steps, result.stopped_by, result.last)
 
 
@@ -167,7 +171,7 @@ def _channels_last(batch: Batch) -> Batch:
     return batch
 
 
-def _tell_start(components: Components, first_step: int, run_logger: RunLogger) -> None:
+def _log_start(components: Components, first_step: int, run_logger: RunLogger) -> None:
     """Say what is about to be trained."""
     settings, context = components.settings, components.context
     optimizer = settings.optimizer
@@ -195,7 +199,7 @@ def _tell_start(components: Components, first_step: int, run_logger: RunLogger) 
         run_logger.info(f"continuing at step {first_step}")
 
 
-def _tell_end(components: Components, result: FitResult, folder: Path, run_logger: RunLogger) -> None:
+def _log_end(components: Components, result: FitResult, folder: Path, run_logger: RunLogger) -> None:
     """Say where the results are and what comes next."""
     if result.stopped_by is None:
         run_logger.info(f"done: {folder / WEIGHTS}; look at it with `hapicl report {folder}`")
@@ -212,22 +216,22 @@ class _Relay(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._waiting: list[str] = []
-        self._say: Callable[[str], None] | None = None
+        self._write: Callable[[str], None] | None = None
 
-    def open(self, say: Callable[[str], None]) -> None:
-        """Give what has waited and all that follows to `say`."""
-        self._say = say
+    def open(self, write: Callable[[str], None]) -> None:
+        """Give what has waited and all that follows to `write`."""
+        self._write = write
         for text in self._waiting:
-            say(text)
+            write(text)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one warning."""
         warning = record.levelno >= logging.WARNING
         text = f"{record.levelname.lower()}: {record.getMessage()}" if warning else record.getMessage()
-        if self._say is None:
+        if self._write is None:
             self._waiting.append(text)
         else:
-            self._say(text)
+            self._write(text)
 
 
 @contextmanager
@@ -236,7 +240,7 @@ def _relayed_warnings() -> Iterator[_Relay]:
     relay, logger = _Relay(), logging.getLogger("hapicl")
     logger.addHandler(relay)
     before, logger.propagate = (logger.propagate, logger.level), False
-    logger.setLevel(logging.INFO)  # what a method settles by itself (a queue's length) is worth a line
+    logger.setLevel(logging.INFO)  # what a method decides by itself (a queue's length) is worth a line
     try:
         yield relay
     finally:

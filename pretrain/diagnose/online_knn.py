@@ -48,4 +48,4 @@ class OnlineKnn:
             pooled_features(self.backbone, centre_views(root, paths, size=self.size), self.device)
             for root, paths in zip(self.folders, self.paths, strict=True)
         )
-        return {"knn_accuracy": knn_accuracy(train, self.labels[0], val, self.labels[1], k=NEIGHBOURS)}
+        return {"knn/accuracy": knn_accuracy(train, self.labels[0], val, self.labels[1], k=NEIGHBOURS)}

@@ -29,14 +29,15 @@ class Context:
 class Output:
     """Result of one step, all tensors still on the device (the loop never waits for them).
 
-    `loss` is what is differentiated. `parts` are the unweighted loss parts and whatever else is logged,
-    scalars.
+    `loss` is what is differentiated. `loss_terms` are its terms without their weights, logged as `loss/NAME`;
+    `metrics` is whatever else is logged, under names grouped by slash (`similarity/positive`); all scalars.
     `embeddings` are (B, D) or (N, D) rows whose spread shows collapse. `references` give the closed form of
-    a part at chance level (log(K+1) and so on), by the part's name.
+    a term or metric at chance level (log(K + 1) and so on) by its name, logged as `chance/NAME`.
     """
 
     loss: Tensor
     loss_terms: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
     embeddings: Tensor | None = None
     references: dict[str, float] = field(default_factory=dict)
 

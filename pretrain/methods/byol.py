@@ -76,7 +76,8 @@ class BYOL(Method):
         loss = negative_cosine(p1, t2) + negative_cosine(p2, t1)
         return Output(
             loss=loss,
-            loss_terms={"instance": loss.detach(), "similarity_positive": 1 - loss.detach() / 4},
+            loss_terms={"instance": loss.detach()},
+            metrics={"similarity/positive": 1 - loss.detach() / 4},
             embeddings=l2_normalize(t1),
             references={"instance": 4.0},
         )
@@ -102,4 +103,4 @@ class BYOL(Method):
         update_momentum(
             [self.target_backbone, self.target_projector], [self.backbone, self.projector], momentum
         )
-        return {"momentum": momentum}
+        return {"schedule/momentum": momentum}

@@ -118,10 +118,10 @@ class DenseCL(MomentumContrast):
         self.dense_queue.enqueue(key_pooled)
         instance.loss = self.weigh(instance.loss, dense_loss)
         back = self.match(key_features, features, key_dense, dense, batch, swapped=True)
-        instance.loss_terms |= {
-            "dense": dense_loss.detach(),
-            "matches_mutual": mutual(match, back).float().mean(),
-            "match_distance_cells": cell_distance(here, there, match, features.shape[-1]).mean(),
+        instance.loss_terms["dense"] = dense_loss.detach()
+        instance.metrics |= {
+            "dense/mutual_match_fraction": mutual(match, back).float().mean(),
+            "dense/match_distance_cells": cell_distance(here, there, match, features.shape[-1]).mean(),
         }
         instance.references["dense"] = instance.references["instance"]
         return instance

@@ -98,13 +98,14 @@ class HARL(Method):
             "instance": everywhere.mean(),
             "foreground": (front * known).mean() / fraction,
             "background": (back * known).mean() / fraction,
-            "foreground_fraction": torch.stack([m1, m2]).mean(),
         }
+        metrics = {"mask/foreground_fraction": torch.stack([m1, m2]).mean()}
         if batch.fallback is not None:
-            loss_terms["crop_fallback"] = batch.fallback.float().mean()
+            metrics["mask/redraw_fallback_fraction"] = batch.fallback.float().mean()
         return Output(
             loss=loss,
             loss_terms={name: value.detach() for name, value in loss_terms.items()},
+            metrics=metrics,
             embeddings=t1[0],
             references={"instance": 4.0, "foreground": 4.0, "background": 4.0},
         )
@@ -134,7 +135,7 @@ class HARL(Method):
                 self.config.beta_end + (beta - self.config.beta_end) * (1 + math.cos(math.pi * progress)) / 2
             )
         self.beta.fill_(beta)
-        return {"momentum": momentum, "beta": beta}
+        return {"schedule/momentum": momentum, "schedule/beta": beta}
 
 
 def three_vectors(features: Tensor, occupancy: Tensor) -> Tensor:

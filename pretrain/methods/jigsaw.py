@@ -75,7 +75,8 @@ class Jigsaw(Method):
         accuracy = (logits.detach().argmax(dim=1) == label).float().mean()
         return Output(
             loss=loss,
-            loss_terms={"permutation": loss.detach(), "accuracy": accuracy},
+            loss_terms={"permutation": loss.detach()},
+            metrics={"accuracy": accuracy},
             embeddings=features.detach(),
             references={
                 "permutation": math.log(self.config.permutations),

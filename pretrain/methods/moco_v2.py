@@ -85,7 +85,7 @@ class MomentumContrast(Method):
         """Let the copies follow, so that the next step's keys come from the newer copy, as published."""
         copies, online = zip(*self.followed, strict=True)
         update_momentum(copies, online, self.config.momentum)
-        return {"momentum": self.config.momentum}
+        return {"schedule/momentum": self.config.momentum}
 
 
 class MoCoV2(MomentumContrast):
@@ -135,11 +135,8 @@ def instance_output(pairs: list[tuple[Tensor, Tensor]], queue: Queue, temperatur
         queue.enqueue(key)
     return Output(
         loss=loss,
-        loss_terms={
-            "instance": loss.detach(),
-            "similarity_positive": positive,
-            "similarity_negative": negative,
-        },
+        loss_terms={"instance": loss.detach()},
+        metrics={"similarity/positive": positive, "similarity/negative": negative},
         embeddings=query,
         references={"instance": math.log(len(queue.rows) + 1)},
     )

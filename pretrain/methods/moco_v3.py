@@ -111,10 +111,11 @@ class MoCoV3(Method):
         loss = 2 * self.temperature * (crosses[0] + crosses[1])
         with torch.no_grad():
             similarity = (l2_normalize(queries[0]) * l2_normalize(keys[1])).sum(1).mean()
-            loss_terms = {"instance": (crosses[0] + crosses[1]) / 2, "similarity_positive": similarity}
+            instance = (crosses[0] + crosses[1]) / 2
         return Output(
             loss=loss,
-            loss_terms=loss_terms,
+            loss_terms={"instance": instance},
+            metrics={"similarity/positive": similarity},
             embeddings=l2_normalize(keys[0]),
             references={"instance": math.log(len(every[0]))},
         )
@@ -124,7 +125,7 @@ class MoCoV3(Method):
         momentum = cosine_momentum(self.config.momentum, step, total)
         copies, online = self.followed()
         update_momentum(copies, online, momentum)
-        return {"momentum": momentum}
+        return {"schedule/momentum": momentum}
 
     def followed(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Slow copies and what they follow."""

@@ -89,11 +89,8 @@ class PIRL(Method):
         known = self.config.loss == "infonce"
         return Output(
             loss=loss,
-            loss_terms={
-                "image": image_loss.detach(),
-                "transform": transform_loss.detach(),
-                "similarity_positive": alike,
-            },
+            loss_terms={"image": image_loss.detach(), "transform": transform_loss.detach()},
+            metrics={"similarity/positive": alike},
             embeddings=l2_normalize(image.detach()),
             references={"image": chance, "transform": chance} if known else {},
         )

@@ -60,7 +60,8 @@ class Rotation(Method):
         accuracy = (logits.detach().argmax(dim=1) == batch.rotation).float().mean()
         return Output(
             loss=loss,
-            loss_terms={"rotation": loss.detach(), "accuracy": accuracy},
+            loss_terms={"rotation": loss.detach()},
+            metrics={"accuracy": accuracy},
             embeddings=features.detach(),
             references={"rotation": math.log(4), "accuracy": 0.25},
         )

@@ -185,20 +185,19 @@ class SiameseIM(Method):
     def compare(self, prediction: Tensor, target: Tensor) -> Output:
         """Released loss on every token and (an option) on their means."""
         level = collapse_level(prediction.shape[-1], self.neg_weight)
-        loss, loss_terms = torch.zeros((), device=prediction.device), {}
+        loss, loss_terms, metrics = torch.zeros((), device=prediction.device), {}, {}
         for name, weight in self.weights().items():
             sides = (side if name == "dense" else side.mean(1, keepdim=True) for side in (prediction, target))
             found = unigrad_parts(*sides, neg_weight=self.neg_weight, average=reduce_mean)
             loss = loss + weight * found.loss
             loss_terms[name] = found.loss.detach()
-            loss_terms[f"{name}_target_rank"], loss_terms[f"{name}_r2"] = found.effective_rank, found.r2
-        references = dict.fromkeys(self.weights(), level)
-        return Output(loss=loss, loss_terms=loss_terms, embeddings=target.mean(1), references=references)
+            metrics[f"{name}/target_rank"], metrics[f"{name}/r2"] = found.effective_rank, found.r2
+        return self.output(loss, loss_terms, metrics, target, level)
 
     def compare_v1(self, prediction: Tensor, target: Tensor) -> Output:
         """First version: UniGrad on unit vectors, of the means and of the tokens less their image's mean."""
         level = cosine_collapse_level(self.config.strength)
-        loss, loss_terms = torch.zeros((), device=prediction.device), {}
+        loss, loss_terms, metrics = torch.zeros((), device=prediction.device), {}, {}
         for name, weight in self.weights().items():
             rows, wanted = (
                 _centred(side) if name == "dense" else side.mean(1) for side in (prediction, target)
@@ -207,10 +206,26 @@ class SiameseIM(Method):
             part = unigrad_cosine(rows, wanted, moment, strength=self.config.strength)
             loss = loss + weight * part
             loss_terms[name] = part.detach()
-            loss_terms[f"{name}_target_rank"] = effective_rank(moment)
-            loss_terms[f"{name}_cosine"] = (l2_normalize(rows.detach()) * l2_normalize(wanted)).sum(-1).mean()
-        references = dict.fromkeys(self.weights(), level)
-        return Output(loss=loss, loss_terms=loss_terms, embeddings=target.mean(1), references=references)
+            metrics[f"{name}/target_rank"] = effective_rank(moment)
+            metrics[f"{name}/cosine"] = (l2_normalize(rows.detach()) * l2_normalize(wanted)).sum(-1).mean()
+        return self.output(loss, loss_terms, metrics, target, level)
+
+    def output(
+        self,
+        loss: Tensor,
+        loss_terms: dict[str, Tensor],
+        metrics: dict[str, Tensor],
+        target: Tensor,
+        level: float,
+    ) -> Output:
+        """What both forms of the loss give; a term's reference is its value where all targets are alike."""
+        return Output(
+            loss=loss,
+            loss_terms=loss_terms,
+            metrics=metrics,
+            embeddings=target.mean(1),
+            references=dict.fromkeys(self.weights(), level),
+        )
 
     def compare_pixels(self, prediction: Tensor, images: Tensor) -> Output:
         """Ablation: mean squared error to the normalised pixels of all patches of x2."""
@@ -227,7 +242,7 @@ class SiameseIM(Method):
         momentum = cosine_momentum(self.config.momentum, step, total)
         copies = [self.target_backbone, self.target_projector]
         update_momentum(copies, [self.backbone, self.projector], momentum)
-        return {"momentum": momentum}
+        return {"schedule/momentum": momentum}
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Pixels]:

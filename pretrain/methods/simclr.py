@@ -78,11 +78,8 @@ def batch_output(z1: Tensor, z2: Tensor, temperature: float) -> Output:
         negative = (total - 2 * rows - 2 * positive.sum()) / max(1, 2 * rows * (2 * rows - 2))
     return Output(
         loss=loss,
-        loss_terms={
-            "instance": loss.detach(),
-            "similarity_positive": positive.mean(),
-            "similarity_negative": negative,
-        },
+        loss_terms={"instance": loss.detach()},
+        metrics={"similarity/positive": positive.mean(), "similarity/negative": negative},
         embeddings=unit1,
         references={"instance": math.log(max(1, 2 * rows - 1))},
     )

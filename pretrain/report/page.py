@@ -19,12 +19,12 @@ from .views import method_pictures, view_pictures
 # what a reader looks at first; the label of each in the overview
 OVERVIEW = {
     "loss": "loss",
-    "knn_accuracy": "online kNN",
-    "feature_std": "feature std",
-    "effective_rank": "effective rank",
-    "samples_per_second": "samples/s",
-    "data_wait_fraction": "data wait",
-    "peak_memory_gib": "peak GiB",
+    "knn/accuracy": "online kNN",
+    "embedding/std": "embedding std",
+    "embedding/effective_rank": "effective rank",
+    "speed/samples_per_second": "samples/s",
+    "speed/data_wait_fraction": "data wait",
+    "memory/peak_gib": "peak GiB",
 }
 
 
@@ -46,7 +46,7 @@ def write_report(runs: Sequence[str], out: str | Path, *, images: str | None = N
     configs = dict(zip(names, (read_config(folder) for folder in folders), strict=True))
     metrics = dict(zip(names, (list(read_metrics(folder)) for folder in folders), strict=True))
     sections = [
-        Section("Runs", [overview(configs, metrics), *_complaints(dict(zip(names, folders, strict=True)))]),
+        Section("Runs", [overview(configs, metrics), *_warnings(dict(zip(names, folders, strict=True)))]),
         Section("Curves", [Pictures(curve_pictures(metrics), minimum=340)]),
         Section("Settings", _settings(configs)),
     ]
@@ -117,14 +117,14 @@ def _settings(configs: dict[str, dict[str, Any]]) -> list[Any]:
     return [Table(["setting", *flat], rows, caption="settings that differ; the others are the same")]
 
 
-def _complaints(folders: dict[str, Path]) -> list[Any]:
+def _warnings(folders: dict[str, Path]) -> list[Any]:
     """The warnings of the runs' logs."""
     found = []
     for name, folder in folders.items():
         log = folder / LOG
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        said = dict.fromkeys(line.split("  ", 1)[-1] for line in lines if "  warning" in line)
-        found += [Note(f"{name}: {line}") for line in said]
+        warnings = dict.fromkeys(line.split("  ", 1)[-1] for line in lines if "  warning" in line)
+        found += [Note(f"{name}: {line}") for line in warnings]
     return found
 
 

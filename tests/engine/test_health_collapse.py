@@ -11,7 +11,7 @@ LEVELS = {"released": collapse_level(192, 15.36 / 192), "v1": cosine_collapse_le
 @pytest.mark.parametrize("form", ["released", "v1"])
 def test_sitting_at_the_collapse_level_is_said_in_words(form: str) -> None:
     level = LEVELS[form]
-    values = {"dense": level + 0.002, "dense_target_rank": 1.04, "feature_std": 0.5}
+    values = {"loss/dense": level + 0.002, "dense/target_rank": 1.04, "embedding/std": 0.5}
     (sentence,) = health_warnings(values, {"dense": level}, progress=0.5)
     assert sentence.startswith("collapse: dense sits at its collapse level")
     assert "effective rank is 1.0" in sentence
@@ -20,6 +20,6 @@ def test_sitting_at_the_collapse_level_is_said_in_words(form: str) -> None:
 @pytest.mark.parametrize("form", ["released", "v1"])
 def test_a_run_away_from_the_level_or_at_its_start_is_not_warned(form: str) -> None:
     level = LEVELS[form]
-    healthy = {"dense": level - 0.1, "dense_target_rank": 30.0}
+    healthy = {"loss/dense": level - 0.1, "dense/target_rank": 30.0}
     assert health_warnings(healthy, {"dense": level}, progress=0.5) == []
-    assert health_warnings(healthy | {"dense": level}, {"dense": level}, progress=0.1) == []
+    assert health_warnings(healthy | {"loss/dense": level}, {"dense": level}, progress=0.1) == []

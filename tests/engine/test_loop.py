@@ -12,7 +12,8 @@ from toy import ToyModule, ToySource
 from hapicl.engine.checkpoint import load_checkpoint
 from hapicl.engine.distributed import World
 from hapicl.engine.guard import NonFiniteLossError
-from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loop import fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 from hapicl.engine.run_logger import RunLogger, read_metrics
 
@@ -31,7 +32,7 @@ def train(
         module.load_state_dict(state["module"])
         update.load_state_dict(state["optimizer"])
         first_step = state["step"]
-    calls = settings.pop("calls", {})
+    hooks = Hooks(**settings.pop("hooks", {}))
     with RunLogger(folder, total=total, resumed_step=first_step, show=False) as run_logger:
         result = fit(
             module,
@@ -42,7 +43,7 @@ def train(
             run_logger=run_logger,
             folder=folder,
             first_step=first_step,
-            **calls,
+            hooks=hooks,
         )
     return module, update, result
 
@@ -93,7 +94,7 @@ def test_accumulated_gradients_are_those_of_the_joined_batch():
 
         def forward(self, batch):
             loss = (self.layer(batch) - 1).square().mean()
-            return SimpleNamespace(loss=loss, loss_terms={}, embeddings=None, references={})
+            return SimpleNamespace(loss=loss, loss_terms={}, metrics={}, embeddings=None, references={})
 
     class Halves(ToySource):
         def batches(self, epoch, first_step=0):
@@ -117,7 +118,7 @@ def test_a_signal_leaves_a_checkpoint_within_one_step(tmp_path, number):
         return {}
 
     before = signal.getsignal(number)
-    _, _, result = train(tmp_path / "parts", calls={"after_step": kill_at_four}, checkpoint_every=1000)
+    _, _, result = train(tmp_path / "parts", hooks={"after_step": kill_at_four}, checkpoint_every=1000)
     assert result.stopped_by == signal.Signals(number).name
     assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == result.step == 4
     assert signal.getsignal(number) == before
@@ -129,7 +130,8 @@ def test_a_bad_loss_changes_no_parameter_however_late_the_host_looks(tmp_path, o
     good, _, _ = train(None, total=10, optimizer=optimizer, stop_after=5)
     bad = ToyModule(poison_at=5)
     with pytest.raises(
-        NonFiniteLossError, match=r"step 5, before its update: loss = nan, drift = nan \(finite: error"
+        NonFiniteLossError,
+        match=r"step 5, before its update: loss = nan, loss/drift = nan \(finite: loss/error",
     ):
         train(tmp_path, total=10, optimizer=optimizer, module=bad, log_every=4, checkpoint_every=4)
     for name, value in bad.named_parameters():
@@ -166,7 +168,7 @@ def test_the_loop_does_not_wait_for_the_device_between_log_lines(monkeypatch):
         seen.append(len(waits))
         return {}
 
-    train(total=30, log_every=100, clip_norm=1.0, calls={"after_step": note})
+    train(total=30, log_every=100, clip_norm=1.0, hooks={"after_step": note})
     at_the_first_log = seen[1]
     assert at_the_first_log > 0  # the count works: the first step's log line reads numbers
     assert seen[1:] == [at_the_first_log] * 29
@@ -180,20 +182,21 @@ def test_metrics_hold_every_logged_step_once_after_a_resume(tmp_path):
     steps = [line["step"] for line in read_metrics(tmp_path)]
     assert steps == [1, 2, 4, 6, 8, 10]
     line = list(read_metrics(tmp_path))[-1]
-    expected = {"loss", "error", "drift", "lr", "feature_std", "effective_rank", "samples_per_second"}
-    assert expected | {"data_wait_fraction", "peak_memory_gib", "epoch"} <= line.keys()
+    losses, embedding = {"loss", "loss/error", "loss/drift"}, {"embedding/std", "embedding/effective_rank"}
+    machine = {"speed/samples_per_second", "speed/data_wait_fraction", "memory/peak_gib"}
+    assert line.keys() == {"step", "epoch", "seconds", "schedule/lr", *losses, *embedding, *machine}
     assert any(entry.name.startswith("events") for entry in (tmp_path / "tensorboard").iterdir())
     assert "step 10/10" in (tmp_path / "train.log").read_text()
 
 
-def test_kept_checkpoints_stay_and_checks_are_logged(tmp_path):
-    train(tmp_path, keep_every=3, check_every=5, calls={"check": lambda: {"knn_accuracy": 0.5}})
+def test_kept_checkpoints_stay_and_validations_are_logged(tmp_path):
+    train(tmp_path, keep_every=3, validate_every=5, hooks={"validate": lambda: {"knn/accuracy": 0.5}})
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == [
         "step_00000003.pt",
         "step_00000006.pt",
         "step_00000009.pt",
     ]
-    assert [line["step"] for line in read_metrics(tmp_path) if "knn_accuracy" in line] == [0, 5, 10]
+    assert [line["step"] for line in read_metrics(tmp_path) if "knn/accuracy" in line] == [0, 5, 10]
 
 
 def test_a_profile_is_written(tmp_path):

@@ -8,7 +8,8 @@ from toy import ToyModule, ToySource
 
 from hapicl.engine import batchnorm, distributed
 from hapicl.engine.guard import NonFiniteLossError
-from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loop import fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def bad_loss(rank, size):
             optimizer,
             LoopSettings(total_steps=8, log_every=4),
             world=world,
-            after_step=remember,
+            hooks=Hooks(after_step=remember),
         )
     except NonFiniteLossError as error:
         same = all(torch.equal(value, kept[name]) for name, value in module.named_parameters())
@@ -78,7 +79,7 @@ class Regression(nn.Module):
 
     def forward(self, batch):
         loss = (self.layer(batch) - 1).square().mean()
-        return SimpleNamespace(loss=loss, loss_terms={}, embeddings=None, references={})
+        return SimpleNamespace(loss=loss, loss_terms={}, metrics={}, embeddings=None, references={})
 
 
 def accumulated(rank, size):

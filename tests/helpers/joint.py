@@ -9,7 +9,8 @@ from hapicl.data.geometry import ViewGeometry
 from hapicl.data.loading.batch import Batch
 from hapicl.engine import batchnorm, distributed
 from hapicl.engine.checkpoint import load_checkpoint
-from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loop import fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 from hapicl.engine.schedule import ScheduleSettings
 from hapicl.models.backbones.base import Backbone
@@ -201,7 +202,7 @@ def train(name, folder, rank=0, size=1, *, steps=4, stop_after=None):
         world=distributed.World(rank=rank, size=size),
         folder=folder,
         first_step=first_step,
-        after_step=method.after_step,
+        hooks=Hooks(after_step=method.after_step),
     )
     return load_checkpoint(folder / "last.pt")
 

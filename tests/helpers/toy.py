@@ -29,7 +29,11 @@ class ToyModule(nn.Module):
             drift = drift * float("nan")
         self.calls += 1
         return SimpleNamespace(
-            loss=error + drift, loss_terms={"error": error, "drift": drift}, embeddings=values, references={}
+            loss=error + drift,
+            loss_terms={"error": error, "drift": drift},
+            metrics={},
+            embeddings=values,
+            references={},
         )
 
 

@@ -7,7 +7,8 @@ import torch
 
 from hapicl.engine.distributed import World
 from hapicl.engine.guard import NonFiniteLossError
-from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loop import fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -51,12 +52,12 @@ def test_bf16_steps_without_waiting_for_the_device(name):
         return method.after_step(step, total)
 
     try:
-        result = fit(method, source, optimizer, settings, world=world, after_step=watch)
+        result = fit(method, source, optimizer, settings, world=world, hooks=Hooks(after_step=watch))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert result.step == 8
     assert all(torch.isfinite(value).all() for value in method.parameters())
-    assert result.last["peak_memory_gib"] > 0
+    assert result.last["memory/peak_gib"] > 0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
@@ -72,7 +73,12 @@ def test_a_bad_loss_on_the_device_changes_no_parameter(optimizer):
 
     with pytest.raises(NonFiniteLossError, match="step 2"):
         fit(
-            method, source, update, LoopSettings(total_steps=8, log_every=4), world=world, after_step=remember
+            method,
+            source,
+            update,
+            LoopSettings(total_steps=8, log_every=4),
+            world=world,
+            hooks=Hooks(after_step=remember),
         )
     for name, value in method.named_parameters():
         assert torch.equal(value, kept[name]), name

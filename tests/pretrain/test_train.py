@@ -73,7 +73,8 @@ def test_a_run_leaves_all_it_should(tmp_path, masks):
     log = (out / "train.log").read_text()
     assert "learning rate 0.001875 = 0.12 x 4 / 256 (sgd)" in log
     line = list(read_metrics(out))[-1]
-    assert {"instance", "pixel", "instance_at_chance", "foreground_background_gap", "momentum"} <= line.keys()
+    assert {"loss/instance", "loss/pixel", "chance/instance", "chance/pixel"} <= line.keys()
+    assert {"pixel/similarity_gap", "schedule/momentum"} <= line.keys()
     with np.load(out / "views.npz") as kept:
         assert kept["views"].shape == (4, 2, 32, 32, 3)
         assert kept["occupancy"].shape[:2] == (4, 2)
@@ -221,7 +222,7 @@ def test_the_online_knn_is_logged(tmp_path, masks, flat_folder):
         ),
         show=False,
     )
-    accuracies = [line["knn_accuracy"] for line in read_metrics(tmp_path / "run") if "knn_accuracy" in line]
+    accuracies = [line["knn/accuracy"] for line in read_metrics(tmp_path / "run") if "knn/accuracy" in line]
     assert len(accuracies) == 3  # random weights, then after each step
     assert all(0 <= value <= 1 for value in accuracies)
 
@@ -309,6 +310,7 @@ def test_torchrun_trains_as_one_process_and_resumes_at_another_world_size(tmp_pa
     assert [line["step"] for line in two] == [1, 2, 3, 4]
     # float32 rounds sums over processes differently, which ReLU networks amplify from step to step;
     # test_joint_methods holds whole states to 1e-6 in float64
-    for name in ("loss", "instance", "pixel", "similarity_positive", "foreground_fraction"):
+    for name in ("loss", "loss/instance", "loss/pixel", "similarity/positive", "mask/foreground_fraction"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
-    assert two[3]["foreground_fraction"] == pytest.approx(one[3]["foreground_fraction"])  # the same crops
+    foreground = [lines[3]["mask/foreground_fraction"] for lines in (one, two)]
+    assert foreground[1] == pytest.approx(foreground[0])  # the same crops

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hapicl.engine.distributed import World
-from hapicl.engine.loop import LoopSettings, fit
+from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loop import fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
 
 WAITING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")
@@ -51,7 +52,7 @@ def test_a_step_does_not_wait(name, monkeypatch):
         optimizer,
         LoopSettings(total_steps=5, log_every=100, clip_norm=1.0),
         world=World(),
-        after_step=note,
+        hooks=Hooks(after_step=note),
     )
     assert after_each[1]  # the count works: the first step's log line waits
     assert after_each[-1] == after_each[1]

@@ -141,14 +141,14 @@ def pixel_output(
     flat = [(u1.flatten(2), u2.flatten(2), m1, m2) for u1, u2, m1, m2 in pairs]
     terms, counts = zip(*(_global_terms(*pair, batch.has_mask, config) for pair in flat), strict=True)
     loss = torch.stack(terms).mean()
-    loss_terms = {"pixel": loss.detach(), "pixel_dropped": 1 - torch.stack(counts).mean()}
+    metrics = {"pixel/dropped_fraction": 1 - torch.stack(counts).mean()}
     with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
-        loss_terms |= _health(*flat[0], batch.has_mask, config)
+        metrics |= _health(*flat[0], batch.has_mask, config)
         if batch.fallback is not None:
-            loss_terms["crop_fallback"] = batch.fallback.float().mean()
+            metrics["mask/redraw_fallback_fraction"] = batch.fallback.float().mean()
         if batch.has_mask is not None:
-            loss_terms["without_mask"] = 1 - batch.has_mask.float().mean()
-    return Output(loss=loss, loss_terms=loss_terms)
+            metrics["mask/missing_fraction"] = 1 - batch.has_mask.float().mean()
+    return Output(loss=loss, loss_terms={"pixel": loss.detach()}, metrics=metrics)
 
 
 def _global_terms(
@@ -192,17 +192,19 @@ def _health(
         attract, repel = attract & valid[:, None, None], repel & valid[:, None, None]
     same = (cosine * within).sum() / within.sum().clamp(min=1)
     other = (cosine * across).sum() / across.sum().clamp(min=1)
-    ours, theirs = attract.flatten(1).sum(dim=1), repel.flatten(1).sum(dim=1)
-    counted = (ours > 0) & (theirs > 0)
-    chance = torch.where(counted, ((ours + theirs) / ours.clamp(min=1)).log(), 0.0)
-    return {
-        "pixel_chance": chance.sum() / counted.sum().clamp(min=1),
-        "pixel_similarity_positive": same,
-        "pixel_similarity_negative": other,
-        "foreground_background_gap": same - other,
-        "foreground_fraction": (m1 > 0).float().mean(),
-        "mask_empty": 1 - (m1 > 0).any(dim=1).float().mean(),
+    positives, negatives = attract.flatten(1).sum(dim=1), repel.flatten(1).sum(dim=1)
+    counted = (positives > 0) & (negatives > 0)
+    chance = torch.where(counted, ((positives + negatives) / positives.clamp(min=1)).log(), 0.0)
+    metrics = {
+        "pixel/similarity_positive": same,
+        "pixel/similarity_negative": other,
+        "pixel/similarity_gap": same - other,
+        "mask/foreground_fraction": (m1 > 0).float().mean(),
+        "mask/empty_fraction": 1 - (m1 > 0).any(dim=1).float().mean(),
     }
+    if config.form == "image" and config.negatives == "image":  # the others have no such closed form
+        metrics["chance/pixel"] = chance.sum() / counted.sum().clamp(min=1)
+    return metrics
 
 
 def add_pixel_loss(instance: Output, pixel: Output | None, weight: float) -> Output:
@@ -212,6 +214,7 @@ def add_pixel_loss(instance: Output, pixel: Output | None, weight: float) -> Out
     return Output(
         loss=instance.loss + weight * pixel.loss,
         loss_terms=instance.loss_terms | pixel.loss_terms,
+        metrics=instance.metrics | pixel.metrics,
         embeddings=instance.embeddings,
         references=instance.references | pixel.references,
     )

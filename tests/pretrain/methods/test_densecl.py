@@ -81,21 +81,24 @@ def test_matches_come_from_the_backbone_not_the_head(make_method, make_batch):
     with torch.no_grad():
         for value in second.dense_head.parameters():
             value.normal_()
-    assert torch.equal(first(batch).loss_terms["matches_mutual"], second(batch).loss_terms["matches_mutual"])
+    assert torch.equal(
+        first(batch).metrics["dense/mutual_match_fraction"],
+        second(batch).metrics["dense/mutual_match_fraction"],
+    )
     by_head = [make_method("densecl", matching="head"), make_method("densecl", matching="head")]
     with torch.no_grad():
         for value in by_head[1].dense_head.parameters():
             value.normal_()
-    shares = [method(batch).loss_terms["matches_mutual"] for method in by_head]
-    assert not torch.equal(*shares)
+    fractions = [method(batch).metrics["dense/mutual_match_fraction"] for method in by_head]
+    assert not torch.equal(*fractions)
 
 
 def test_one_view_matches_itself(make_method, make_batch):
     batch = make_batch()
     batch.geometry = (batch.geometry[0], batch.geometry[0])
-    loss_terms = make_method("densecl", matching="geometry")(batch).loss_terms
-    assert loss_terms["matches_mutual"] == 1
-    assert loss_terms["match_distance_cells"] == 0
+    metrics = make_method("densecl", matching="geometry")(batch).metrics
+    assert metrics["dense/mutual_match_fraction"] == 1
+    assert metrics["dense/match_distance_cells"] == 0
 
 
 def test_foreground_matching_stays_within_the_mask_label(make_method, make_batch):

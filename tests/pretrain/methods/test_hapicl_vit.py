@@ -37,7 +37,7 @@ def test_the_slow_pixel_head_follows_too() -> None:
     method = small_method("hapicl_vit", momentum=0.0)
     with torch.no_grad():
         method.pixel_head[0].weight.add_(1)
-    assert method.after_step(0, 10)["momentum"] == 0.0
+    assert method.after_step(0, 10)["schedule/momentum"] == 0.0
     assert torch.equal(method.key_pixel_head[0].weight, method.pixel_head[0].weight)
 
 

@@ -34,7 +34,8 @@ def test_every_trained_parameter_has_a_gradient_and_no_copy_has(make_method, mak
     assert set(found) == trained_names(method)
     assert not any(part.startswith(("key_", "target_")) for part in found)
     assert output.embeddings.shape[0] == 8
-    assert not any(value.requires_grad for value in output.loss_terms.values())
+    logged = [*output.loss_terms.values(), *output.metrics.values()]
+    assert not any(value.requires_grad for value in logged)
 
 
 def test_simclr_references_its_chance_level(make_method, make_batch):
@@ -53,7 +54,7 @@ def test_simclr_logs_the_mean_similarity_of_negatives(make_method, make_batch):
     for i in range(16):
         pairs[i, i] = pairs[i, (i + 8) % 16] = True
     expected = cosine[~pairs].mean()
-    torch.testing.assert_close(output.loss_terms["similarity_negative"], expected.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.metrics["similarity/negative"], expected.detach(), rtol=0, atol=1e-5)
 
 
 def test_moco_contrasts_in_one_direction_and_queues_one_key_an_image(make_method, make_batch):
@@ -119,8 +120,8 @@ def test_byol_predicts_the_other_views_target(make_method, make_batch):
 
 def test_byol_momentum_rises_and_the_target_follows(make_method, make_batch):
     method = make_method("byol", hidden=16, dim=8, momentum=0.9)
-    assert method.after_step(0, 10) == {"momentum": pytest.approx(0.9)}
-    assert method.after_step(10, 10) == {"momentum": 1.0}
+    assert method.after_step(0, 10) == {"schedule/momentum": pytest.approx(0.9)}
+    assert method.after_step(10, 10) == {"schedule/momentum": 1.0}
 
 
 def test_byol_views_differ_in_blur_and_solarisation():
@@ -152,9 +153,9 @@ def test_harl_weighs_global_foreground_and_background(make_method, make_batch):
 def test_harl_beta_goes_its_way_by_a_cosine_and_survives_a_checkpoint(make_method):
     method = make_method("harl", hidden=16, dim=8, beta=0.9, beta_end=0.0)
     assert method.beta == pytest.approx(0.9)
-    assert method.after_step(4, 10)["beta"] == pytest.approx(0.45)
+    assert method.after_step(4, 10)["schedule/beta"] == pytest.approx(0.45)
     assert method.state_dict()["beta"] == pytest.approx(0.45)
-    assert method.after_step(9, 10)["beta"] == pytest.approx(0.0)
+    assert method.after_step(9, 10)["schedule/beta"] == pytest.approx(0.0)
 
 
 def test_harl_leaves_images_without_a_mask_out_of_the_masked_terms(make_method, make_batch):

@@ -71,8 +71,8 @@ def test_heads_have_three_and_two_layers_with_batch_norm_after_each() -> None:
 
 def test_momentum_starts_at_the_base_and_ends_at_one() -> None:
     method = small_method("moco_v3")
-    assert method.after_step(0, 100)["momentum"] == pytest.approx(0.99)
-    assert method.after_step(100, 100)["momentum"] == 1.0
+    assert method.after_step(0, 100)["schedule/momentum"] == pytest.approx(0.99)
+    assert method.after_step(100, 100)["schedule/momentum"] == 1.0
 
 
 def test_the_loss_falls_on_one_batch() -> None:

@@ -238,7 +238,7 @@ def test_rotation_classifies_the_drawn_turn(make_method, make_batch):
     )
     logits = method.classifier(method.backbone(images)["layer4"].mean((2, 3)))
     torch.testing.assert_close(output.loss, F.cross_entropy(logits, batch.rotation))
-    assert output.loss_terms["accuracy"] == (logits.argmax(1) == batch.rotation).float().mean()
+    assert output.metrics["accuracy"] == (logits.argmax(1) == batch.rotation).float().mean()
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -67,12 +67,12 @@ def test_the_released_loss_is_unigrad_of_all_patch_tokens() -> None:
     rows = target_tokens(target).flatten(0, 1)
     eigenvalues = torch.linalg.eigvalsh(second_moment(rows))
     rank = eigenvalues.sum() ** 2 / eigenvalues.square().sum()
-    torch.testing.assert_close(output.loss_terms["dense_target_rank"], rank)
+    torch.testing.assert_close(output.metrics["dense/target_rank"], rank)
     estimate = prediction.flatten(0, 1) @ (
         torch.eye(48, dtype=torch.float64) + 15.36 / 48 * second_moment(rows)
     )
     explained = 1 - (estimate - rows).square().sum() / (rows - rows.mean(0)).square().sum()
-    torch.testing.assert_close(output.loss_terms["dense_r2"], explained)
+    torch.testing.assert_close(output.metrics["dense/r2"], explained)
 
 
 def test_global_loss_compares_the_means_over_the_patches() -> None:
@@ -84,7 +84,8 @@ def test_global_loss_compares_the_means_over_the_patches() -> None:
     sides = method.predict(batch, seen_of(method, batch)), method.targets(batch.views[1])
     wanted = 3 * unigrad(*(side.mean(1, keepdim=True) for side in sides), neg_weight=15.36 / 48)
     torch.testing.assert_close(output.loss, wanted)
-    assert set(output.loss_terms) == {"global", "global_target_rank", "global_r2"}
+    assert set(output.loss_terms) == {"global"}
+    assert set(output.metrics) == {"global/target_rank", "global/r2"}
 
 
 def test_first_version_weighs_the_means_one_and_the_centred_tokens_four() -> None:
@@ -174,9 +175,9 @@ def test_the_target_uses_its_own_batch_statistics() -> None:
 
 def test_momentum_starts_at_the_base_and_ends_at_one() -> None:
     method = small_method("siameseim", total_steps=1000)
-    assert method.after_step(0, 1000)["momentum"] == pytest.approx(0.995)
-    assert method.after_step(500, 1000)["momentum"] == pytest.approx(0.9975)
-    assert method.after_step(1000, 1000)["momentum"] == 1.0
+    assert method.after_step(0, 1000)["schedule/momentum"] == pytest.approx(0.995)
+    assert method.after_step(500, 1000)["schedule/momentum"] == pytest.approx(0.9975)
+    assert method.after_step(1000, 1000)["schedule/momentum"] == 1.0
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1.0])

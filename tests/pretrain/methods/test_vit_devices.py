@@ -41,7 +41,8 @@ def test_a_step_stays_on_its_device_and_waits_for_nothing(name, config) -> None:
     with FakeTensorMode():
         pretend_module(method)
         output = method(batch.map_tensors(pretend))
-        assert {value.device.type for value in [output.loss, *output.loss_terms.values()]} == {"cuda"}
+        logged = [output.loss, *output.loss_terms.values(), *output.metrics.values()]
+        assert {value.device.type for value in logged} == {"cuda"}
         with pytest.raises(DataDependentOutputException):  # what a wait would have raised
             output.loss.item()
 

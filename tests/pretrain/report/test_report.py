@@ -1,5 +1,4 @@
-"""The report: what differs, curves, crops with masks, features; self-contained; honest where nothing is
-there."""
+"""The report: what differs, curves, crops with masks, features; self-contained; honest where nothing is there."""
 
 import json
 import re
@@ -29,15 +28,15 @@ def made_up_run(folder, **settings):
         {
             "step": step,
             "loss": 5 - step / 10,
-            "pixel": 0.7,
-            "pixel_at_chance": 0.69,
-            "lr": 0.1,
+            "loss/pixel": 0.7,
+            "chance/pixel": 0.69,
+            "schedule/lr": 0.1,
             "seconds": 1.0,
         }
         for step in (10, 20, 30)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + '{"step": 30, "knn_accuracy": 0.25}\n')
+    (folder / "metrics.jsonl").write_text(text + '{"step": 30, "knn/accuracy": 0.25}\n')
     (folder / "train.log").write_text(
         "2026-01-01T00:00:00+00:00  warning at step 3: collapse: <b>one point</b>\n"
     )
@@ -83,6 +82,17 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, capsys):
             write_report([run], tmp_path / "report.html")
 
 
+def test_a_run_with_the_key_names_of_an_earlier_version_is_refused_in_one_sentence(tmp_path):
+    run = made_up_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        '{"step": 10, "instance": 4.0, "samples_per_second": 9.0}\n'
+    )
+    with pytest.raises(UserError, match=r"metrics\.jsonl was written by an earlier version") as refused:
+        write_report([run], tmp_path / "report.html")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_runs_of_one_folder_name_are_told_apart(tmp_path):
     assert run_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
     with pytest.raises(UserError, match="given twice"):
@@ -91,10 +101,12 @@ def test_runs_of_one_folder_name_are_told_apart(tmp_path):
 
 def test_curves_come_in_order_and_skip_clocks():
     metrics = {
-        "run": [{"step": 1, "lr": 1.0, "loss": 2.0, "seconds": 3.0, "zebra": 1.0, "zebra_at_chance": 2.0}]
+        "run": [
+            {"step": 1, "schedule/lr": 1.0, "loss": 2.0, "seconds": 3.0, "zebra": 1.0, "chance/zebra": 2.0}
+        ]
     }
     names = [picture.alt.split(" ")[0] for picture in curve_pictures(metrics)]
-    assert names == ["loss", "zebra", "lr"]
+    assert names == ["loss", "zebra", "schedule/lr"]
 
 
 def test_components_colour_two_kinds_of_pixels_differently():
