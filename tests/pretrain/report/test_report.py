@@ -1,4 +1,4 @@
-"""The report: what differs, curves, crops with masks, features; self-contained; honest where nothing is there."""
+"""The report: differences, curves, crops with masks, features; self-contained; says what is not there."""
 
 import json
 import re
