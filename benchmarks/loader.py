@@ -43,6 +43,7 @@ from hapicl.data.loading.batch import Batch, Needs, ViewPolicy
 from hapicl.data.loading.loader import Loader
 from hapicl.data.masks.reader import MaskReader
 from hapicl.maskgen.building.build import build_masks
+from hapicl.maskgen.building.settings import BuildSettings
 
 NEEDS = Needs(views=(ViewPolicy(), ViewPolicy()), grid=7)
 GOALS = {
@@ -100,7 +101,7 @@ def _parse() -> argparse.Namespace:
 def _runs(images: Path, folder: Path) -> dict[str, Run]:
     """All pipelines by name, ready to run."""
     masks = folder / "masks.h5"
-    build_masks(images, masks, recipe="fast", workers=1)
+    build_masks(images, masks, "fast", BuildSettings(workers=1))
     pack = folder / "images.h5"
     pack_images(images, pack, PackSettings(short_side=320), workers=1)
     pngs = _masks_as_png(masks, folder / "png")

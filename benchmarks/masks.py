@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb as skimage_felzenszwalb
 from threadpoolctl import threadpool_limits
 
+from hapicl.common.iou import iou
 from hapicl.data.images.decode import read_image
 from hapicl.data.images.folder import find_images
 from hapicl.maskgen import RECIPES, segment
 from hapicl.maskgen.refinement.region_regressor import refine, train_region_regressor
-from hapicl.maskgen.segmentation.binarise import iou
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

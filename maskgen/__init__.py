@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .pipeline import Foreground, foreground, segment
-    from .recipes import RECIPES, Recipe
+    from .recipes import RECIPES, MaskRecipe
 
-__all__ = ["RECIPES", "Foreground", "Recipe", "foreground", "segment"]
+__all__ = ["RECIPES", "Foreground", "MaskRecipe", "foreground", "segment"]
 
 _HOME = {
     "Foreground": "pipeline",
     "foreground": "pipeline",
     "segment": "pipeline",
     "RECIPES": "recipes",
-    "Recipe": "recipes",
+    "MaskRecipe": "recipes",
 }
 
 

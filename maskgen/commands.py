@@ -70,22 +70,25 @@ def masks() -> None:
 @click.option(
     "--shard",
     type=ShardType(),
-    help="Work on the i-th of n shares only (SLURM arrays); join with `masks merge`.",
+    help="Make the i-th of n shards only (SLURM arrays); join them with `masks merge`.",
 )
 @click.option(
     "--update", is_flag=True, help="Add new and changed images to an existing file, drop those gone."
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 if an image has no mask.")
-def build(images: Path, out: Path, strict: bool, **options: Any) -> None:
+def build(images: Path, out: Path, recipe: str, strict: bool, **options: Any) -> None:
     """Build the mask file of an image folder.
 
     Stop it with Ctrl-C or lose the machine: the same command continues.
     """
+    from ..common.config import build as build_settings
     from .building.build import BuildInterrupted, build_masks
+    from .building.settings import BuildSettings
 
+    settings = build_settings(BuildSettings, options)
     try:
         with progress_bar("masks") as progress:
-            summary = build_masks(images, out, progress=progress, **options)
+            summary = build_masks(images, out, recipe, settings, progress=progress)
     except BuildInterrupted as interruption:
         click.echo(str(interruption), err=True)
         sys.exit(128 + interruption.number)
@@ -177,15 +180,20 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the draw of images.")
 @click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
-def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: int, **options: Any) -> None:
+def refine(
+    images: Path, masks_file: Path, out: Path, train_images: int, seed: int, workers: int | None
+) -> None:
     """Learn from the first masks what your images' foreground looks like, and make better ones.
 
     No labels: a region regressor is trained on the surer half of the first masks.
     """
     from ..common.atomic_files import refuse_unwritable
+    from ..common.config import build as build_settings
     from .building.build import BuildInterrupted, build_rows
+    from .building.settings import BuildSettings
     from .refinement.region_regressor import train_on_mask_file
 
+    settings = build_settings(BuildSettings, {"workers": workers})
     refuse_unwritable(out)
     if out.resolve() == masks_file.resolve():
         raise click.UsageError(f"--out {out} is the file of the first masks; choose another name")
@@ -194,7 +202,7 @@ def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: i
     click.echo(f"learned from {maker.regressor.images} images, {maker.regressor.regions} regions")
     try:
         with progress_bar("masks") as progress:
-            summary = build_rows(images, out, maker, progress=progress, **options)
+            summary = build_rows(images, out, maker, settings, progress=progress)
     except BuildInterrupted as interruption:
         click.echo(str(interruption), err=True)
         sys.exit(128 + interruption.number)
@@ -222,16 +230,19 @@ def refine(images: Path, masks_file: Path, out: Path, train_images: int, seed: i
 def import_masks(source: Path, images: Path, out: Path, long_side: int | None, workers: int | None) -> None:
     """Make a mask file from masks made elsewhere."""
     if source.suffix == ".json":
-        from .building.plan import PartsFolder
+        from .building.plan import PartFiles
         from .exchange.coco import import_coco
 
-        with PartsFolder(out).locked():  # as a build of `out` does
+        with PartFiles(out).locked():  # as a build of `out` does
             _print_summary(import_coco(source, images, out, long_side=long_side))
         return
+    from ..common.config import build as build_settings
+    from .building.settings import BuildSettings
     from .exchange.tree import import_tree
 
+    settings = build_settings(BuildSettings, {"workers": workers})
     with progress_bar("import") as progress:
-        summary = import_tree(source, images, out, long_side=long_side, workers=workers, progress=progress)
+        summary = import_tree(source, images, out, long_side=long_side, settings=settings, progress=progress)
     _print_summary(summary)
 
 
@@ -248,19 +259,19 @@ def import_masks(source: Path, images: Path, out: Path, long_side: int | None, w
 def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
     """Join shards, or mask files.
 
-    Without SOURCES: the parts that `masks build --shard` left beside OUT. With SOURCES: mask files, or .parts
-    folders, made by one recipe.
+    Without SOURCES: the part files that `masks build --shard` left beside OUT. With SOURCES: mask
+    files, or .parts folders, made by one recipe.
     """
     from .building.merge import finish, merge_files
-    from .building.plan import PartsFolder
+    from .building.plan import PartFiles
 
     if sources:
         rows = merge_files(out, sources, image_root=images)
     else:
-        parts = PartsFolder(out)
+        parts = PartFiles(out)
         if parts.plan() is None:
             raise UserError(
-                f"{parts.path} holds no parts; run `hapicl masks build --shard i/n --out {out}` first"
+                f"{parts.path} holds no part files; run `hapicl masks build --shard i/n --out {out}` first"
             )
         with parts.locked():
             rows = finish(out, parts)
@@ -354,12 +365,9 @@ def progress_bar(title: str) -> Iterator[Progress]:
 
 def _print_summary(summary: BuildSummary) -> None:
     """Print what a build did, and the first failures."""
-    if summary.missing_parts or not summary.counts:
-        state = (
-            f"{summary.missing_parts} parts are still missing"
-            if summary.missing_parts
-            else "all parts are there"
-        )
+    missing = summary.missing_part_files
+    if missing or not summary.counts:
+        state = f"{missing} part files are still missing" if missing else "all part files are there"
         click.echo(
             f"{summary.built} images in {summary.seconds:.1f} s; {state}: "
             f"join them with `hapicl masks merge --out {summary.out}`"

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import UserError
-from .recipes import Recipe, get_recipe
+from ..common.iou import iou
+from .recipes import MaskRecipe, get_recipe
 from .saliency.barrier import barrier_saliency, unit_scaled
 from .saliency.boundary import boundary_saliency
 from .saliency.ranking import SIGMA_SQUARED, ranking_saliency
 from .saliency.spectral import spectral_saliency
 from .saliency.superpixels import superpixel_graph
-from .segmentation.binarise import border_pixels, clean_mask, confidence, iou, otsu_split
+from .segmentation.binarise import border_pixels, clean_mask, confidence, otsu_split
 from .segmentation.cut import colour_cut
 from .segmentation.regions import felzenszwalb, region_means
 
@@ -47,7 +48,7 @@ def working_image(image: NDArray[np.uint8], work_size: int) -> NDArray[np.uint8]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def segment(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> Foreground:
+def segment(image: NDArray[np.uint8], recipe: str | MaskRecipe = "quality") -> Foreground:
     """Find the foreground of an image at the working size.
 
     Args:
@@ -79,7 +80,7 @@ def segment(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> Foreg
 
 
 def saliency_map(
-    work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: Recipe
+    work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: MaskRecipe
 ) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
     """Compute and fuse a recipe's maps.
 
@@ -117,18 +118,18 @@ def binarised(
     lab: NDArray[np.float32],
     saliency: NDArray[np.float32],
     superpixels: NDArray[np.int32] | None,
-    recipe: Recipe,
+    recipe: MaskRecipe,
 ) -> Foreground:
     """Average the map over regions, split it, clean, and cut along colour edges where that agrees.
 
-    With more than one look the mask found joins the map, and all is done again: what the cut has found to
-    belong together counts, what it has given up counts less.
+    With more than one iteration the mask found joins the map, and all is done again: what the cut has found
+    to belong together counts, what it has given up counts less.
     """
     labels = _regions(work, saliency, superpixels, recipe)
     area = np.bincount(labels.ravel())
     border = border_pixels(labels, len(area))
     seen, agreement, separation = saliency, 1.0, 0.0
-    for look in range(recipe.looks):
+    for iteration in range(recipe.iterations):
         means = region_means(labels, seen)
         threshold, between = otsu_split(means, area, border, recipe.off_border)
         mask = clean_mask((means > threshold)[labels], recipe.min_part)
@@ -138,7 +139,7 @@ def binarised(
             agreed = iou(mask, cut)
             # a cut that leaves most of the mask has lost the object to its colour model: keep the mask
             mask = cut if agreed >= recipe.cut_agreement else mask
-        if look == 0:  # later looks see their own mask, and would be too sure
+        if iteration == 0:  # later ones see their own mask, and would be too sure
             agreement, separation = agreed, between
         seen = unit_scaled(saliency + mask.astype(np.float32))
     return Foreground(mask, means[labels], confidence(lab, mask, separation, agreement))
@@ -148,7 +149,7 @@ def _regions(
     work: NDArray[np.uint8],
     saliency: NDArray[np.float32],
     superpixels: NDArray[np.int32] | None,
-    recipe: Recipe,
+    recipe: MaskRecipe,
 ) -> NDArray[np.int32]:
     """Label what the map is averaged over: superpixels, the map's own levels, or Felzenszwalb's regions."""
     if recipe.regions == "superpixels" and superpixels is not None:
@@ -159,7 +160,7 @@ def _regions(
     return _felzenszwalb(work, recipe)
 
 
-def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> NDArray[np.bool_]:
+def foreground(image: NDArray[np.uint8], recipe: str | MaskRecipe = "quality") -> NDArray[np.bool_]:
     """Find the foreground of an image.
 
     Args:
@@ -184,7 +185,7 @@ def foreground(image: NDArray[np.uint8], recipe: str | Recipe = "quality") -> ND
     return full
 
 
-def preprocess(image: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def preprocess(image: NDArray[np.uint8], recipe: MaskRecipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Check an image and return the working image in RGB and in CIE Lab."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
@@ -206,13 +207,15 @@ def empty_foreground(work: NDArray[np.uint8]) -> Foreground:
     return Foreground(np.zeros(work.shape[:2], bool), np.zeros(work.shape[:2], np.float32), 0.0)
 
 
-def _felzenszwalb(work: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.int32]:
+def _felzenszwalb(work: NDArray[np.uint8], recipe: MaskRecipe) -> NDArray[np.int32]:
     return felzenszwalb(
         work, scale=recipe.region_scale, sigma=recipe.region_sigma, min_size=recipe.region_min_size
     )
 
 
-def _largest_inner_region(work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: Recipe) -> Foreground:
+def _largest_inner_region(
+    work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: MaskRecipe
+) -> Foreground:
     """Take the largest region that does not touch the border; its confidence is its colour contrast."""
     labels = _felzenszwalb(work, recipe)
     area = np.bincount(labels.ravel())

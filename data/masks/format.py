@@ -27,6 +27,8 @@ from ..path_keys import decode_path, is_safe_key
 
 FORMAT = "hapicl masks"
 VERSION = 1
+# Parameters of a recipe that had another name in files written before: the name today, and the first one.
+_FIRST_NAMES = {"iterations": "looks"}
 COLUMNS = {
     "path": "S",
     "image_size": "<i4",
@@ -58,6 +60,17 @@ class MaskStatus(StrEnum):
 
 
 STATUSES = tuple(MaskStatus)
+
+
+def read_recipe(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe by the names of today; whatever reads recipes (files, plans) calls this."""
+    today = {first: name for name, first in _FIRST_NAMES.items()}
+    return {today.get(name, name): value for name, value in recorded.items()}
+
+
+def digested_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe by the names that its parameters had first: equal masks keep an equal digest."""
+    return {_FIRST_NAMES.get(name, name): value for name, value in recipe.items()}
 
 
 def check_columns(data: Mapping[str, NDArray[Any]], path: str) -> None:

@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 from ..geometry import ViewGeometry
 from ..memmap import memmap_dataset
 from ..path_keys import PathList, decode_path, find_row
-from .format import COLUMNS, FORMAT, MAX_MASK_SIDE, STATUSES, VERSION, MaskError, MaskStatus, check_columns
+from .format import (
+    COLUMNS,
+    FORMAT,
+    MAX_MASK_SIDE,
+    STATUSES,
+    VERSION,
+    MaskError,
+    MaskStatus,
+    check_columns,
+    read_recipe,
+)
 from .integral import MaskIntegral
 
 __all__ = ["MaskError", "MaskIntegral", "MaskReader", "MaskStatus"]
@@ -235,4 +245,5 @@ def _attributes(file: h5py.File, path: str) -> dict[str, Any]:
         )
     description: dict[str, Any] = json.loads(str(file.attrs["description"]))
     digests = {name: str(file.attrs[name]) for name in ("content_digest", "blob_digest")}
+    description["recipe"] = read_recipe(description["recipe"])
     return {**description, "version": VERSION, **digests}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
 from ..path_keys import decode_path, encode_path, is_safe_key
-from .format import COLUMNS, FORMAT, MAX_MASK_SIDE, STATUSES, VERSION, MaskStatus
+from .format import COLUMNS, FORMAT, MAX_MASK_SIDE, STATUSES, VERSION, MaskStatus, digested_recipe
 from .reader import MaskReader
 
 ZLIB_LEVEL = 6  # 256 bytes a mask at 160 pixels; level 9 saves 2 % and takes twice as long
@@ -169,9 +169,10 @@ def join_masks(
     return len(row)
 
 
-def content_digest(columns: Mapping[str, NDArray[Any]], recipe: Any) -> str:
+def content_digest(columns: Mapping[str, NDArray[Any]], recipe: Mapping[str, Any]) -> str:
     """Digest of what the masks are: rows, bits (by crc32) and recipe; not of times, places or compression."""
-    digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16)
+    parameters = json.dumps(digested_recipe(recipe), sort_keys=True)
+    digest = hashlib.blake2b(parameters.encode(), digest_size=16)
     for name in COLUMNS:
         if name != "offset":  # depends on the zlib in use
             digest.update(name.encode())

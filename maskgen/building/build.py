@@ -1,8 +1,7 @@
-"""Building a mask file: plan, run, join; whatever interrupts it, the next run takes up the finished parts."""
+"""Building a mask file: plan, run, join; whatever interrupts it, the next run takes up what is finished."""
 
 from __future__ import annotations
 
-import bisect
 import os
 import signal
 import threading
@@ -20,15 +19,15 @@ import numpy as np
 from ...common.atomic_files import refuse_unwritable
 from ...common.errors import UserError
 from ...data.images.folder import find_images
-from ...data.masks.format import STATUSES
+from ...data.masks.format import STATUSES, read_recipe
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow, write_masks
-from ...data.path_keys import encode_path
-from ..recipes import Recipe, get_recipe
-from .changes import finished_as_asked, plan_build
+from ..recipes import MaskRecipe, get_recipe
+from .changes import is_up_to_date, plan_build
 from .merge import describe, finish, save_unfinished
-from .plan import PartsFolder, Plan
-from .pool import BACKENDS, Runner, default_workers
+from .plan import BuildRequest, PartFiles, Plan, as_json
+from .pool import Runner
+from .settings import BuildSettings
 from .worker import RecipeRows, RowMaker
 
 # called with (images done, images to do, images without a mask)
@@ -54,7 +53,7 @@ class BuildSummary:
         counts: rows per status, by name; empty for a shard, which writes no file.
         failures: path -> reason for rows without a mask.
         already_finished: nothing had to be done.
-        missing_parts: parts that other shards have still to make.
+        missing_part_files: those that other shards have still to make.
     """
 
     out: Path
@@ -63,7 +62,7 @@ class BuildSummary:
     counts: dict[str, int]
     failures: dict[str, str]
     already_finished: bool = False
-    missing_parts: int = 0
+    missing_part_files: int = 0
 
     @property
     def images(self) -> int:
@@ -74,14 +73,9 @@ class BuildSummary:
 def build_masks(
     images: str | os.PathLike[str],
     out: str | os.PathLike[str] = "masks.h5",
+    recipe: str | MaskRecipe = "quality",
+    settings: BuildSettings | None = None,
     *,
-    recipe: str | Recipe = "quality",
-    workers: int | None = None,
-    limit: int | None = None,
-    backend: str = "loky",
-    scheduler: str | None = None,
-    shard: tuple[int, int] | None = None,
-    update: bool = False,
     progress: Progress | None = None,
 ) -> BuildSummary:
     """Find the foreground of every image in a folder and store the masks in one file.
@@ -90,14 +84,9 @@ def build_masks(
 
     Args:
         images: the image folder, flat or nested.
-        out: the mask file; unfinished parts lie beside it in `<out>.parts`.
+        out: the mask file; the part files of an unfinished build lie beside it in `<out>.parts`.
         recipe: its name, or a recipe of your own.
-        workers: processes; by default as many as there are cores for this process.
-        limit: only the first so many images in order of their paths.
-        backend: "loky" (processes here), "dask" or "ray" (a cluster).
-        scheduler: address of a running dask or ray cluster.
-        shard: (i, n), i from 1: work only on every n-th part; `hapicl masks merge` joins them.
-        update: bring an existing file up to date with a changed folder; masks of unchanged images are kept.
+        settings: worker processes, shards and the like; by default one process for each core.
         progress: called as images are finished.
 
     Returns:
@@ -107,64 +96,48 @@ def build_masks(
         UserError: for a missing or empty folder, a file built otherwise, one that cannot be written, ...
         BuildInterrupted: on Ctrl-C or SIGTERM, after saving what is finished.
     """
-    return build_rows(
-        images,
-        out,
-        RecipeRows(get_recipe(recipe)),
-        workers=workers,
-        limit=limit,
-        backend=backend,
-        scheduler=scheduler,
-        shard=shard,
-        update=update,
-        progress=progress,
-    )
+    return build_rows(images, out, RecipeRows(get_recipe(recipe)), settings, progress=progress)
 
 
 def build_rows(
     images: str | os.PathLike[str],
     out: str | os.PathLike[str],
     maker: RowMaker,
+    settings: BuildSettings | None = None,
     *,
-    workers: int | None = None,
-    limit: int | None = None,
-    backend: str = "loky",
-    scheduler: str | None = None,
-    shard: tuple[int, int] | None = None,
-    update: bool = False,
     progress: Progress | None = None,
 ) -> BuildSummary:
     """Build a mask file whose rows any `RowMaker` makes; otherwise as `build_masks`."""
     start = time.monotonic()
-    _check_options(workers, limit, backend, scheduler, shard)
-    root, target, recipe = Path(images).resolve(), Path(out), maker.as_dict()
-    paths = find_images(root)[:limit]
+    settings = settings or BuildSettings()
+    root = str(Path(images).resolve())
+    paths = find_images(root)[: settings.limit]
     if not paths:
         raise UserError(f"no images in {root}; give the folder that holds them, at any depth")
-    parts = PartsFolder(target)
-    if finished_as_asked(target, str(root), recipe, paths, update=update):
+    recipe = read_recipe(as_json(maker.as_dict()))
+    request = BuildRequest(Path(out), root, recipe, paths, settings.update)
+    parts = PartFiles(request.out)
+    if is_up_to_date(request):
         _remove_unneeded(parts)
-        return summarize(target, 0, start, already_finished=True)
-    refuse_unwritable(target)
-    runner = Runner(str(root), maker, backend, workers or default_workers(), scheduler)
-    with parts.locked(shard):
-        # asked again: another process may have finished it since
-        if finished_as_asked(target, str(root), recipe, paths, update=update):
+        return summarize(request.out, 0, start, already_finished=True)
+    refuse_unwritable(request.out)
+    with parts.locked(settings.shard):
+        if is_up_to_date(request):  # asked again: another process may have finished it since
             parts.remove()
-            return summarize(target, 0, start, already_finished=True)
-        plan = plan_build(target, parts, str(root), recipe, paths, update=update)
-        built = _work(target, parts, plan, runner, shard, progress)
-        if shard:
-            missing = plan.parts - len(parts.finished())
+            return summarize(request.out, 0, start, already_finished=True)
+        build = _Build(plan_build(request, parts), parts, Runner(root, maker, settings), settings.shard)
+        built = build.run(progress)
+        if settings.shard:
+            missing = build.plan.part_files - len(parts.finished())
             seconds = time.monotonic() - start
-            return BuildSummary(target, built, seconds, {}, _failures(parts), missing_parts=missing)
-        finish(target, parts)
+            return BuildSummary(request.out, built, seconds, {}, build.failures(), missing_part_files=missing)
+        finish(request.out, parts)
         parts.remove()
-    return summarize(target, built, start)
+    return summarize(request.out, built, start)
 
 
-def _remove_unneeded(parts: PartsFolder) -> None:
-    """Remove the parts of a file that is finished, unless its builder is about to do so."""
+def _remove_unneeded(parts: PartFiles) -> None:
+    """Remove the part files of a file that is finished, unless its builder is about to do so."""
     if parts.path.is_dir():
         with suppress(UserError), parts.locked():
             parts.remove()
@@ -179,77 +152,81 @@ def summarize(out: Path, built: int, start: float, *, already_finished: bool = F
     return BuildSummary(out, built, seconds, counts, reader.reasons(), already_finished=already_finished)
 
 
-def _check_options(
-    workers: int | None, limit: int | None, backend: str, scheduler: str | None, shard: tuple[int, int] | None
-) -> None:
-    """Refuse options that make no sense.
+@dataclass(frozen=True)
+class _Build:
+    """The work of one call: a plan, where its part files go, who makes them, and which are its own."""
 
-    Raises:
-        UserError: naming the option.
-    """
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers}: give at least 1")
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: give at least 1")
-    if backend not in BACKENDS:
-        raise UserError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if scheduler is not None and backend == "loky":
-        raise UserError("--scheduler has no meaning for loky; add --backend dask or --backend ray")
-    if shard is not None and not 1 <= shard[0] <= shard[1]:
-        raise UserError(f"--shard {shard[0]}/{shard[1]}: give i/n with i from 1 to n")
+    plan: Plan
+    parts: PartFiles
+    runner: Runner
+    shard: tuple[int, int] | None
 
+    def run(self, progress: Progress | None) -> int:
+        """Make the part files that are not there yet; returns the number of images worked on.
 
-def _work(
-    out: Path,
-    parts: PartsFolder,
-    plan: Plan,
-    runner: Runner,
-    shard: tuple[int, int] | None,
-    progress: Progress | None,
-) -> int:
-    """Make the parts that are not there yet; returns the number of images worked on.
+        Raises:
+            UserError: as the work does, adding how to go on.
+            BuildInterrupted: after saving what is finished.
+        """
+        first, step = (self.shard[0] - 1, self.shard[1]) if self.shard else (0, 1)
+        own, finished = range(first, self.plan.part_files, step), set(self.parts.finished())
+        todo = [part for part in own if part not in finished]
+        total, left = self._images(own), self._images(todo)
+        try:
+            with _signals_raise(), self.runner.started():
+                return self._make_part_files(todo, _Counter(progress, total - left, total))
+        except _Stopped as stop:
+            self._report_interruption(stop.number)
+        except UserError as error:
+            raise UserError(
+                f"{error}; {self._state()} kept in {self.parts.path}: put it right and run the same command "
+                "again to continue"
+            ) from error
 
-    Raises:
-        UserError: as the work does, adding how to go on.
-        BuildInterrupted: after saving what is finished.
-    """
-    own = range(plan.parts) if shard is None else range(shard[0] - 1, plan.parts, shard[1])
-    finished = set(parts.finished())
-    todo = [index for index in own if index not in finished]
-    total = sum(len(plan.part(index)) for index in own)
-    before = total - sum(len(plan.part(index)) for index in todo)
-    try:
-        with _signals_raise(), runner.started():
-            return _make_parts(parts, plan, runner, todo, _Counter(progress, before, total))
-    except _Stopped as stop:
-        _report_interruption(out, parts, plan, stop.number, saves=shard is None and not plan.base)
-    except UserError as error:
-        kept = f"{len(parts.finished())} of {plan.parts} parts are kept in {parts.path}"
-        raise UserError(
-            f"{error}; {kept}: put it right and run the same command again to continue"
-        ) from error
+    def failures(self) -> dict[str, str]:
+        """Path -> reason over the finished part files."""
+        return {path: reason for reader in self.parts.readers() for path, reason in reader.reasons().items()}
 
+    def _make_part_files(self, todo: Sequence[int], counter: _Counter) -> int:
+        """Run the tasks of some part files and write each when it is whole."""
+        rows: defaultdict[int, list[MaskRow]] = defaultdict(list)
+        seconds: defaultdict[int, float] = defaultdict(float)
+        built = 0
+        for result in self.runner.results(self.plan.tasks(todo)):
+            part = result.task.part
+            rows[part] += result.rows
+            seconds[part] += result.seconds
+            built += len(result.rows)
+            counter.add(result.rows)
+            if len(rows[part]) == len(self.plan.part_paths(part)):
+                description = describe(
+                    self.plan.recipe, self.plan.image_root, worker_seconds=seconds.pop(part), part=part
+                )
+                write_masks(self.parts.part_path(part), rows.pop(part), description)
+        return built
 
-def _make_parts(
-    parts: PartsFolder, plan: Plan, runner: Runner, todo: Sequence[int], counter: _Counter
-) -> int:
-    """Run the tasks of some parts and write each part when it is whole."""
-    rows: defaultdict[int, list[MaskRow]] = defaultdict(list)
-    seconds: defaultdict[int, float] = defaultdict(float)
-    built = 0
-    for result in runner.results(plan.tasks(todo)):
-        position = bisect.bisect_left(plan.paths, encode_path(result.rows[0].path), key=encode_path)
-        index = position // plan.part_images
-        rows[index] += result.rows
-        seconds[index] += result.seconds
-        built += len(result.rows)
-        counter.add(result.rows)
-        if len(rows[index]) == len(plan.part(index)):
-            description = describe(
-                plan.recipe, plan.image_root, worker_seconds=seconds.pop(index), part=index
-            )
-            write_masks(parts.part_path(index), rows.pop(index), description)
-    return built
+    def _images(self, parts: Sequence[int]) -> int:
+        """How many images some part files hold."""
+        return sum(len(self.plan.part_paths(part)) for part in parts)
+
+    def _state(self) -> str:
+        """How far the build is, in words."""
+        return f"{len(self.parts.finished())} of {self.plan.part_files} part files are"
+
+    def _report_interruption(self, number: int) -> NoReturn:
+        """Save what is finished as a usable file and say so.
+
+        Raises:
+            BuildInterrupted: always.
+        """
+        saves = self.shard is None and not self.plan.base
+        rows = save_unfinished(self.parts.out, self.parts) if saves else 0
+        usable = f"; their {rows} masks can be used already from {self.parts.out}" if rows else ""
+        raise BuildInterrupted(
+            f"stopped by {signal.Signals(number).name}: {self._state()} finished{usable}; run the same "
+            "command again to continue",
+            number,
+        )
 
 
 class _Counter:
@@ -290,23 +267,3 @@ def _signals_raise() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _report_interruption(out: Path, parts: PartsFolder, plan: Plan, number: int, *, saves: bool) -> NoReturn:
-    """Save what is finished as a usable file and say so.
-
-    Raises:
-        BuildInterrupted: always.
-    """
-    name = signal.Signals(number).name
-    rows = save_unfinished(out, parts) if saves else 0
-    state = f"{len(parts.finished())} of {plan.parts} parts are finished"
-    usable = f"; their {rows} masks can be used already from {out}" if rows else ""
-    raise BuildInterrupted(
-        f"stopped by {name}: {state}{usable}; run the same command again to continue", number
-    )
-
-
-def _failures(parts: PartsFolder) -> dict[str, str]:
-    """Path -> reason over the finished parts."""
-    return {path: reason for reader in parts.readers() for path, reason in reader.reasons().items()}

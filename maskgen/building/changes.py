@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
 from ...data.masks.reader import MaskReader
 from ...data.path_keys import encode_path
 from .merge import save_unfinished
-from .plan import PartsFolder, Plan, as_json
+from .plan import BuildRequest, PartFiles, Plan
 
 
 @dataclass(frozen=True)
@@ -31,43 +30,39 @@ class Difference:
         return ", ".join(f"{len(paths)} {name} (e.g. {paths[0]})" for name, paths in named if paths)
 
 
-def compare(reader: MaskReader, root: str, paths: Sequence[str], *, sizes: bool) -> Difference:
+def compare(reader: MaskReader, request: BuildRequest) -> Difference:
     """Compare a mask file with the images in its folder now.
 
-    Args:
-        reader: the mask file.
-        root: the image folder.
-        paths: the images in it, sorted.
-        sizes: look at each file's size in bytes too (a call to the file system for each image).
+    An update also looks at each file's size in bytes, one call to the file system for each image.
     """
     there = set(reader.paths)
-    new = [path for path in paths if path not in there]
-    gone = sorted(there.difference(paths), key=encode_path)
+    new = [path for path in request.paths if path not in there]
+    gone = sorted(there.difference(request.paths), key=encode_path)
     changed = []
-    if sizes:
+    if request.update:
         old = dict(zip(reader.paths, reader.column("file_bytes").tolist(), strict=True))
-        changed = [path for path in paths if path in there and old[path] != _file_bytes(f"{root}/{path}")]
+        changed = [
+            path
+            for path in request.paths
+            if path in there and old[path] != _file_bytes(f"{request.image_root}/{path}")
+        ]
     return Difference(new, gone, changed)
 
 
-def finished_as_asked(
-    out: Path, root: str, recipe: dict[str, Any], paths: Sequence[str], *, update: bool
-) -> bool:
-    """Say whether `out` is there, complete, and of these images; with `update` also of their sizes in bytes.
+def is_up_to_date(request: BuildRequest) -> bool:
+    """Say whether the file is there, complete, and of these images; for an update also of their bytes.
 
     Raises:
         UserError: if it was made by another recipe or of another folder.
     """
-    if not out.exists():
+    if not request.out.exists():
         return False
-    reader = MaskReader(out)
-    refuse_other(f"{out} was built", reader.recipe, reader.image_root, recipe, root)
-    return bool(reader.attributes["complete"]) and not compare(reader, root, paths, sizes=update)
+    reader = MaskReader(request.out)
+    refuse_other(f"{request.out} was built", reader.recipe, reader.image_root, request)
+    return bool(reader.attributes["complete"]) and not compare(reader, request)
 
 
-def plan_build(
-    out: Path, parts: PartsFolder, root: str, recipe: dict[str, Any], paths: Sequence[str], *, update: bool
-) -> Plan:
+def plan_build(request: BuildRequest, parts: PartFiles) -> Plan:
     """Make the plan of what is to be done, given what is there; `parts` holds that plan afterwards.
 
     Raises:
@@ -75,59 +70,55 @@ def plan_build(
     """
     old = parts.plan()
     if old is not None:
-        refuse_other(
-            f"the unfinished build in {parts.path} is", old["recipe"], old["image_root"], recipe, root
-        )
-        if old["base"] and not out.exists():
-            raise UserError(f"{parts.path} adds to {out}, which is gone; put it back or delete that folder")
-        plan = _plan(out, root, recipe, paths, update=update, fresh=not old["base"])
-        if plan.as_dict() == old:
-            return plan
-        if not update:
+        what = f"the unfinished build in {parts.path} is"
+        refuse_other(what, old["recipe"], old["image_root"], request)
+        if old["base"] and not request.out.exists():
             raise UserError(
-                f"the images in {root} have changed since the build in {parts.path} began "
+                f"{parts.path} adds to {request.out}, which is gone; put it back or delete that folder"
+            )
+        plan = _plan(request, fresh=not old["base"])
+        if plan.same_work(old):
+            return plan
+        if not request.update:
+            raise UserError(
+                f"the images in {request.image_root} have changed since the build in {parts.path} began "
                 f"({old['images']} then, {len(plan.paths)} now); add --update to keep what is finished, or "
                 "delete that folder"
             )
-        save_unfinished(out, parts)
+        save_unfinished(request.out, parts)
         parts.remove_parts()
-    plan = _plan(out, root, recipe, paths, update=update, fresh=not out.exists())
+    plan = _plan(request, fresh=not request.out.exists())
     parts.write_plan(plan.as_dict())
     return plan
 
 
-def refuse_other(
-    what: str, old_recipe: dict[str, Any], old_root: str, recipe: dict[str, Any], root: str
-) -> None:
-    """Raise if recipe or folder are not the same."""
-    recipe = as_json(recipe)
-    keys = sorted(key for key in {*old_recipe, *recipe} if old_recipe.get(key) != recipe.get(key))
-    if len(keys) > 1:  # the description of a recipe goes with its parameters
-        keys = [key for key in keys if key != "about"]
-    if keys:
-        told = ", ".join(f"{key}: {old_recipe.get(key)!r}, now {recipe.get(key)!r}" for key in keys[:4])
+def refuse_other(what: str, recipe: dict[str, Any], image_root: str, request: BuildRequest) -> None:
+    """Raise if recipe or folder are not those asked for. The words of `about` make no other masks."""
+    asked = request.recipe
+    different = sorted(key for key in {*recipe, *asked} - {"about"} if recipe.get(key) != asked.get(key))
+    if different:
+        told = ", ".join(f"{key}: {recipe.get(key)!r}, now {asked.get(key)!r}" for key in different[:4])
         raise UserError(f"{what} with other parameters ({told}); choose another --out, or delete it")
-    if old_root != root:
-        raise UserError(f"{what} from {old_root}, not {root}; choose another --out, or delete it")
-
-
-def _plan(
-    out: Path, root: str, recipe: dict[str, Any], paths: Sequence[str], *, update: bool, fresh: bool
-) -> Plan:
-    """The plan from nothing, or the one that adds to `out`."""
-    if fresh:
-        return Plan(root, recipe, paths)
-    base = MaskReader(out)
-    difference = compare(base, root, paths, sizes=update)
-    if not update and (difference.gone or base.attributes["complete"]):
+    if image_root != request.image_root:
         raise UserError(
-            f"the images in {root} have changed since {out} was built: {difference}; add --update to bring "
-            "it up to date, or choose another --out"
+            f"{what} from {image_root}, not {request.image_root}; choose another --out, or delete it"
+        )
+
+
+def _plan(request: BuildRequest, *, fresh: bool) -> Plan:
+    """The plan from nothing, or the one that adds to the file that is there."""
+    if fresh:
+        return Plan(request.image_root, request.recipe, request.paths)
+    base = MaskReader(request.out)
+    difference = compare(base, request)
+    if not request.update and (difference.gone or base.attributes["complete"]):
+        raise UserError(
+            f"the images in {request.image_root} have changed since {request.out} was built: {difference}; "
+            "add --update to bring it up to date, or choose another --out"
         )
     work = sorted([*difference.new, *difference.changed], key=encode_path)
-    return Plan(
-        root, recipe, work, base.attributes["content_digest"], [*difference.gone, *difference.changed]
-    )
+    drop = [*difference.gone, *difference.changed]
+    return Plan(request.image_root, request.recipe, work, base.attributes["content_digest"], drop)
 
 
 def _file_bytes(path: str) -> int:

@@ -1,4 +1,4 @@
-"""Joining finished parts, shards and files into one mask file."""
+"""Joining part files, shards and mask files into one mask file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ...data.build_folder import paths_digest
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import join_masks
 from ...data.path_keys import find_row
-from .plan import PartsFolder
+from .plan import PartFiles
 
-_LIBRARIES = ("hapicl", "numpy", "scipy", "scikit-image", "scikit-learn", "numba", "h5py", "pillow")
+_LIBRARIES = ("hapicl", "numpy", "scikit-image", "scikit-learn", "numba", "h5py", "pillow")
 
 
 def describe(
@@ -45,14 +45,14 @@ def describe(
     }
 
 
-def finish(out: Path, parts: PartsFolder) -> int:
-    """Join all parts of a finished plan (and the file it adds to) into `out`; the parts stay.
+def finish(out: Path, parts: PartFiles) -> int:
+    """Join all part files of a finished plan (and the file it adds to) into `out`; they stay.
 
     Returns:
         Rows written.
 
     Raises:
-        UserError: if parts are missing or do not belong to the plan.
+        UserError: if part files are missing or do not belong to the plan.
     """
     refuse_unwritable(out)
     plan = parts.plan()
@@ -62,19 +62,19 @@ def finish(out: Path, parts: PartsFolder) -> int:
     missing = sorted(set(expected) - set(there))
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(expected)} parts are missing in {parts.path} (first: {missing[0]}); "
-            "run the shards that are not finished again"
+            f"{len(missing)} of {len(expected)} part files are missing in {parts.path} (first: "
+            f"{missing[0]}); run the shards that are not finished again"
         )
     readers = parts.readers()
     if paths_digest(path for reader in readers for path in reader.paths) != plan["paths_digest"]:
         raise UserError(
-            f"the parts in {parts.path} do not belong to its plan; delete the folder and build again"
+            f"the part files in {parts.path} do not belong to its plan; delete the folder and build again"
         )
     return _join(out, parts, plan, readers, complete=True)
 
 
-def save_unfinished(out: Path, parts: PartsFolder) -> int:
-    """Join the parts that are there into a usable `out` that says it is not complete.
+def save_unfinished(out: Path, parts: PartFiles) -> int:
+    """Join the part files that are there into a usable `out` that says it is not complete.
 
     Rows of the file that the plan adds to are kept. Nothing is written where there is nothing to keep.
 
@@ -89,9 +89,9 @@ def save_unfinished(out: Path, parts: PartsFolder) -> int:
 
 
 def _join(
-    out: Path, parts: PartsFolder, plan: dict[str, Any], readers: Sequence[MaskReader], *, complete: bool
+    out: Path, parts: PartFiles, plan: dict[str, Any], readers: Sequence[MaskReader], *, complete: bool
 ) -> int:
-    """Join some parts with the kept rows of the file that the plan adds to."""
+    """Join some part files with the kept rows of the file that the plan adds to."""
     sources, keep = list(readers), [np.ones(len(reader), bool) for reader in readers]
     if plan["base"]:
         base = MaskReader(out)
@@ -117,7 +117,7 @@ def kept_rows(base: MaskReader, drop: Iterable[str]) -> NDArray[np.bool_]:
 def merge_files(
     out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]], *, image_root: str | None = None
 ) -> int:
-    """Join mask files (or folders of parts) that were made by the same recipe into one.
+    """Join mask files (or folders of part files) that were made by the same recipe into one.
 
     Args:
         out: the file to write.
@@ -133,7 +133,7 @@ def merge_files(
     refuse_unwritable(out)
     readers = [reader for source in sources for reader in _readers(Path(source))]
     if not readers:
-        raise UserError("nothing to join: give mask files or .parts folders with finished parts")
+        raise UserError("nothing to join: give mask files or .parts folders with finished part files")
     first = readers[0]
     for reader in readers[1:]:
         if reader.recipe != first.recipe:
@@ -147,7 +147,7 @@ def merge_files(
             )
     seconds = sum(float(reader.attributes["worker_seconds"]) for reader in readers)
     root = first.image_root if image_root is None else str(Path(image_root).resolve())
-    with PartsFolder(Path(out)).locked():  # as a build of `out` does
+    with PartFiles(Path(out)).locked():  # as a build of `out` does
         return join_masks(out, readers, describe(first.recipe, root, worker_seconds=seconds))
 
 

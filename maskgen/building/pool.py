@@ -22,10 +22,10 @@ from joblib.externals.loky import cpu_count, get_reusable_executor
 
 from ...common.errors import UserError
 from ...data.masks.writer import MaskRow
+from .plan import Task
+from .settings import BuildSettings
 from .worker import RowMaker, TaskResult, make_rows
 
-Task = tuple[str, ...]
-BACKENDS = ("loky", "dask", "ray")
 # so many images in a row that each kill their worker: then it is not the images
 _TOO_MANY_DEATHS = 5
 
@@ -58,16 +58,22 @@ class Runner:
     Attributes:
         root: the image folder.
         maker: how to make masks.
-        backend: "loky" (processes here), "dask" or "ray" (a cluster, through joblib).
-        workers: processes for loky, or for a cluster started here.
-        scheduler: address of a running dask or ray cluster.
+        settings: where workers run, and how many.
     """
 
     root: str
     maker: RowMaker
-    backend: str = "loky"
-    workers: int = 1
-    scheduler: str | None = None
+    settings: BuildSettings
+
+    @property
+    def backend(self) -> str:
+        """Where workers run: "loky" (processes here), "dask" or "ray" (a cluster, through joblib)."""
+        return self.settings.backend
+
+    @property
+    def workers(self) -> int:
+        """Processes for loky, or for a cluster started here."""
+        return self.settings.workers or default_workers()
 
     @contextmanager
     def started(self) -> Iterator[None]:
@@ -78,7 +84,7 @@ class Runner:
             finally:
                 get_reusable_executor().shutdown(wait=True, kill_workers=True)
         else:
-            with _cluster(self.backend, self.workers, self.scheduler):
+            with _cluster(self.backend, self.workers, self.settings.scheduler):
                 yield
 
     def results(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
@@ -92,24 +98,22 @@ class Runner:
             under_way: dict[Task, None] = {}
             try:
                 for result in self._stream(list(waiting), under_way):
-                    task = tuple(row.path for row in result.rows)
-                    del waiting[task], under_way[task]
+                    del waiting[result.task], under_way[result.task]
                     yield result
             except _worker_deaths(self.backend):
                 for task in under_way:
                     del waiting[task]
-                yield from self._one_by_one([path for task in under_way for path in task])
+                yield from self._one_by_one(list(under_way))
 
-    def _one_by_one(self, paths: Sequence[str]) -> Iterator[TaskResult]:
+    def _one_by_one(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         """Find the images that kill their worker: run each alone, twice if need be."""
-        waiting: dict[Task, None] = dict.fromkeys((path,) for path in paths)
+        waiting = dict.fromkeys(Task(task.part, (path,)) for task in tasks for path in task.paths)
         deaths = 0
         while waiting:
             under_way: dict[Task, None] = {}
             try:
                 for result in self._stream(list(waiting), under_way):
-                    task = tuple(row.path for row in result.rows)
-                    del waiting[task], under_way[task]
+                    del waiting[result.task], under_way[result.task]
                     yield result
             except _worker_deaths(self.backend):
                 for task in under_way:
@@ -118,8 +122,8 @@ class Runner:
                     deaths = deaths + 1 if killed else 0
                     if deaths == _TOO_MANY_DEATHS:
                         raise UserError(
-                            f"{deaths} workers in a row died (the last on {task[0]}); if memory is short, "
-                            "use fewer --workers"
+                            f"{deaths} workers in a row died (the last on {task.paths[0]}); if memory is "
+                            "short, use fewer --workers"
                         ) from None
                     yield result
 
@@ -131,7 +135,7 @@ class Runner:
             except _worker_deaths(self.backend):
                 continue
         reason = "its worker process died twice on it alone (a crash in the decoder, or too little memory)"
-        return TaskResult([MaskRow(path=task[0], reason=reason)], 0.0), True
+        return TaskResult(task, [MaskRow(path=task.paths[0], reason=reason)], 0.0), True
 
     def _stream(self, tasks: Sequence[Task], under_way: dict[Task, None]) -> Iterator[TaskResult]:
         """One joblib call; `under_way` gains each task as it is handed out."""

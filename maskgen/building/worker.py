@@ -5,19 +5,21 @@ from __future__ import annotations
 import errno
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import cv2
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ...common.errors import UserError
+from ...common.types import Pixels
 from ...data.images.decode import ImageError, decode_image, read_bytes, read_header
 from ...data.masks.writer import MaskRow, pack_mask
-from ..pipeline import segment
-from ..recipes import Recipe
+from ..pipeline import Foreground, segment
+from ..recipes import MaskRecipe
+from .plan import Task
 
 # the file is there but this user, or anyone, may not read it; anything else means that the folder went away
 _OWN_FAULT = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG))
@@ -30,12 +32,13 @@ class RowMaker(Protocol):
         """Return every parameter, ready for JSON; the mask file records it as its recipe."""
 
     def row(self, root: str, path: str) -> MaskRow:
-        """Make the row of one image, `path` relative to `root`; see `RecipeRows.row`."""
+        """Make the row of one image, `path` relative to `root`; see `segmented_row`."""
 
 
 class TaskResult(NamedTuple):
     """The rows of one task and the seconds a worker spent on it."""
 
+    task: Task
     rows: list[MaskRow]
     seconds: float
 
@@ -47,12 +50,12 @@ def use_one_thread() -> None:
     threadpool_limits(1)
 
 
-def make_rows(root: str, paths: tuple[str, ...], maker: RowMaker) -> TaskResult:
+def make_rows(root: str, task: Task, maker: RowMaker) -> TaskResult:
     """Make the rows of some images, on one thread.
 
     Args:
         root: the image folder.
-        paths: relative to it.
+        task: the images, relative to it.
         maker: how.
 
     Raises:
@@ -60,41 +63,52 @@ def make_rows(root: str, paths: tuple[str, ...], maker: RowMaker) -> TaskResult:
     """
     use_one_thread()
     start = time.perf_counter()
-    rows = [maker.row(root, path) for path in paths]
-    return TaskResult(rows, time.perf_counter() - start)
+    rows = [maker.row(root, path) for path in task.paths]
+    return TaskResult(task, rows, time.perf_counter() - start)
+
+
+def segmented_row(root: str, path: str, recipe: MaskRecipe, find: Callable[[Pixels], Foreground]) -> MaskRow:
+    """Make one image's row; an image that cannot be used becomes a row that says why.
+
+    Args:
+        root: the image folder.
+        path: the image, relative to it.
+        recipe: gives the working size and what counts as a low confidence.
+        find: finds the foreground of a decoded image.
+
+    Raises:
+        UserError: if the image was listed but is gone, as after the loss of a network folder.
+    """
+    try:
+        data = read_listed(root, path)
+        header = read_header(data, path)
+        image = decode_image(data, path, reduce_to=recipe.work_size, header=header)
+    except ImageError as error:
+        return MaskRow(path=path, reason=error.reason, file_bytes=_file_bytes(Path(root, path)))
+    found = find(image)
+    return pack_mask(
+        path,
+        found.mask,
+        header.size,
+        confidence=found.confidence,
+        low_confidence=recipe.low_confidence,
+        file_bytes=len(data),
+    )
 
 
 @dataclass(frozen=True)
 class RecipeRows:
     """Makes rows by finding each image's foreground."""
 
-    recipe: Recipe
+    recipe: MaskRecipe
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe's parameters."""
         return self.recipe.as_dict()
 
     def row(self, root: str, path: str) -> MaskRow:
-        """Make one image's row; an image that cannot be used becomes a row that says why.
-
-        Raises:
-            UserError: if the image was listed but is gone, as after the loss of a network folder.
-        """
-        try:
-            data = read_listed(root, path)
-            header = read_header(data, path)
-            image = decode_image(data, path, reduce_to=self.recipe.work_size, header=header)
-        except ImageError as error:
-            return MaskRow(path=path, reason=error.reason, file_bytes=_file_bytes(Path(root, path)))
-        found = segment(image, self.recipe)
-        return pack_mask(
-            path,
-            np.asarray(found.mask, bool),
-            header.size,
-            confidence=float(found.confidence),
-            low_confidence=self.recipe.low_confidence,
-            file_bytes=len(data),
-        )
+        """Make one image's row; see `segmented_row`."""
+        return segmented_row(root, path, self.recipe, lambda image: segment(image, self.recipe))
 
 
 def read_listed(root: str, path: str) -> bytes:

@@ -26,6 +26,7 @@ from ...data.masks.format import MAX_MASK_SIDE
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow, pack_mask
 from ..building.build import BuildSummary, Progress, build_rows
+from ..building.settings import BuildSettings
 from ..building.worker import read_listed
 
 _MASK_SUFFIXES = (".png", ".npz")
@@ -85,7 +86,7 @@ def import_tree(
     out: str | os.PathLike[str],
     *,
     long_side: int | None = None,
-    workers: int | None = None,
+    settings: BuildSettings | None = None,
     progress: Progress | None = None,
 ) -> BuildSummary:
     """Make a mask file from a folder of PNG or npz masks that mirrors the image folder.
@@ -98,7 +99,7 @@ def import_tree(
         images: the image folder.
         out: the mask file to write.
         long_side: reduce larger masks to this long side, pixels.
-        workers, progress: as for `build_masks`.
+        settings, progress: as for `build_masks`.
 
     Raises:
         UserError: if a folder is missing, or no image has a mask.
@@ -113,7 +114,7 @@ def import_tree(
             f"none of the {len(paths)} images in {images} has a mask in {folder}; for {paths[0]} it would be "
             f"{PurePosixPath(paths[0]).with_suffix('.png')}"
         )
-    return build_rows(images, out, maker, workers=workers, progress=progress)
+    return build_rows(images, out, maker, settings, progress=progress)
 
 
 def export_tree(

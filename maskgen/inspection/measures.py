@@ -13,12 +13,6 @@ _TINY = np.finfo(np.float64).eps
 Map = NDArray[np.floating] | NDArray[np.bool_]
 
 
-def iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Intersection over union; 1 where both are empty."""
-    union = np.count_nonzero(mask | truth)
-    return np.count_nonzero(mask & truth) / union if union else 1.0
-
-
 def mean_absolute_error(saliency: Map, truth: NDArray[np.bool_]) -> float:
     """Mean absolute difference between map and truth (Perazzi et al., CVPR 2012)."""
     return float(np.abs(saliency.astype(np.float64) - truth).mean())

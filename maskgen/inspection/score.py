@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import UserError
+from ...common.iou import iou
 from ...data.images.decode import read_image
 from ...data.images.folder import find_images
 from ...data.masks.reader import MaskReader
 from ..building.plan import as_json
 from ..exchange.tree import aspect_differs, binary, resize_mask
 from ..pipeline import Foreground, segment
-from ..recipes import RECIPES, Recipe
+from ..recipes import RECIPES, MaskRecipe
 from ..refinement.region_regressor import refine, train_on_mask_file
-from .measures import adaptive_f_beta, f_beta_curve, iou, mean_absolute_error, s_measure
+from .measures import adaptive_f_beta, f_beta_curve, mean_absolute_error, s_measure
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _recorded_method(
     return lambda image: refine(image, rows.regressor, recipe)
 
 
-def recorded_recipe(reader: MaskReader) -> Recipe:
+def recorded_recipe(reader: MaskReader) -> MaskRecipe:
     """Return the recipe a mask file was made by.
 
     Raises:

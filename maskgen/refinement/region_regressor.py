@@ -22,11 +22,12 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
-from ...data.images.decode import ImageError, decode_image, read_header, read_image
+from ...data.images.decode import read_image
 from ...data.masks.reader import MaskReader
-from ...data.masks.writer import MaskRow, pack_mask
+from ...data.masks.writer import MaskRow
+from ..building.worker import segmented_row
 from ..pipeline import Foreground, binarised, empty_foreground, lacks_contrast, preprocess, saliency_map
-from ..recipes import Recipe, get_recipe
+from ..recipes import MaskRecipe, get_recipe
 from ..saliency.barrier import unit_scaled
 from ..segmentation.regions import region_means
 from .descriptors import described_levels
@@ -55,7 +56,7 @@ def train_region_regressor(
     images: Iterable[NDArray[np.uint8]],
     masks: Iterable[NDArray[np.bool_]],
     *,
-    recipe: str | Recipe = "hybrid_drfi",
+    recipe: str | MaskRecipe = "hybrid_drfi",
     seed: int = 0,
 ) -> RegionRegressor:
     """Train on pseudo-labels: each region's share of foreground in a first mask.
@@ -111,7 +112,7 @@ def learned_saliency(work: NDArray[np.uint8], regressor: RegionRegressor) -> NDA
 
 
 def refine(
-    image: NDArray[np.uint8], regressor: RegionRegressor, recipe: str | Recipe = "hybrid_drfi"
+    image: NDArray[np.uint8], regressor: RegionRegressor, recipe: str | MaskRecipe = "hybrid_drfi"
 ) -> Foreground:
     """Segment as `segment` does, with the learned map averaged into the heuristic one.
 
@@ -137,7 +138,7 @@ def refine(
 class RefinedRows:
     """Makes rows of a mask file by the regressor; a row maker for `build_rows`."""
 
-    recipe: Recipe
+    recipe: MaskRecipe
     regressor: RegionRegressor
     first_masks: str
     limit: int
@@ -150,25 +151,9 @@ class RefinedRows:
         return self.recipe.as_dict() | {"trained": learned_from | size}
 
     def row(self, root: str, path: str) -> MaskRow:
-        """Make one image's row; see `RecipeRows.row`."""
-        from ..building.worker import read_listed
-
-        try:
-            data = read_listed(root, path)
-            header = read_header(data, path)
-            image = decode_image(data, path, reduce_to=self.recipe.work_size, header=header)
-        except ImageError as error:
-            file = Path(root, path)
-            file_bytes = file.stat().st_size if file.exists() else 0
-            return MaskRow(path=path, reason=error.reason, file_bytes=file_bytes)
-        found = refine(image, self.regressor, self.recipe)
-        return pack_mask(
-            path,
-            found.mask,
-            header.size,
-            confidence=found.confidence,
-            low_confidence=self.recipe.low_confidence,
-            file_bytes=len(data),
+        """Make one image's row; see `segmented_row`."""
+        return segmented_row(
+            root, path, self.recipe, lambda image: refine(image, self.regressor, self.recipe)
         )
 
 

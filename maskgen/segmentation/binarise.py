@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from ...common.types import Mask
 
 
 def otsu_split(
@@ -71,12 +71,6 @@ def clean_mask(mask: Mask, min_part: float) -> Mask:
     keep[0] = False
     kept: Mask = keep[labels]
     return kept
-
-
-def iou(first: Mask, second: Mask) -> float:
-    """Intersection over union; 1 where both are empty."""
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0
 
 
 def confidence(lab: NDArray[np.float32], mask: Mask, separation: float, agreement: float) -> float:

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.jit import jit
-
-Mask = NDArray[np.bool_]
+from ...common.types import Mask
 
 COMPONENTS = 5  # Gaussians on each side, as in the paper
 SAMPLE = 1500  # pixels that k-means sees, evenly spread; all pixels refine the components afterwards

@@ -8,13 +8,14 @@ from hapicl.data.masks.reader import MaskReader
 from hapicl.demo.folder import build_folder
 from hapicl.demo.gallery import CAPTION, GAP, TILE, gallery, overlay, shown_pictures, side_by_side
 from hapicl.maskgen.building.build import build_masks
+from hapicl.maskgen.building.settings import BuildSettings
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("gallery of a demo")
     pictures = build_folder(out, per_class=2, seed=0)
-    build_masks(pictures.images, out / "masks.h5", recipe="fast", workers=1)
+    build_masks(pictures.images, out / "masks.h5", "fast", BuildSettings(workers=1))
     return pictures, MaskReader(out / "masks.h5")
 
 

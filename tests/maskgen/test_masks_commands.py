@@ -15,12 +15,14 @@ from PIL import Image
 from hapicl.common.errors import UserError
 from hapicl.data.masks.reader import MaskReader
 from hapicl.maskgen.building.build import build_masks
+from hapicl.maskgen.building.settings import BuildSettings
 from hapicl.maskgen.commands import masks
 
+TWO_WORKERS = BuildSettings(workers=2)
 HAPICL = [sys.executable, "-m", "hapicl"]
 # what takes long in each command that writes
 WORK = (
-    "building.build._work",
+    "building.build._Build.run",
     "building.merge.join_masks",
     "inspection.gallery.sheet",
     "inspection.page.sheet",
@@ -43,7 +45,7 @@ def built(tmp_path_factory):
     (root / "sub" / "text.JPEG").write_text("no image")
     (root / "sub" / "nothing.png").touch()
     out = root.parent / "masks.h5"
-    summary = build_masks(root, out, recipe="fast", workers=2)
+    summary = build_masks(root, out, "fast", TWO_WORKERS)
     return root, out, summary
 
 
@@ -155,10 +157,10 @@ def test_shards_and_merge_by_command(built, tmp_path):
     root, out, _ = built
     assert run("build", "--images", root, "--out", tmp_path / "m.h5", "--shard", "1").exit_code == 2
     result = run("build", "--images", root, "--out", tmp_path / "m.h5", "--recipe", "fast", "--shard", "1/1")
-    assert "all parts are there" in result.output
+    assert "all part files are there" in result.output
     assert "16 images" in run("merge", "--out", tmp_path / "m.h5").output
     assert digests(tmp_path / "m.h5") == digests(out)
-    assert "holds no parts" in str(run("merge", "--out", tmp_path / "m.h5").exception)
+    assert "holds no part files" in str(run("merge", "--out", tmp_path / "m.h5").exception)
 
 
 @pytest.mark.slow
@@ -182,7 +184,7 @@ def noise(tmp_path_factory):
     for index in range(324):
         picture = cv2.GaussianBlur(generator.integers(0, 255, (60, 80, 3), dtype=np.uint8), (0, 0), 5)
         cv2.imwrite(str(root / f"{index:03d}.jpg"), picture)
-    build_masks(root, root.parent / "whole.h5", recipe="quality", workers=2)
+    build_masks(root, root.parent / "whole.h5", "quality", TWO_WORKERS)
     return root, root.parent / "whole.h5"
 
 
@@ -210,8 +212,8 @@ def test_dask_workers_make_the_same_file(built, tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs the extra `dask`")
     root, out, _ = built
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        address = cluster.scheduler_address
-        build_masks(root, tmp_path / "dask.h5", recipe="fast", backend="dask", scheduler=address)
+        settings = BuildSettings(backend="dask", scheduler=cluster.scheduler_address)
+        build_masks(root, tmp_path / "dask.h5", "fast", settings)
     assert digests(tmp_path / "dask.h5") == digests(out)
 
 
@@ -232,6 +234,6 @@ def test_workers_follow_the_cores_of_this_process():
 
 
 def test_odd_originals_build_without_trouble(odd_originals, tmp_path):
-    summary = build_masks(odd_originals, tmp_path / "m.h5", recipe="fast", workers=2)
+    summary = build_masks(odd_originals, tmp_path / "m.h5", "fast", TWO_WORKERS)
     assert summary.images == 13
     assert summary.failures == {}

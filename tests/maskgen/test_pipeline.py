@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from skimage import data
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
-from hapicl.maskgen import RECIPES, Recipe, foreground, segment
+from hapicl.common.iou import iou
+from hapicl.maskgen import RECIPES, MaskRecipe, foreground, segment
 from hapicl.maskgen.saliency.spectral import spectral_saliency
-from hapicl.maskgen.segmentation.binarise import iou
 
 HEURISTIC = [name for name, recipe in RECIPES.items() if not recipe.learned]
 ODD_SIZES = [(1, 1), (2, 3), (1, 500), (3000, 2), (4, 160), (5, 7), (10, 10), (16, 16), (2000, 20)]
@@ -110,11 +111,23 @@ def test_unknown_and_trained_recipes_say_what_to_do() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"maps": (("magic", 1.0),)}, {"regions": "cells"}, {"work_size": 3}, {"learned": 2.0}, {"looks": 0}],
+    [
+        {"maps": (("magic", 1.0),)},
+        {"maps": (("barrier", float("nan")),)},
+        {"regions": "cells"},
+        {"regions": "superpixels"},  # no map of this recipe makes any
+        {"regions": "pixels"},
+        {"work_size": 3},
+        {"learned": 2.0},
+        {"iterations": 0},
+        {"looks": 2},
+    ],
 )
 def test_recipes_check_themselves(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong)) if "maps" not in wrong else "magic"):
-        Recipe(name="own", **wrong)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MaskRecipe(name="own", **wrong)
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        build(MaskRecipe, {"name": "own", **wrong})
 
 
 def test_importing_stage_one_is_light() -> None:

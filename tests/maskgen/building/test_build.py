@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.data.images.decode import ImageError, decode_image
 from hapicl.data.masks.format import MaskStatus
@@ -20,12 +21,15 @@ from hapicl.maskgen.building import build as build_module
 from hapicl.maskgen.building import merge, plan
 from hapicl.maskgen.building.build import BuildInterrupted, build_rows
 from hapicl.maskgen.building.pool import Runner
+from hapicl.maskgen.building.settings import BuildSettings
 from hapicl.maskgen.building.worker import make_rows, read_listed
 
 try:
     from joblib.externals import cloudpickle  # until joblib 1.5
 except ImportError:
     import cloudpickle
+
+UPDATE = BuildSettings(update=True)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # worker processes cannot import a test
 
@@ -192,16 +196,16 @@ def test_a_changed_folder_is_refused_and_update_makes_the_file_of_the_new_folder
     with pytest.raises(UserError, match=r"1 new \(e\.g\. class0/new\.png\), 1 gone .*--update"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows())
     assert leftovers(tmp_path) == ["masks.h5"]
-    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), update=True).built == 2
+    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), UPDATE).built == 2
     build_rows(many, tmp_path / "whole.h5", ThresholdRows())
     assert digests(tmp_path / "masks.h5") == digests(tmp_path / "whole.h5")
-    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), update=True).already_finished
+    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), UPDATE).already_finished
 
 
 def test_update_of_images_that_are_only_gone_drops_their_rows(tmp_path, many, here):
     build_rows(many, tmp_path / "masks.h5", ThresholdRows())
     shutil.rmtree(many / "class2")
-    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), update=True).images == 20
+    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), UPDATE).images == 20
 
 
 def test_a_folder_that_changes_during_an_unfinished_build_keeps_its_parts_on_update(
@@ -216,14 +220,14 @@ def test_a_folder_that_changes_during_an_unfinished_build_keeps_its_parts_on_upd
     change(many)
     with pytest.raises(UserError, match="--update to keep what is finished"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows())
-    summary = build_rows(many, tmp_path / "masks.h5", ThresholdRows(), update=True)
+    summary = build_rows(many, tmp_path / "masks.h5", ThresholdRows(), UPDATE)
     assert summary.built == 12  # 10 that were not done, one new, one changed
     build_rows(many, tmp_path / "whole.h5", ThresholdRows())
     assert digests(tmp_path / "masks.h5") == digests(tmp_path / "whole.h5")
 
 
 def test_an_interrupted_update_leaves_the_old_file_and_goes_on(tmp_path, many, here, small_parts):
-    build_rows(many, tmp_path / "masks.h5", ThresholdRows(), limit=10)
+    build_rows(many, tmp_path / "masks.h5", ThresholdRows(), BuildSettings(limit=10))
     before = (tmp_path / "masks.h5").read_bytes()
 
     def interrupt(done, total, failures):
@@ -231,9 +235,9 @@ def test_an_interrupted_update_leaves_the_old_file_and_goes_on(tmp_path, many, h
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(BuildInterrupted):
-        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), update=True, progress=interrupt)
+        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), UPDATE, progress=interrupt)
     assert (tmp_path / "masks.h5").read_bytes() == before
-    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), update=True).built == 12
+    assert build_rows(many, tmp_path / "masks.h5", ThresholdRows(), UPDATE).built == 12
     build_rows(many, tmp_path / "whole.h5", ThresholdRows())
     assert digests(tmp_path / "masks.h5") == digests(tmp_path / "whole.h5")
 
@@ -241,19 +245,20 @@ def test_an_interrupted_update_leaves_the_old_file_and_goes_on(tmp_path, many, h
 def test_shards_join_to_the_same_file(tmp_path, many, here, small_parts):
     build_rows(many, tmp_path / "whole.h5", ThresholdRows())
     out = tmp_path / "masks.h5"
-    assert build_rows(many, out, ThresholdRows(), shard=(1, 3)).missing_parts == 5
-    with pytest.raises(UserError, match="5 of 8 parts are missing"):
-        merge.finish(out, plan.PartsFolder(out))
-    assert build_rows(many, out, ThresholdRows(), shard=(3, 3)).missing_parts == 3
-    assert build_rows(many, out, ThresholdRows(), shard=(2, 3)).missing_parts == 0
-    merge.finish(out, plan.PartsFolder(out))
+    assert build_rows(many, out, ThresholdRows(), BuildSettings(shard=(1, 3))).missing_part_files == 5
+    with pytest.raises(UserError, match="5 of 8 part files are missing"):
+        merge.finish(out, plan.PartFiles(out))
+    assert build_rows(many, out, ThresholdRows(), BuildSettings(shard=(3, 3))).missing_part_files == 3
+    assert build_rows(many, out, ThresholdRows(), BuildSettings(shard=(2, 3))).missing_part_files == 0
+    merge.finish(out, plan.PartFiles(out))
     assert digests(out) == digests(tmp_path / "whole.h5")
 
 
 def test_shards_on_disks_of_their_own_join_too(tmp_path, many, here, small_parts):
     build_rows(many, tmp_path / "whole.h5", ThresholdRows())
     for number in (1, 2):
-        build_rows(many, tmp_path / f"disk{number}" / "masks.h5", ThresholdRows(), shard=(number, 2))
+        out = tmp_path / f"disk{number}" / "masks.h5"
+        build_rows(many, out, ThresholdRows(), BuildSettings(shard=(number, 2)))
     sources = [tmp_path / f"disk{number}" / "masks.h5.parts" for number in (1, 2)]
     assert merge.merge_files(tmp_path / "masks.h5", sources) == 30
     assert digests(tmp_path / "masks.h5") == digests(tmp_path / "whole.h5")
@@ -263,13 +268,13 @@ def test_shards_on_disks_of_their_own_join_too(tmp_path, many, here, small_parts
 
 
 def test_two_builds_of_one_file_do_not_run_at_once(tmp_path, many, here):
-    parts = plan.PartsFolder(tmp_path / "masks.h5")
+    parts = plan.PartFiles(tmp_path / "masks.h5")
     with parts.locked(), pytest.raises(UserError, match="is in use by"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows())
     with parts.locked((1, 2)), pytest.raises(UserError, match="is in use by"):
-        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), shard=(1, 2))
+        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), BuildSettings(shard=(1, 2)))
     with parts.locked((1, 2)):
-        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), shard=(2, 2))
+        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), BuildSettings(shard=(2, 2)))
 
 
 def test_missing_and_empty_folders_and_wrong_options_are_explained(tmp_path, many, here):
@@ -290,7 +295,7 @@ def test_missing_and_empty_folders_and_wrong_options_are_explained(tmp_path, man
         {"scheduler": "localhost:1"},
     ):
         with pytest.raises(UserError):
-            build_rows(many, tmp_path / "masks.h5", ThresholdRows(), **options)
+            build_rows(many, tmp_path / "masks.h5", ThresholdRows(), build(BuildSettings, options))
     assert leftovers(tmp_path) == ["empty", "file"]
 
 
@@ -299,7 +304,7 @@ def test_a_folder_that_vanishes_stops_the_build_and_keeps_its_parts(tmp_path, ma
         if done == 12:
             many.rename(tmp_path / "images.gone")
 
-    with pytest.raises(UserError, match=r"listed but cannot be read any more.*3 of 8 parts are kept"):
+    with pytest.raises(UserError, match=r"listed but cannot be read any more.*3 of 8 part files are kept"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows(), progress=vanish)
     with pytest.raises(UserError, match="cannot read the image folder"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows())
@@ -317,7 +322,7 @@ def test_a_full_disk_stops_the_build_and_keeps_its_parts(tmp_path, many, here, s
 
     h5py_file = h5py.File
     monkeypatch.setattr("hapicl.data.masks.writer.h5py.File", full)
-    with pytest.raises(UserError, match=r"No space left on device.*2 of 8 parts are kept"):
+    with pytest.raises(UserError, match=r"No space left on device.*2 of 8 part files are kept"):
         build_rows(many, tmp_path / "masks.h5", ThresholdRows())
     monkeypatch.undo()
 
@@ -331,7 +336,7 @@ def test_a_broken_link_is_a_row(tmp_path, many, here):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_make_the_same_file(tmp_path, many, small_parts, monkeypatch, workers):
-    build_rows(many, tmp_path / "masks.h5", ThresholdRows(), workers=workers)
+    build_rows(many, tmp_path / "masks.h5", ThresholdRows(), BuildSettings(workers=workers))
     monkeypatch.setattr(build_module, "Runner", HereRunner)
     build_rows(many, tmp_path / "whole.h5", ThresholdRows())
     assert digests(tmp_path / "masks.h5") == digests(tmp_path / "whole.h5")
@@ -341,7 +346,7 @@ def test_worker_processes_make_the_same_file(tmp_path, many, small_parts, monkey
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_an_image_that_kills_its_worker_becomes_a_row(tmp_path, many, small_parts):
     shutil.copy(many / "class0" / "image00.png", many / "class1" / "killer.png")
-    summary = build_rows(many, tmp_path / "masks.h5", ThresholdRows(), workers=2)
+    summary = build_rows(many, tmp_path / "masks.h5", ThresholdRows(), BuildSettings(workers=2))
     assert "died twice" in summary.failures["class1/killer.png"]
     assert summary.counts["ok"] == 29
 
@@ -353,4 +358,4 @@ def test_workers_that_die_on_everything_stop_the_build(tmp_path, many, monkeypat
     for path in list(many.rglob("*.png")):
         path.rename(path.with_name(f"killer_{path.name}"))
     with pytest.raises(UserError, match="workers in a row died"):
-        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), workers=2)
+        build_rows(many, tmp_path / "masks.h5", ThresholdRows(), BuildSettings(workers=2))

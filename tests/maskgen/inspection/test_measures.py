@@ -6,22 +6,12 @@ import pytest
 from hapicl.maskgen.inspection.measures import (
     adaptive_f_beta,
     f_beta_curve,
-    iou,
     mean_absolute_error,
     s_measure,
 )
 
 TRUTH = np.array([[1, 1, 0, 0], [1, 1, 0, 0]], bool)
 SALIENCY = np.array([[1.0, 0.6, 0.6, 0.0], [0.4, 0.2, 0.2, 0.0]])
-
-
-def test_iou():
-    assert iou(TRUTH, TRUTH) == 1
-    assert iou(~TRUTH, TRUTH) == 0
-    assert iou(np.array([[1, 0, 1, 0], [1, 0, 0, 0]], bool), TRUTH) == pytest.approx(2 / 5)
-    nothing = np.zeros((2, 4), bool)
-    assert iou(nothing, nothing) == 1
-    assert iou(nothing, TRUTH) == 0
 
 
 def test_mean_absolute_error():

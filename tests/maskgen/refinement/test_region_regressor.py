@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from hapicl.common.errors import UserError
+from hapicl.common.iou import iou
 from hapicl.data.masks.reader import MaskReader
 from hapicl.maskgen.building.build import build_masks, build_rows
+from hapicl.maskgen.building.settings import BuildSettings
 from hapicl.maskgen.inspection.score import score_masks
 from hapicl.maskgen.refinement.descriptors import channel_stack, describe
 from hapicl.maskgen.refinement.region_regressor import (
@@ -16,7 +18,6 @@ from hapicl.maskgen.refinement.region_regressor import (
     train_on_mask_file,
     train_region_regressor,
 )
-from hapicl.maskgen.segmentation.binarise import iou
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,11 +92,11 @@ def test_too_little_to_train_on_is_said() -> None:
 def test_refined_file_is_complete_and_says_what_it_learned_from(
     folder: Path, tmp_path: Path, scenes: list
 ) -> None:
-    build_masks(folder, tmp_path / "first.h5", recipe="fast", workers=1)
+    build_masks(folder, tmp_path / "first.h5", "fast", BuildSettings(workers=1))
     (folder / "broken.jpg").write_bytes(b"no image")
-    build_masks(folder, tmp_path / "first.h5", recipe="fast", workers=1, update=True)
+    build_masks(folder, tmp_path / "first.h5", "fast", BuildSettings(workers=1, update=True))
     maker = train_on_mask_file(folder, tmp_path / "first.h5")
-    build_rows(folder, tmp_path / "refined.h5", maker, workers=1)
+    build_rows(folder, tmp_path / "refined.h5", maker, settings=BuildSettings(workers=1))
     reader = MaskReader(tmp_path / "refined.h5")
     assert len(reader) == len(scenes) + 1
     assert list(reader.reasons()) == ["broken.jpg"]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapicl.maskgen.segmentation.binarise import border_pixels, clean_mask, confidence, iou, otsu_split
+from hapicl.maskgen.segmentation.binarise import border_pixels, clean_mask, confidence, otsu_split
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,12 +72,6 @@ def test_confidence_needs_separation_agreement_and_contrast() -> None:
     assert confidence(np.zeros_like(lab), mask, 1.0, 1.0) == 0
     assert confidence(lab, ~np.zeros_like(mask), 1.0, 1.0) == 0
     assert confidence(lab, np.zeros_like(mask), 1.0, 1.0) == 0
-
-
-def test_overlap() -> None:
-    first, second = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
-    assert iou(first, second) == pytest.approx(1 / 3)
-    assert iou(first & ~first, second & ~second) == 1
 
 
 def test_a_border_that_no_split_leaves_out_does_not_decide():

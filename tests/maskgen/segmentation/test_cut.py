@@ -4,7 +4,7 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_flow
 
-from hapicl.maskgen.segmentation.binarise import iou
+from hapicl.common.iou import iou
 from hapicl.maskgen.segmentation.cut import (
     STEP,
     cheapest_component,
