@@ -9,6 +9,8 @@ and channel.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -130,6 +132,20 @@ def split_batch_norm(module: AnyModule, groups: int) -> AnyModule:
         module,
         lambda norm: SplitBatchNorm(norm.num_features, groups // world_size(), norm.eps, norm.momentum),
     )
+
+
+@contextmanager
+def one_group(module: nn.Module) -> Iterator[None]:
+    """Let split BatchNorms normalise over any number of samples while the block lasts, as one group."""
+    split = [part for part in module.modules() if isinstance(part, SplitBatchNorm)]
+    groups = [part.groups for part in split]
+    for part in split:
+        part.groups = 1
+    try:
+        yield
+    finally:
+        for part, number in zip(split, groups, strict=True):
+            part.groups = number
 
 
 def synchronise_batch_norm(module: AnyModule, device: torch.device) -> AnyModule:

@@ -7,6 +7,7 @@ import json
 import torch
 from torch import Tensor
 
+from ...engine.batchnorm import one_group
 from ...engine.distributed import processes
 from ...models.backbones.base import Backbone
 from ..components import Components, assemble, describe, loop_settings
@@ -55,12 +56,13 @@ def estimated_memory(components: Components) -> int:
     held = sum(value.numel() * value.element_size() for value in [*method.parameters(), *method.buffers()])
     slots = 2 if settings.optimizer.name == "adamw" else 1
     local_batch = components.micro_batch // components.world.size
-    views = sum(
-        activation_bytes(components.backbone, view.size) * local_batch / PROBE
-        for view in components.needs.views
-    )
+    sides = [view.size for view in components.needs.views]
+    if components.needs.jigsaw is not None:
+        sides += [components.needs.jigsaw.patch] * components.needs.jigsaw.grid**2
+    probed = {side: activation_bytes(components.backbone, side) for side in set(sides)}
+    kept = sum(probed[side] for side in sides) * local_batch / PROBE
     halved = 0.5 if loop_settings(components).precision == "bf16" else 1.0
-    return int(held + trained * (1 + slots) + views * halved)
+    return int(held + trained * (1 + slots) + kept * halved)
 
 
 def activation_bytes(backbone: Backbone, size: int) -> int:
@@ -76,7 +78,8 @@ def activation_bytes(backbone: Backbone, size: int) -> int:
     was_training = backbone.training
     state = {name: value.clone() for name, value in backbone.named_buffers()}
     backbone.train()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+    # two images do not split into the BatchNorm groups of a batch, and keep as much in one group
+    with one_group(backbone), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         maps = backbone(torch.zeros(PROBE, 3, size, size, device=next(backbone.parameters()).device))
     del maps
     backbone.train(was_training)

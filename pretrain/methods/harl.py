@@ -113,14 +113,13 @@ class HARL(Method):
     def predict(self, images: Tensor, occupancy: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, S, S) to unit predictions (3, B, D), with gradient."""
         vectors = three_vectors(self.backbone(images)[self.backbone.last], occupancy)
-        rows = l2_normalize(self.predictor(self.projector(vectors)))
-        return rows.view(3, len(images), -1)
+        return torch.stack([l2_normalize(self.predictor(self.projector(one))) for one in vectors])
 
     @torch.no_grad()
     def target(self, images: Tensor, occupancy: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, S, S) to unit targets (3, B, D), without gradient."""
         vectors = three_vectors(self.target_backbone(images)[self.backbone.last], occupancy)
-        return l2_normalize(self.target_projector(vectors)).view(3, len(images), -1)
+        return torch.stack([l2_normalize(self.target_projector(one)) for one in vectors])
 
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the target follow, and beta go its way."""
@@ -138,14 +137,18 @@ class HARL(Method):
         return {"schedule/momentum": momentum, "schedule/beta": beta}
 
 
-def three_vectors(features: Tensor, occupancy: Tensor) -> Tensor:
-    """Pool a map (B, C, S, S) over everything, foreground and background (B, S, S): (3 * B, C).
+def three_vectors(features: Tensor, occupancy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pool a map (B, C, S, S) over everything, foreground and background (B, S, S): (B, C) each.
 
-    Masked means are sum(F * m) / (sum(m) + 1), so an empty mask gives zero and no division by zero.
+    Masked means are sum(F * m) / (sum(m) + 1), so an empty mask gives zero and no division by zero. Each goes
+    through projector and predictor by itself, as in the authors' code: BatchNorm over all three together
+    would let the mask decide what the global vector becomes.
     """
-    precise_features, weights = to_float32(features), occupancy[:, None].to(to_float32(features).dtype)
-    masked = [
-        (precise_features * mask).sum(dim=(2, 3)) / (mask.sum(dim=(2, 3)) + 1)
-        for mask in (weights, 1 - weights)
-    ]
-    return torch.cat([global_average_pool(precise_features), *masked])
+    features = to_float32(features)
+    front = occupancy[:, None].to(features.dtype)
+    back = 1 - front
+    return (
+        global_average_pool(features),
+        (features * front).sum(dim=(2, 3)) / (front.sum(dim=(2, 3)) + 1),
+        (features * back).sum(dim=(2, 3)) / (back.sum(dim=(2, 3)) + 1),
+    )

@@ -132,13 +132,29 @@ def test_byol_views_differ_in_blur_and_solarisation():
 
 def test_harl_vectors_are_the_masked_means_with_one_added():
     features, mask = torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4)
-    everywhere, front, back = three_vectors(features, mask).chunk(3)
+    everywhere, front, back = three_vectors(features, mask)
     torch.testing.assert_close(everywhere, features.mean((2, 3)))
     for b in range(2):
         expected = (features[b] * mask[b]).sum((1, 2)) / (mask[b].sum() + 1)
         torch.testing.assert_close(front[b], expected)
         expected = (features[b] * (1 - mask[b])).sum((1, 2)) / ((1 - mask[b]).sum() + 1)
         torch.testing.assert_close(back[b], expected)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_mask_changed_harls_global_term_through_a_shared_batch_norm(make_method, make_batch, fraction):
+    """Without weight on the masked terms HARL is BYOL, whatever the mask: same weights, same images."""
+    batch, sizes = make_batch(), {"hidden": 16, "dim": 8}
+    batch.occupancy = tuple((grid < fraction).float() for grid in batch.occupancy)
+    byol = make_method("byol", **sizes)
+    harl = make_method("harl", alpha=1.0, beta=1.0, beta_end=None, **sizes)
+    expected, theirs = gradients(byol, batch)
+    output, ours = gradients(harl, batch)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.loss_terms["instance"], expected.loss_terms["instance"])
+    torch.testing.assert_close(ours, theirs)
+    weighed = make_method("harl", alpha=0.3, beta=0.5, **sizes)(batch).loss_terms
+    torch.testing.assert_close(weighed["instance"], expected.loss_terms["instance"])
 
 
 def test_harl_weighs_global_foreground_and_background(make_method, make_batch):
