@@ -8,17 +8,70 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from .errors import UserError, did_you_mean
 
 Built = TypeVar("Built", bound="Settings")
 
+# Numbers that many settings share. The upper bounds only stop what no machine could hold or count.
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]  # of steps or images
+CountOrZero = Annotated[int, Field(ge=0, le=10**12)]
+Width = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
+Depth = Annotated[int, Field(ge=1, le=256)]  # layers
+
+PathText = Annotated[str, Field(pattern=r"^[^\x00\r\n]+$")]
+
+
+def in_order(pair: tuple[float, float]) -> tuple[float, float]:
+    """Check of a range."""
+    if not pair[0] <= pair[1]:
+        raise ValueError("give the lower bound first")
+    return pair
+
+
+AreaRange = Annotated[  # fractions of an image's area
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(in_order)
+]
+
 # pydantic's words where they speak of Python instead of the user's file
-_WORDS = {"model_type": "takes a mapping of settings", "int_parsing_size": "is too large"}
+_WORDS = {
+    "model_type": "takes a mapping of settings",
+    "dict_type": "takes a mapping",
+    "int_parsing_size": "is too large",
+    "int_type": "takes a whole number",
+    "int_parsing": "takes a whole number",
+    "int_from_float": "takes a whole number",
+    "float_type": "takes a number",
+    "float_parsing": "takes a number",
+    "finite_number": "takes a finite number",
+    "string_type": "takes text; put it in quotes",
+    "string_unicode": "takes text in Unicode",
+    "tuple_type": "takes a list such as [0.2, 1.0]",
+    "missing": "a value is missing",
+    "invalid_key": "names of settings are text",
+    "greater_than": "should be above {gt}",
+    "greater_than_equal": "should be at least {ge}",
+    "less_than": "should be below {lt}",
+    "less_than_equal": "should be at most {le}",
+    "literal_error": "choose {expected}",
+    "string_pattern_mismatch": "takes a path of one line",
+    "too_long": "takes at most {max_length} values",
+}
 
 
 class Settings(BaseModel):
@@ -42,7 +95,7 @@ class Settings(BaseModel):
         if bool in wanted and not isinstance(value, bool | None):
             raise ValueError("give true or false")
         if bool not in wanted and _holds_flag(value):
-            raise ValueError("give a number, not true or false" if wanted & {int, float} else "not a flag")
+            raise ValueError("true and false are flags; give another value")
         if isinstance(value, Mapping) and isinstance(field.annotation, type):
             default = field.get_default(call_default_factory=True)
             if isinstance(default, Settings):
@@ -98,12 +151,25 @@ def _sentence(detail: ErrorDetails, kind: type[Settings], where: str) -> str:
         prefix = where + "".join(f"{parent}." for parent in parents)
         hint = did_you_mean(last, known, prefix=prefix) or f"; known here: {', '.join(known)}"
         return f"unknown setting {place!r}{hint}"
-    reason = _WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, ").removeprefix("Input "))
-    reason = reason[:1].lower() + reason[1:]
-    if not names:  # a check of several fields together names them itself
-        return f"{where.rstrip('.')}: {reason}" if where else reason
-    given = repr(detail["input"])
-    return f"setting {place}: {reason}, not {given if len(given) <= 80 else given[:77] + '...'}"
+    if detail["type"] in _WORDS:
+        reason = _WORDS[detail["type"]].format(**detail.get("ctx", {}))
+    else:
+        reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = _shortened(detail["input"])
+    if not names or given is None:  # a check of several fields together names them itself
+        return f"{place.rstrip('.')}: {reason}" if place else reason
+    return f"setting {place}: {reason}, not {given}"
+
+
+def _shortened(value: Any) -> str | None:
+    """A value as a user wrote it, in one line; None for a whole class of settings."""
+    if isinstance(value, Settings):
+        return None
+    try:
+        given = repr(value)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return given if len(given) <= 80 else given[:77] + "..."
 
 
 def _class_at(kind: type[Settings], parents: list[str]) -> type[Settings]:

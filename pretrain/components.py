@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..common.config import Settings, build
 from ..common.errors import UserError
 from ..data.loading.batch import Needs
 from ..data.loading.loader import Loader
@@ -19,7 +20,7 @@ from ..engine.distributed import World
 from ..engine.interfaces import LoopSettings
 from ..models.backbones.base import Backbone
 from ..models.backbones.build import build_backbone
-from .config.settings import RunSettings, build
+from .config.settings import RunSettings
 from .methods.base import Context, Method
 from .methods.registry import method_class
 
@@ -123,11 +124,10 @@ def loop_settings(components: Components) -> LoopSettings:
 
 def describe(components: Components) -> dict[str, Any]:
     """Everything that config.json holds, JSON-able."""
-    settings = dataclasses.asdict(components.settings)
-    settings["config"] = dataclasses.asdict(components.method.config)
+    settings = components.settings.replace(config=components.method.config.model_dump())
     digest = hashlib.sha256("\n".join(components.loader.paths).encode("utf-8", "surrogateescape")).hexdigest()
     return {
-        "settings": _plain(settings),
+        "settings": settings.model_dump(mode="json"),
         "data": {"images": len(components.loader.paths), "paths_sha256": digest},
         "needs": _plain(dataclasses.asdict(components.needs)),
         "total_steps": components.context.total_steps,
@@ -152,7 +152,9 @@ def device_name(device: torch.device) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples to lists, as JSON gives them back."""
+    """Tuples to lists and settings to mappings, as JSON gives them back."""
+    if isinstance(value, Settings):
+        return value.model_dump(mode="json")
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -9,32 +9,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from ...common.config import Fraction, Settings, in_order
 from ..geometry import ViewGeometry
 
+Strength = Annotated[float, Field(ge=0, le=100)]
+Sigma = Annotated[float, Field(gt=0, le=1000)]
+Sigmas = Annotated[tuple[Sigma, Sigma], AfterValidator(in_order)]
 
-@dataclass(frozen=True, kw_only=True)
-class PhotometricPolicy:
+
+class PhotometricPolicy(Settings):
     """Probabilities and strengths of the photometric augmentation of one view.
 
     The four jitter strengths are torchvision's ColorJitter arguments; they are applied in a random order.
     """
 
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grey: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize: float = 0.0
+    jitter: Fraction = 0.8
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    grey: Fraction = 0.2
+    blur: Fraction = 0.5
+    blur_sigma: Sigmas = (0.1, 2.0)  # pixels
+    solarize: Fraction = 0.0
     # PIRL (arXiv 1912.01991): with this probability one of posterize, sharpness, solarize, autocontrast
-    pirl_extra: float = 0.0
+    pirl_extra: Fraction = 0.0
 
 
 NO_PHOTOMETRIC = PhotometricPolicy(jitter=0.0, grey=0.0, blur=0.0)
@@ -104,16 +109,14 @@ class Batch:
     # (B, n) float32 drawn parameters, see photometric.py; they stay on the host, as `patch_photometric`
     photometric: tuple[Tensor, ...]
     occupancy: tuple[Tensor, ...] = ()  # (B, G, G) float32 in [0, 1], share of foreground in each cell
-    has_mask: Tensor | None = (
-        None  # (B,) bool; False where the image goes without (--missing-masks instance-only)
-    )
+    # (B,) bool; False where the image goes without (--missing-masks instance-only)
+    has_mask: Tensor | None = None
     fallback: Tensor | None = None  # (B, views) bool: the last redraw was kept though under min_foreground
     patches: Tensor | None = None  # (B, cells, 3, P, P) uint8, in reading order; float32 after `augment`
     patch_photometric: Tensor | None = None  # (B, cells, n) float32
     permutation: Tensor | None = None  # (B, cells) int64, a uniform draw of all permutations
-    rotation: Tensor | None = (
-        None  # (B,) int64 in 0..3, quarter turns; drawn whenever `jigsaw` or a method asks
-    )
+    # (B,) int64 in 0..3, quarter turns; drawn whenever `jigsaw` or a method asks
+    rotation: Tensor | None = None
     epoch: int = 0
     step: int = 0
     # images that could not be read and were replaced by the next of the path list (`index` says which),

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...common.config import build, merge
 from ...common.errors import UserError
 from ...engine.run_logger import CONFIG, read_config
 from ..methods.registry import method_class
 from .recipe_files import default_recipe, load_recipe
-from .settings import RunSettings, build, merge, parse_overrides, without_effect
-
-DEFAULT_METHOD = "hapicl_m"
+from .settings import RunSettings, Start, parse_overrides, without_effect
 
 
 def resolve(
@@ -63,59 +62,59 @@ def resolve(
 
 def _base(stated: dict[str, Any], recipe: str | None) -> tuple[dict[str, Any], str]:
     """What the settings start from, and its name for the user."""
-    resumed = _resumed_config(stated)
-    if resumed is not None:
-        folder, settings = resumed
+    start = build(Start, {name: value for name, value in stated.items() if name in Start.model_fields})
+    folder = _resumed_folder(start)
+    if folder is not None:
+        settings = _resumed_settings(folder)
         if recipe is not None:
             raise UserError(f"--recipe cannot change a resumed run; {folder / CONFIG} holds its settings")
-        if stated.get("method", settings["method"]) != settings["method"]:
+        if "method" in stated and start.method != settings["method"]:
             raise UserError(
-                f"{folder} is a run of {settings['method']}, not {stated['method']}; choose another --out"
+                f"{folder} is a run of {settings['method']}, not {start.method}; choose another --out"
             )
         return settings | {"out": str(folder)}, str(folder / CONFIG)
     if recipe is not None:
-        content = load_recipe(recipe)
-        return content, f"recipe {recipe}"
-    method = str(stated.get("method", DEFAULT_METHOD))
-    method_class(method)
-    name = default_recipe(method, _count_images(stated))
+        return load_recipe(recipe), f"recipe {recipe}"
+    method_class(start.method)
+    name = default_recipe(start.method, _count_images(start))
     return ({} if name is None else load_recipe(name)), "" if name is None else f"recipe {name}"
 
 
-def _resumed_config(stated: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-    """Folder and settings of the run that `resume` names, if it is there."""
-    resume = stated.get("resume")
-    if resume is None:
+def _resumed_folder(start: Start) -> Path | None:
+    """Folder of the run that `resume` names, if it is there."""
+    if start.resume is None:
         return None
-    if resume == "auto":
-        if "out" not in stated:
+    if start.resume == "auto":
+        if start.out is None:
             raise UserError("--resume auto needs --out: the run folder to continue")
-        folder = Path(stated["out"])
-    else:
-        given = Path(resume)
-        folder = given if given.is_dir() else given.parent
-        folder = folder.parent if folder.name == "checkpoints" else folder
-        if not (folder / CONFIG).exists():
-            raise UserError(f"--resume {resume}: there is no run in {folder} (no {CONFIG})")
+        folder = Path(start.out)
+        return folder if (folder / CONFIG).exists() else None
+    given = Path(start.resume)
+    folder = given if given.is_dir() else given.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
     if not (folder / CONFIG).exists():
-        return None
+        raise UserError(f"--resume {start.resume}: there is no run in {folder} (no {CONFIG})")
+    return folder
+
+
+def _resumed_settings(folder: Path) -> dict[str, Any]:
+    """Settings of a run, without what belonged to the session before."""
     settings: dict[str, Any] = read_config(folder)["settings"]
-    # what belonged to the session before does not carry over
     for name in ("resume", "stop_after", "profile", "device", "workers"):
         settings.pop(name, None)
-    return folder, settings
+    return settings
 
 
-def _count_images(stated: dict[str, Any]) -> int:
+def _count_images(start: Start) -> int:
     """Images of the data set, to choose a recipe; 0 where nothing says."""
-    if "limit" in stated:
-        return int(stated["limit"])
-    if stated.get("masks") is not None:
+    if start.limit is not None:
+        return start.limit
+    if start.masks is not None:
         from ...data.masks.reader import MaskReader
 
-        return len(MaskReader(stated["masks"]))
-    if stated.get("images") is not None:
+        return len(MaskReader(start.masks))
+    if start.images is not None:
         from ...data.images import open_images
 
-        return len(open_images(stated["images"]).paths())
+        return len(open_images(start.images).paths())
     return 0

@@ -1,4 +1,4 @@
-"""Settings of a run: one frozen dataclass, filled from a recipe, `--set key=value` and the options.
+"""Settings of a run, filled from a recipe, `--set key=value` and the options.
 
 Unknown keys are errors that name the near miss; a setting that has no effect is said so.
 """
@@ -11,86 +11,83 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
+from pydantic import Field, model_validator
 
+from ...common.config import Count, CountOrZero, PathText, Settings
 from ...common.errors import UserError
 from ...data.loading.batch import MissingMasks
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
-from ...models.backbones.base import Stem
 
 Built = TypeVar("Built")
 
 LARGEST_IMAGE = 8192  # pixels; a typing mistake beyond it would ask for all memory there is
 LARGEST_SEED = 2**64 - 1  # what torch's generators and our counters both take
 
+ImageSize = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Epochs = Annotated[float, Field(gt=0, le=1e6)]
 
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
+
+class Start(Settings):
+    """What is read before the recipe is chosen: the method, the data, and the run to go on with."""
+
+    method: str = "hapicl_m"
+    masks: PathText | None = None
+    images: PathText | None = None  # None: the root recorded in the mask file
+    limit: Count | None = None  # first images of the sorted list only
+    out: PathText | None = None  # None: runs/<method>_<arch>
+    resume: PathText | None = None  # "auto", a checkpoint or a run folder
+
+
+class RunSettings(Start):
     """Everything `pretrain` needs; written to config.json. Paths are kept as given."""
 
     # what is trained
-    method: str = "hapicl_m"
     arch: str = "resnet50"
-    stem: Stem = "auto"
-    image_size: int = 224  # side of the views, pixels
-    epochs: float | None = None  # 200 where neither is given
-    steps: int | None = None  # optimiser steps; instead of epochs
-    batch_size: int = 256  # samples of one optimiser step, over all processes
-    grad_accum_steps: int = 1  # the batch is computed in this many parts
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    config: dict[str, Any] = field(default_factory=dict)  # of the method's Config
-    seed: int = 0
-    # data
-    masks: str | None = None
-    images: str | None = None  # None: the root recorded in the mask file
+    stem: str = "auto"  # of a ResNet imagenet, no_pool or stride1; of a ViT its patch, such as patch8
+    image_size: ImageSize = 224  # side of the views, pixels
+    epochs: Epochs | None = None  # 200 where neither is given
+    steps: Count | None = None  # optimiser steps; instead of epochs
+    batch_size: Count = 256  # samples of one optimiser step, over all processes
+    grad_accum_steps: Count = 1  # the batch is computed in this many parts
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    config: dict[str, Any] = Field(default_factory=dict)  # of the method's Config
+    seed: Seed = 0
     missing_masks: MissingMasks = "error"
-    limit: int | None = None  # first images of the sorted list only
     # this session: may differ when a run is resumed
-    out: str | None = None  # None: runs/<method>_<arch>
-    resume: str | None = None  # "auto", a checkpoint or a run folder
     device: str = "auto"
-    workers: int | None = None  # loader processes of each training process; None: by the CPUs at hand
+    # loader processes of each training process; None: by the CPUs at hand
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, fp32 elsewhere
     channels_last: bool = True
     compile: bool = False
-    log_every: int = 10  # optimiser steps
-    checkpoint_every: int = 500
-    keep_every: int = 0  # keep a checkpoint for good every so many steps; 0: none
-    stop_after: int | None = None  # leave with a checkpoint after so many steps
-    profile: int = 0  # steps to trace
-    knn_train: str | None = None  # folders of class folders for the online kNN
-    knn_val: str | None = None
-    knn_every: int = 0  # optimiser steps; 0: once an epoch
-    about: dict[str, Any] = field(default_factory=dict)  # the recipe's words: source, expected, measured
+    log_every: Count = 10  # optimiser steps
+    checkpoint_every: Count = 500
+    keep_every: CountOrZero = 0  # keep a checkpoint for good every so many steps; 0: none
+    stop_after: Count | None = None  # leave with a checkpoint after so many steps
+    profile: CountOrZero = 0  # steps to trace
+    knn_train: PathText | None = None  # folders of class folders for the online kNN
+    knn_val: PathText | None = None
+    knn_every: CountOrZero = 0  # optimiser steps; 0: once an epoch
+    about: dict[str, Any] = Field(default_factory=dict)  # the recipe's words: source, expected, measured
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_run(self) -> Self:
+        """Refuse settings that contradict each other."""
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give --epochs or --steps, not both")
-        for name in ("steps", "epochs", "limit", "stop_after"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        for name in ("batch_size", "grad_accum_steps", "image_size", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("workers", "keep_every", "profile", "knn_every"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.image_size > LARGEST_IMAGE:
-            raise ValueError(f"image_size must be at most {LARGEST_IMAGE}, not {self.image_size}")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"seed must be 0 to 2**64 - 1, not {self.seed}")
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of grad_accum_steps {self.grad_accum_steps}"
             )
         if (self.knn_train is None) != (self.knn_val is None):
             raise ValueError("the online kNN needs both --knn-train and --knn-val")
+        return self
 
 
 # a resumed run may change these
@@ -242,16 +239,6 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             reason = " ".join(str(error).split())  # PyYAML's message has several lines
             raise UserError(f"--set {pair}: the value is not valid YAML: {reason}") from error
     return nested
-
-
-def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay the second nested mapping over the first."""
-    merged = dict(first)
-    for key, value in second.items():
-        below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

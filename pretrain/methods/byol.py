@@ -5,12 +5,12 @@ Shape legend: B images of this process, D embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...common.config import AreaRange, Fraction, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool, projection_head
@@ -18,26 +18,18 @@ from ..losses import negative_cosine
 from ..losses.common import l2_normalize
 from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
-from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
+from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class BYOLConfig(ViewConfig):
     """BYOL; numbers from section 3.2 and table 6."""
 
-    hidden: int = 4096
-    dim: int = 256
-    momentum: float = 0.996  # 0.99 for 300 epochs and fewer (appendix); rises to 1 by a cosine
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    photometric: PhotometricPolicy = field(default_factory=lambda: BYOL_FIRST)
-    photometric_second: PhotometricPolicy = field(default_factory=lambda: BYOL_SECOND)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_positive("hidden", self.hidden)
-        require_positive("dim", self.dim)
-        require_share("momentum", self.momentum)
+    hidden: Width = 4096
+    dim: Width = 256
+    momentum: Fraction = 0.996  # 0.99 for 300 epochs and fewer (appendix); rises to 1 by a cosine
+    crop_scale: AreaRange = (0.08, 1.0)
+    photometric: PhotometricPolicy = BYOL_FIRST
+    photometric_second: PhotometricPolicy = BYOL_SECOND
 
 
 class BYOL(Method):

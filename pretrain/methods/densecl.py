@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from ...common.config import CountOrZero, Fraction
 from ...common.errors import UserError
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
@@ -25,34 +26,23 @@ from ..modules.memory import Queue
 from ..modules.momentum import encode_shuffled, make_momentum_encoder
 from .base import Context, Output
 from .moco_v2 import MoCoConfig, MomentumContrast, instance_output
-from .shared.views import require, require_choice, require_share
 
 logger = logging.getLogger(__name__)
 
 WARM_UP_STEPS = 10_000  # steps with lambda 0, section 3.4
 WARM_UP_SHARE = 0.05  # of a short run, this project's
-MATCHINGS = ("backbone", "geometry", "head", "foreground")
+LARGEST_GRID = 128  # its matches are a matrix of 16,384 x 16,384 for each image
 
 
-@dataclass(frozen=True, kw_only=True)
 class DenseCLConfig(MoCoConfig):
     """DenseCL as published; `matching=foreground` is this project's own."""
 
-    lambda_dense: float = 0.5  # section 4.4
-    warm_up_steps: int | None = None  # None: 10,000, but at most 5 % of the run
+    lambda_dense: Fraction = 0.5  # section 4.4
+    warm_up_steps: CountOrZero | None = None  # None: 10,000, but at most 5 % of the run
     matching: Literal["backbone", "geometry", "head", "foreground"] = "backbone"
-    grid: int | None = None  # cells per side of the dense contrast; None: the map's own
-    foreground_threshold: float = 0.5  # for matching=foreground
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_share("lambda_dense", self.lambda_dense)
-        require_share("foreground_threshold", self.foreground_threshold)
-        require_choice("matching", self.matching, MATCHINGS)
-        require(self.grid is None or self.grid > 1, f"grid {self.grid}: give at least 2, or leave it out")
-        steps = self.warm_up_steps
-        require(steps is None or steps >= 0, f"warm_up_steps {steps}: give 0 or more, or leave it out")
+    # cells per side of the dense contrast; None: the map's own
+    grid: Annotated[int, Field(ge=2, le=LARGEST_GRID)] | None = None
+    foreground_threshold: Fraction = 0.5  # for matching=foreground
 
 
 class DenseCL(MomentumContrast):

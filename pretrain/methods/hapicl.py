@@ -6,29 +6,24 @@ Shape legend: B images of this process, S cells per side.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from ...common.config import Positive
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool
 from .base import Context, Method, Output
 from .shared.pixel_term import PixelConfig, build_pixel_head, pixel_map, pixel_output, view_labels
-from .shared.views import require
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
 class HAPiCLConfig(PixelConfig):
-    """The pixel term's settings."""
+    """The pixel term's settings, whose weight is above 0 here: there is no other term."""
 
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require(self.pixel_weight > 0, "hapicl is the pixel term alone: pixel_weight must be above 0")
+    pixel_weight: Positive = 1.0
 
 
 class HAPiCL(Method):
@@ -62,9 +57,8 @@ class HAPiCL(Method):
         u1, u2 = self.pixel_head(pixel_map(maps, self.config)).chunk(2)
         m1, m2 = view_labels(batch, self.config)
         pairs = [(u1, u2, m1, m2)]
-        if (
-            self.config.negatives == "batch"
-        ):  # other images' cells of one view: symmetric in both directions only
+        # other images' cells of one view: symmetric in both directions only
+        if self.config.negatives == "batch":
             pairs.append((u2, u1, m2, m1))
         output = pixel_output(pairs, batch, self.config)
         output.loss = self.config.pixel_weight * output.loss

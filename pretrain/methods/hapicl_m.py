@@ -5,7 +5,6 @@ Shape legend: B images of this process, D embedding, S cells per side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -27,7 +26,6 @@ from .shared.pixel_term import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class HAPiCLMConfig(MoCoConfig, PixelConfig):
     """MoCo v2's settings and the pixel term's; pixel_weight 0 is MoCo v2, symmetric.
 

@@ -5,7 +5,6 @@ Shape legend: B images of this process, S cells per side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -25,7 +24,6 @@ from .shared.pixel_term import (
 from .simclr import SimCLRConfig, batch_output
 
 
-@dataclass(frozen=True, kw_only=True)
 class HAPiCLSConfig(SimCLRConfig, PixelConfig):
     """SimCLR's settings and the pixel term's; pixel_weight 0 is SimCLR."""
 
@@ -63,8 +61,7 @@ class HAPiCLS(Method):
         u1, u2 = self.pixel_head(pixel_map(maps, self.config)).chunk(2)
         m1, m2 = view_labels(batch, self.config)
         pairs = [(u1, u2, m1, m2)]
-        if (
-            self.config.negatives == "batch"
-        ):  # other images' cells of one view: symmetric in both directions only
+        # other images' cells of one view: symmetric in both directions only
+        if self.config.negatives == "batch":
             pairs.append((u2, u1, m2, m1))
         return add_pixel_loss(instance, pixel_output(pairs, batch, self.config), self.config.pixel_weight)

@@ -5,10 +5,10 @@ Not from the authors, who used ResNets. Shape legend: B images of this process, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from ...data.loading.batch import Batch, Needs
@@ -18,21 +18,20 @@ from ..modules.momentum import make_momentum_encoder
 from .base import Context, Output
 from .moco_v3 import MoCoV3, MoCoV3Config
 from .shared.pixel_term import PixelConfig, add_pixel_loss, pixel_output, view_labels
-from .shared.views import require
 
 
-@dataclass(frozen=True, kw_only=True)
 class HAPiCLViTConfig(MoCoV3Config, PixelConfig):
     """MoCo v3's settings and the pixel term's; pixel_weight 0 is MoCo v3."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
         """Refuse settings that only a ResNet's maps or the authors' heads give a meaning."""
-        super().__post_init__()
-        require(
-            self.feature_level == "layer4" and self.pixel_head == "default",
-            "hapicl_vit reads the patch tokens and has no released head: leave out feature_level and "
-            "pixel_head",
-        )
+        if self.feature_level != "layer4" or self.pixel_head != "default":
+            raise ValueError(
+                "hapicl_vit reads the patch tokens and has no released head: leave out feature_level and "
+                "pixel_head"
+            )
+        return self
 
 
 class HAPiCLViT(MoCoV3):

@@ -6,12 +6,12 @@ Shape legend: B images of this process, C map channels, D embedding, S cells per
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...common.config import AreaRange, Fraction, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import reduce_mean
 from ...models.backbones.base import Backbone
@@ -19,35 +19,23 @@ from ...models.heads import global_average_pool, projection_head
 from ..losses.common import l2_normalize, to_float32
 from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
-from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require, require_positive, require_share
+from .shared.views import BYOL_FIRST, BYOL_SECOND, Redraws, ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class HARLConfig(ViewConfig):
     """HARL; alpha and beta of the authors' released script, which leaves the background out."""
 
-    hidden: int = 4096
-    dim: int = 256
-    momentum: float = 0.99  # rises to 1 by a cosine
-    alpha: float = 1.0  # foreground against background
-    beta: float = 0.9  # global against masked
-    beta_end: float | None = 0.0  # beta goes there by a cosine; None: constant
-    min_foreground: float = 0.3
-    redraws: int = 5
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    photometric: PhotometricPolicy = field(default_factory=lambda: BYOL_FIRST)
-    photometric_second: PhotometricPolicy = field(default_factory=lambda: BYOL_SECOND)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_positive("hidden", self.hidden)
-        require_positive("dim", self.dim)
-        for name in ("momentum", "alpha", "beta", "min_foreground"):
-            require_share(name, getattr(self, name))
-        if self.beta_end is not None:
-            require_share("beta_end", self.beta_end)
-        require(self.redraws >= 0, f"redraws {self.redraws}: give 0 or more")
+    hidden: Width = 4096
+    dim: Width = 256
+    momentum: Fraction = 0.99  # rises to 1 by a cosine
+    alpha: Fraction = 1.0  # foreground against background
+    beta: Fraction = 0.9  # global against masked
+    beta_end: Fraction | None = 0.0  # beta goes there by a cosine; None: constant
+    min_foreground: Fraction = 0.3
+    redraws: Redraws = 5
+    crop_scale: AreaRange = (0.2, 1.0)
+    photometric: PhotometricPolicy = BYOL_FIRST
+    photometric_second: PhotometricPolicy = BYOL_SECOND
 
 
 class HARL(Method):

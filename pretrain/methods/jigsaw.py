@@ -6,13 +6,14 @@ Shape legend: B images of this process, C map channels, H hidden, 9 cells.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from ...common.config import Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import local_slice, world_size
 from ...models.backbones.base import Backbone
@@ -21,23 +22,16 @@ from ..losses.common import to_float32
 from .base import Context, Method, Output
 from .shared.bank_term import step_generator
 from .shared.pretext import CELLS, distant_permutations, jigsaw_policy, ordered
-from .shared.views import PIRL, ViewConfig, require, require_positive
+from .shared.views import PIRL, ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class JigsawConfig(ViewConfig):
     """Jigsaw as PIRL is compared with it; the heads' width is this project's."""
 
-    permutations: int = 2000  # maximally distant; 1,000 in the paper, 2,000 in PIRL's comparison
-    hidden: int = 1000  # outputs per patch
-    photometric: PhotometricPolicy = field(default_factory=lambda: PIRL)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        number = self.permutations
-        require(2 <= number <= 10_000, f"permutations {number}: give 2 to 10,000")
-        require_positive("hidden", self.hidden)
+    # maximally distant; 1,000 in the paper, 2,000 in PIRL's comparison
+    permutations: Annotated[int, Field(ge=2, le=10_000)] = 2000
+    hidden: Width = 1000  # outputs per patch
+    photometric: PhotometricPolicy = PIRL
 
 
 class Jigsaw(Method):

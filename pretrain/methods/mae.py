@@ -5,12 +5,13 @@ Shape legend: B images of this process, N patches, K seen patches, n = 3*P*P num
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
+from ...common.config import Depth, Width
 from ...common.types import Pixels
 from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
@@ -18,35 +19,32 @@ from ...models.backbones.vit import ViTBackbone, patchify, require_vit, take_tok
 from ...models.decoders import HiddenPatchDecoder
 from ..losses.common import to_float32
 from ..losses.tokens import normalised_patches, patch_scale
-from ..modules.patch_masking import MaskPolicy, draw_mask, split
+from ..modules.patch_masking import ForegroundBias, MaskPolicy, MaskRatio, draw_mask, split
 from .base import Context, Method, Output
 from .shared.pictures import reconstruction_picture
-from .shared.views import ViewConfig, require, require_positive
+from .shared.views import ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class MAEConfig(ViewConfig):
     """MAE as published; numbers from section 4 and table 8."""
 
-    mask_ratio: float = 0.75
+    mask_ratio: MaskRatio = 0.75
     mask_pattern: Literal["random", "block"] = "random"
-    foreground_bias: float = 0.0  # ours: hide the foreground more (above 0) or less; needs masks
-    decoder_dim: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
+    foreground_bias: ForegroundBias = 0.0  # ours: hide the foreground more (above 0) or less; needs masks
+    decoder_dim: Width = 512
+    decoder_depth: Depth = 8
+    decoder_heads: Width = 16
     normalise: bool = True  # targets patch by patch to zero mean and unit variance
-    photometric: PhotometricPolicy = field(default_factory=lambda: NO_PHOTOMETRIC)  # crop and flip only
+    photometric: PhotometricPolicy = NO_PHOTOMETRIC  # crop and flip only
 
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_positive("decoder_depth", self.decoder_depth)
-        require_positive("decoder_heads", self.decoder_heads)
-        require(
-            self.decoder_dim > 0 and self.decoder_dim % self.decoder_heads == 0 and self.decoder_dim % 4 == 0,
-            f"decoder_dim {self.decoder_dim} must be a multiple of 4 and of {self.decoder_heads} heads",
-        )
-        self.mask_policy()
+    @model_validator(mode="after")
+    def _check_decoder(self) -> Self:
+        """Refuse a width that heads and positions do not divide."""
+        if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
+            raise ValueError(
+                f"decoder_dim {self.decoder_dim} must be a multiple of 4 and of {self.decoder_heads} heads"
+            )
+        return self
 
     def mask_policy(self) -> MaskPolicy:
         """Which patches are hidden."""
@@ -112,9 +110,8 @@ class MAE(Method):
         mask = self.draw(batch)
         prediction = to_float32(self.predict(images, split(mask, self.hidden)[0]))
         patches = patchify(images, self.backbone.patch_size)
-        if (
-            self.config.normalise
-        ):  # the prediction lacks each patch's mean and contrast: lend it the true ones
+        # the prediction lacks each patch's mean and contrast: lend it the true ones
+        if self.config.normalise:
             mean, deviation = patch_scale(patches)
             prediction = prediction * deviation + mean
         title = "Image; what the encoder sees; seen patches and predicted ones"

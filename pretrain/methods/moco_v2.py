@@ -5,49 +5,36 @@ Shape legend: B images of this process, D embedding, K queue entries.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ...common.config import Count, Fraction, Positive, Width
 from ...data.loading.batch import Batch, Needs
 from ...engine.batchnorm import split_batch_norm
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool, projection_head
 from ..losses import info_nce
 from ..losses.common import l2_normalize
-from ..modules.memory import Queue, queue_length
+from ..modules.memory import Queue, QueueLength, queue_length
 from ..modules.momentum import batch_norm_groups, encode_shuffled, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
-from .shared.views import ViewConfig, require, require_positive, require_share
+from .shared.views import ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class MoCoConfig(ViewConfig):
     """What MoCo v2 and the methods built on it share."""
 
-    dim: int = 128  # MoCo v2, section 3
-    temperature: float = 0.2  # MoCo v2, table 2
-    momentum: float = 0.999  # MoCo, section 4.1
-    queue_length: int | None = None  # published 65,536; None: see memory.queue_length
-    batch_norm_groups: int | None = (
-        None  # published 8 GPUs of 32 images; None: see momentum.batch_norm_groups
-    )
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_positive("dim", self.dim)
-        require_positive("temperature", self.temperature)
-        require_share("momentum", self.momentum)
-        groups = self.batch_norm_groups
-        require(groups is None or groups > 0, f"batch_norm_groups {groups}: give at least 1, or leave it out")
+    dim: Width = 128  # MoCo v2, section 3
+    temperature: Positive = 0.2  # MoCo v2, table 2
+    momentum: Fraction = 0.999  # MoCo, section 4.1
+    queue_length: QueueLength | None = None  # published 65,536; None: see memory.queue_length
+    # published 8 GPUs of 32 images; None: see momentum.batch_norm_groups
+    batch_norm_groups: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class MoCoV2Config(MoCoConfig):
     """MoCo v2 as published; `symmetric` also lets the second view be the query (MoCo v2+)."""
 
@@ -68,7 +55,7 @@ class MomentumContrast(Method):
             config.queue_length, data_set_size=context.data_set_size, batch_size=context.batch_size
         )
         # a run that is resumed on another number of processes must not choose anew
-        self.config = dataclasses.replace(config, batch_norm_groups=self.groups, queue_length=length)
+        self.config = config.replace(batch_norm_groups=self.groups, queue_length=length)
         self.backbone: Backbone = split_batch_norm(backbone, self.groups)
         width = backbone.channels[backbone.last]
         self.head = projection_head(width, width, config.dim, batch_norm=False)

@@ -6,13 +6,13 @@ Shape legend: B images of this process, C backbone width, D embedding.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ...common.config import AreaRange, Fraction, Positive, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import gather, rank
 from ...models.backbones.base import Backbone
@@ -22,31 +22,21 @@ from ..losses.batch import batch_info_nce
 from ..losses.common import l2_normalize
 from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
 from .base import Context, Method, Output
-from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig, require_positive, require_share
+from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig
 
 VIT_TEMPERATURE, RESNET_TEMPERATURE = 0.2, 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class MoCoV3Config(ViewConfig):
     """MoCo v3 as published, section 4."""
 
-    hidden: int = 4096
-    dim: int = 256
-    temperature: float | None = None  # None: 0.2 for ViTs, 1.0 for ResNets
-    momentum: float = 0.99  # rises to 1 (cosine)
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    photometric: PhotometricPolicy = field(default_factory=lambda: BYOL_FIRST)
-    photometric_second: PhotometricPolicy = field(default_factory=lambda: BYOL_SECOND)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_positive("hidden", self.hidden)
-        require_positive("dim", self.dim)
-        require_share("momentum", self.momentum)
-        if self.temperature is not None:
-            require_positive("temperature", self.temperature)
+    hidden: Width = 4096
+    dim: Width = 256
+    temperature: Positive | None = None  # None: 0.2 for ViTs, 1.0 for ResNets
+    momentum: Fraction = 0.99  # rises to 1 (cosine)
+    crop_scale: AreaRange = (0.08, 1.0)
+    photometric: PhotometricPolicy = BYOL_FIRST
+    photometric_second: PhotometricPolicy = BYOL_SECOND
 
 
 class MoCoV3(Method):

@@ -5,7 +5,6 @@ Shape legend: B images of this process, C map channels, D embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -15,14 +14,13 @@ from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool
 from ..losses.common import l2_normalize
 from .base import Context, Method, Output
-from .shared.bank_term import BankConfig, BankContrast
+from .shared.bank_term import BankConfig, BankContrast, Negatives
 
 
-@dataclass(frozen=True, kw_only=True)
 class NPIDConfig(BankConfig):
     """NPID as published: NCE with 4,096 negatives (section 4)."""
 
-    negatives: int = 4096
+    negatives: Negatives = 4096
     loss: Literal["infonce", "nce"] = "nce"
 
 

@@ -6,12 +6,12 @@ Shape legend: B images of this process, C map channels, D embedding, P patch sid
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ...common.config import Fraction
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool, projection_head
@@ -19,26 +19,16 @@ from ..losses.common import l2_normalize
 from .base import Context, Method, Output
 from .shared.bank_term import BankConfig, BankContrast
 from .shared.pretext import CELLS, jigsaw_policy, ordered, rotate_images, rotate_patches
-from .shared.views import require_choice, require_share
 
 logger = logging.getLogger(__name__)
 
-TRANSFORMS = ("jigsaw", "rotation", "rotation_jigsaw")
 
-
-@dataclass(frozen=True, kw_only=True)
 class PIRLConfig(BankConfig):
     """PIRL as published."""
 
     transform: Literal["jigsaw", "rotation", "rotation_jigsaw"] = "jigsaw"
-    lambda_transform: float = 0.5  # weight of the transformed image; 0 is NPID
+    lambda_transform: Fraction = 0.5  # weight of the transformed image; 0 is NPID
     mlp: bool = False  # heads with a hidden layer, as the first author's later configs (with temperature 0.1)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_choice("transform", self.transform, TRANSFORMS)
-        require_share("lambda_transform", self.lambda_transform)
 
 
 class PIRL(Method):

@@ -6,12 +6,12 @@ Shape legend: B images of this process, C map channels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import nn
 
+from ...common.config import AreaRange
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool
@@ -21,12 +21,11 @@ from .shared.pretext import rotate_images
 from .shared.views import PIRL, ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class RotationConfig(ViewConfig):
     """Rotation with the augmentation of PIRL, which it is compared with."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    photometric: PhotometricPolicy = field(default_factory=lambda: PIRL)
+    crop_scale: AreaRange = (0.08, 1.0)
+    photometric: PhotometricPolicy = PIRL
 
 
 class Rotation(Method):

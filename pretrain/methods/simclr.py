@@ -6,12 +6,12 @@ Shape legend: B images of this process, D embedding.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...common.config import AreaRange, Positive, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import gather
 from ...models.backbones.base import Backbone
@@ -19,23 +19,16 @@ from ...models.heads import global_average_pool, projection_head
 from ..losses import nt_xent
 from ..losses.common import l2_normalize
 from .base import Context, Method, Output
-from .shared.views import SIMCLR, ViewConfig, require_positive
+from .shared.views import SIMCLR, ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(ViewConfig):
     """SimCLR; temperature 0.1 is the paper's for 4096 images, 0.2 the HAPiCL comparison's for 1024."""
 
-    dim: int = 128  # section 4.2
-    temperature: float = 0.2
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # appendix A
-    photometric: PhotometricPolicy = field(default_factory=lambda: SIMCLR)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_positive("dim", self.dim)
-        require_positive("temperature", self.temperature)
+    dim: Width = 128  # section 4.2
+    temperature: Positive = 0.2
+    crop_scale: AreaRange = (0.08, 1.0)  # appendix A
+    photometric: PhotometricPolicy = SIMCLR
 
 
 class SimCLR(Method):

@@ -6,10 +6,11 @@ Shape legend: B samples, D embedding, K queue entries, n images of the data set.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ...common.errors import UserError
@@ -19,7 +20,8 @@ from ..losses.common import l2_normalize
 
 logger = logging.getLogger(__name__)
 
-LONGEST_QUEUE = 65536  # MoCo, arXiv 1911.05722
+LONGEST_QUEUE = 65536  # MoCo, arXiv 1911.05722; what `None` chooses at most
+QueueLength = Annotated[int, Field(ge=1, le=2**20)]
 
 
 def queue_length(requested: int | None, *, data_set_size: int, batch_size: int) -> int:

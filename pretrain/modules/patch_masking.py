@@ -7,14 +7,15 @@ device without waiting for it. Shape legend: B images, S cells per side, N = S*S
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from ...common.config import Settings
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
 from ...data.loading.batch import Batch
@@ -29,29 +30,22 @@ ATTEMPTS = 24
 # smallest grid on which a block of the smallest area still leaves others room
 SMALLEST_GRID = 6
 
+# of all patches, such as 0.6 or 0.75
+MaskRatio = Annotated[float, Field(gt=0, lt=1)]
+# exp(30) is 1e13: beyond it the draw is an order, not a draw
+ForegroundBias = Annotated[float, Field(ge=-30, le=30)]
 
-@dataclass(frozen=True, kw_only=True)
-class MaskPolicy:
+
+class MaskPolicy(Settings):
     """How many patches are hidden, and in which pattern.
 
     `foreground_bias` is this project's own: cells, or blocks by their mean, are drawn with weight
     exp(bias * occupancy), so above 0 the foreground is hidden more, below 0 less; the count stays exact.
     """
 
-    ratio: float
+    ratio: MaskRatio
     pattern: Literal["random", "block"] = "random"
-    foreground_bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse what leaves nothing to see or nothing to predict."""
-        if not 0 < self.ratio < 1:
-            raise UserError(f"mask_ratio {self.ratio} must lie between 0 and 1, such as 0.6 or 0.75")
-        if self.pattern not in ("random", "block"):
-            raise UserError(f"unknown mask pattern {self.pattern!r}; choose random or block")
-        if not math.isfinite(self.foreground_bias):
-            raise UserError(
-                "foreground_bias must be a finite number; 0 masks without regard to the foreground"
-            )
+    foreground_bias: ForegroundBias = 0.0
 
     def count(self, grid: int) -> int:
         """Masked cells on a grid of S x S: exactly round(ratio * N).

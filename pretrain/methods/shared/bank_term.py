@@ -6,42 +6,36 @@ Shape legend: B images of this process, D embedding, n images of the data set, N
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from ....common.config import AreaRange, Fraction, Positive, Width
+from ....common.errors import UserError
 from ....common.randomness import counter_generator
 from ....data.loading.batch import Batch, PhotometricPolicy
 from ....engine.distributed import local_slice, reduce_mean, world_size
 from ...losses.bank import bank_scores, partition_estimate, scores_info_nce, scores_nce
 from ...modules.memory import Bank
 from ..base import Context
-from .views import PIRL, ViewConfig, require, require_choice, require_positive, require_share
+from .views import PIRL, ViewConfig
+
+Negatives = Annotated[int, Field(ge=1, le=10**6)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class BankConfig(ViewConfig):
     """Settings of the bank; numbers of PIRL (arXiv 1912.01991), section 3 and its released configs."""
 
-    dim: int = 128
-    temperature: float = 0.07
-    negatives: int = 32_000  # at most one less than there are images
+    dim: Width = 128
+    temperature: Positive = 0.07
+    negatives: Negatives = 32_000  # at most one less than there are images
     shared_negatives: bool = False  # one draw for the whole batch: less memory, correlated negatives
     loss: Literal["infonce", "nce"] = "infonce"
-    bank_momentum: float = 0.5
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    photometric: PhotometricPolicy = field(default_factory=lambda: PIRL)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require_positive("dim", self.dim)
-        require_positive("temperature", self.temperature)
-        require_positive("negatives", self.negatives)
-        require_choice("loss", self.loss, ("infonce", "nce"))
-        require_share("bank_momentum", self.bank_momentum)
+    bank_momentum: Fraction = 0.5
+    crop_scale: AreaRange = (0.08, 1.0)
+    photometric: PhotometricPolicy = PIRL
 
 
 class BankContrast(nn.Module):
@@ -52,7 +46,8 @@ class BankContrast(nn.Module):
     def __init__(self, config: BankConfig, context: Context) -> None:
         """Make a bank of one row per image."""
         super().__init__()
-        require(context.data_set_size > 1, "a memory bank needs at least 2 images")
+        if context.data_set_size < 2:
+            raise UserError("a memory bank needs at least 2 images")
         self.config, self.seed = config, context.seed
         self.negatives = min(config.negatives, context.data_set_size - 1)
         self.bank = Bank(context.data_set_size, config.dim, momentum=config.bank_momentum, seed=context.seed)

@@ -6,13 +6,14 @@ Shape legend: B images of this process, D embedding, S cells per side, P = S*S.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
 
+from ....common.config import Fraction, NotNegative, Positive, Width
 from ....common.errors import UserError
 from ....data.loading.batch import Batch, Needs, ViewPolicy
 from ....engine.distributed import gather, reduce_mean
@@ -20,58 +21,47 @@ from ....models.backbones.base import Backbone
 from ....models.heads import dense_projection_head
 from ...losses import PixelForm, cell_labels, pixel_terms
 from ...losses.common import l2_normalize
-from ...losses.pixel import PIXEL_FORMS, cell_pairs
+from ...losses.pixel import cell_pairs
 from ..base import Output
-from .views import ViewConfig, require, require_choice, require_positive, require_share
-
-LEVELS = ("layer4", "layer3", "both")
+from .views import Redraws, ViewConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+def _apart(band: tuple[float, float]) -> tuple[float, float]:
+    if not band[0] < band[1]:
+        raise ValueError("give two occupancies, the lower one first")
+    return band
+
+
 class PixelConfig(ViewConfig):
     """Settings of the pixel loss; where the authors' papers leave a choice, the default is this project's."""
 
-    pixel_weight: float = 1.0
-    pixel_temperature: float = 0.2
+    pixel_weight: NotNegative = 1.0
+    pixel_temperature: Positive = 0.2
     form: PixelForm = "image"
     background_positives: bool = True
     negatives: Literal["image", "batch"] = "image"
     label_rule: Literal["area", "any"] = "area"
-    foreground_threshold: float = 0.5
-    ignore_band: tuple[float, float] | None = None  # occupancies between the two are in no pair
+    foreground_threshold: Fraction = 0.5
+    # occupancies between the two are in no pair
+    ignore_band: Annotated[tuple[Fraction, Fraction], AfterValidator(_apart)] | None = None
     feature_level: Literal["layer4", "layer3", "both"] = "layer4"
     pixel_head: Literal["default", "released"] = "default"
-    pixel_hidden: int | None = None  # None: the preset's, 2048 by default
-    pixel_dim: int | None = None  # None: the preset's, 256 by default
-    min_foreground: float = 0.3  # a crop with less is redrawn; 0 turns it off
-    redraws: int = 5
+    pixel_hidden: Width | None = None  # None: the preset's, 2048 by default
+    pixel_dim: Width | None = None  # None: the preset's, 256 by default
+    min_foreground: Fraction = 0.3  # a crop with less is redrawn; 0 turns it off
+    redraws: Redraws = 5
 
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        require(self.pixel_weight >= 0, f"pixel_weight {self.pixel_weight}: give 0 or more")
-        require_positive("pixel_temperature", self.pixel_temperature)
-        require_choice("form", self.form, PIXEL_FORMS)
-        require_choice("negatives", self.negatives, ("image", "batch"))
-        require_choice("label_rule", self.label_rule, ("area", "any"))
-        require_choice("feature_level", self.feature_level, LEVELS)
-        require_choice("pixel_head", self.pixel_head, ("default", "released"))
-        require_share("foreground_threshold", self.foreground_threshold)
-        require_share("min_foreground", self.min_foreground)
-        require(self.redraws >= 0, f"redraws {self.redraws}: give 0 or more")
-        if self.ignore_band is not None:
-            low, high = self.ignore_band
-            require(0 <= low < high <= 1, f"ignore_band {low}, {high}: give 0 <= low < high <= 1")
-        require(
-            self.negatives == "image" or not self.form.endswith("released"),
-            f"form {self.form!r} takes the image's own negatives; "
-            "use form image or anchor with negatives=batch",
-        )
-        preset_and_size = self.pixel_head == "released" and (self.pixel_hidden or self.pixel_dim)
-        require(not preset_and_size, "pixel_head=released fixes pixel_hidden and pixel_dim: leave those out")
-        for name in ("pixel_hidden", "pixel_dim"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name} {value}: give a number above 0, or leave it out")
+    @model_validator(mode="after")
+    def _check_pixel_term(self) -> Self:
+        """Refuse what the form or the preset does not know."""
+        if self.negatives == "batch" and self.form.endswith("released"):
+            raise ValueError(
+                f"form {self.form!r} takes the image's own negatives; "
+                "use form image or anchor with negatives=batch"
+            )
+        if self.pixel_head == "released" and (self.pixel_hidden or self.pixel_dim):
+            raise ValueError("pixel_head=released fixes pixel_hidden and pixel_dim: leave those out")
+        return self
 
     def pixel_needs(self, views: tuple[ViewPolicy, ...], *, image_size: int, grid: int) -> Needs:
         """Masks on the grid of the chosen feature level, with foreground-aware redraws."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from typing import Annotated
 
-from ....common.errors import UserError
+from pydantic import Field
+
+from ....common.config import AreaRange, Fraction, Settings
 from ....data.loading.batch import PhotometricPolicy, ViewPolicy
 
 # MoCo v2, arXiv 2003.04297: also DenseCL's
@@ -17,28 +19,17 @@ BYOL_SECOND = PhotometricPolicy(saturation=0.2, blur=0.1, solarize=0.2)
 # PIRL, arXiv 1912.01991 (VISSL's configs): jitter always, then one extra with probability 0.66
 PIRL = PhotometricPolicy(jitter=1.0, hue=0.2, grey=0.2, blur=0.0, pirl_extra=0.66)
 
+# how often a crop without enough foreground is drawn again
+Redraws = Annotated[int, Field(ge=0, le=100)]
 
-@dataclass(frozen=True, kw_only=True)
-class ViewConfig:
+
+class ViewConfig(Settings):
     """Crop and photometric settings of the (two) image views."""
 
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    hflip: float = 0.5
-    vflip: float = 0.0
-    photometric: PhotometricPolicy = field(default_factory=lambda: MOCO_V2)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        low, high = self.crop_scale
-        require(
-            0 < low <= high <= 1,
-            f"crop_scale {low}, {high}: give two shares of the area, 0 < low <= high <= 1",
-        )
-        for name in ("hflip", "vflip"):
-            require_share(name, getattr(self, name))
-        for entry in fields(self):
-            if isinstance(policy := getattr(self, entry.name), PhotometricPolicy):
-                _check_photometric(entry.name, policy)
+    crop_scale: AreaRange = (0.2, 1.0)  # fractions of the image's area
+    hflip: Fraction = 0.5
+    vflip: Fraction = 0.0
+    photometric: PhotometricPolicy = MOCO_V2
 
     def view(self, image_size: int, photometric: PhotometricPolicy | None = None) -> ViewPolicy:
         """Give the policy of one view of `image_size` pixels, with another photometric policy if given."""
@@ -49,36 +40,3 @@ class ViewConfig:
             vflip=self.vflip,
             photometric=photometric or self.photometric,
         )
-
-
-def _check_photometric(name: str, policy: PhotometricPolicy) -> None:
-    """Refuse probabilities outside [0, 1] and strengths that cannot be."""
-    for chance in ("jitter", "grey", "blur", "solarize", "pirl_extra"):
-        require_share(f"{name}.{chance}", getattr(policy, chance))
-    for strength in ("brightness", "contrast", "saturation"):
-        value = getattr(policy, strength)
-        require(value >= 0, f"{name}.{strength} {value}: give 0 or more")
-    require(0 <= policy.hue <= 0.5, f"{name}.hue {policy.hue}: give a number from 0 to 0.5")
-    low, high = policy.blur_sigma
-    require(0 < low <= high, f"{name}.blur_sigma {low}, {high}: give two widths in pixels, 0 < low <= high")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a `UserError` unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-
-def require_share(name: str, value: float) -> None:
-    """Refuse what is not in [0, 1]."""
-    require(0 <= value <= 1, f"{name} {value}: give a number from 0 to 1")
-
-
-def require_positive(name: str, value: float) -> None:
-    """Refuse zero and less."""
-    require(value > 0, f"{name} {value}: give a number above 0")
-
-
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse what is not among the choices."""
-    require(value in choices, f"{name} {value!r}: choose one of {', '.join(choices)}")

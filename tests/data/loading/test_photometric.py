@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -150,9 +148,7 @@ def test_a_row_depends_on_the_counter_alone(seed, sample):
     again = draw_row(counter_generator(seed, 3, sample, 1, "photometric"), EVERYTHING)
     np.testing.assert_array_equal(first, again)
     # a policy with a switch off draws the same numbers for the rest
-    calm = draw_row(
-        counter_generator(seed, 3, sample, 1, "photometric"), dataclasses.replace(EVERYTHING, blur=0.0)
-    )
+    calm = draw_row(counter_generator(seed, 3, sample, 1, "photometric"), EVERYTHING.replace(blur=0.0))
     assert calm[photometric.HUE] == first[photometric.HUE]
     assert calm[photometric.SOLARIZE] == first[photometric.SOLARIZE]
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from hapicl.common.config import build
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.config.recipe_files import default_recipe, load_recipe, recipe_names
-from hapicl.pretrain.config.settings import RunSettings, build
+from hapicl.pretrain.config.settings import RunSettings
 from hapicl.pretrain.methods.base import Context
 from hapicl.pretrain.methods.registry import method_class
 

@@ -1,39 +1,40 @@
 """Settings from recipes, overrides and options: types, near misses, precedence, what has no effect."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import pytest
 import yaml
+from pydantic import Field, model_validator
 
+from hapicl.common.config import Fraction, Settings, build, merge
 from hapicl.common.errors import UserError
 from hapicl.pretrain.config.recipe_files import FOLDER, default_recipe, load_recipe, recipe_names
 from hapicl.pretrain.config.resolve import resolve
-from hapicl.pretrain.config.settings import RunSettings, build, flatten, merge, parse_overrides
+from hapicl.pretrain.config.settings import RunSettings, flatten, parse_overrides
 from hapicl.pretrain.methods.registry import METHODS, method_class
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inner:
-    strength: float = 0.5
+class Inner(Settings):
+    strength: Fraction = 0.5
     scale: tuple[float, float] = (0.2, 1.0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.strength > self.scale[1]:
+            raise ValueError("strength is over the scale")
+        return self
 
-@dataclass(frozen=True, kw_only=True)
-class Outer:
-    inner: Inner = field(default_factory=lambda: Inner(strength=0.9))
+
+class Outer(Settings):
+    inner: Inner = Inner(strength=0.9)
     form: Literal["a", "b"] = "a"
-    length: int | None = None
+    length: Annotated[int, Field(ge=0)] | None = None
     flag: bool = False
-
-    def __post_init__(self):
-        if self.length is not None and self.length < 0:
-            raise ValueError(f"length must be at least 0, not {self.length}")
 
 
 def test_a_nested_mapping_changes_only_what_it_names():
-    made = build(Outer, {"inner": {"scale": [0.1, 0.5]}, "length": 3.0})
-    assert made == Outer(inner=Inner(strength=0.9, scale=(0.1, 0.5)), length=3)
+    made = build(Outer, {"inner": {"scale": [0.1, 0.95]}, "length": 3.0})
+    assert made == Outer(inner=Inner(strength=0.9, scale=(0.1, 0.95)), length=3)
 
 
 def test_yamls_text_for_1e_4_becomes_a_number():
@@ -48,15 +49,25 @@ def test_yamls_text_for_1e_4_becomes_a_number():
         ({"iner": {}}, r"unknown setting 'iner'; did you mean inner\?"),
         ({"inner": {"strenght": 1}}, r"unknown setting 'inner.strenght'; did you mean inner.strength\?"),
         ({"xyz": 1}, "unknown setting 'xyz'; known here: inner, form, length, flag"),
-        ({"inner": 3}, "inner takes a mapping"),
-        ({"inner": {"strength": "much"}}, "inner.strength takes a number, not 'much'"),
-        ({"inner": {"scale": [1, 2, 3]}}, "inner.scale takes 2 values, not 3"),
-        ({"inner": {"scale": 0.3}}, r"inner.scale takes a list such as"),
-        ({"form": "c"}, "form is 'c'; choose one of a, b"),
-        ({"length": True}, "length takes a whole number"),
-        ({"length": 2.5}, "length takes a whole number"),
-        ({"flag": "yes"}, "flag takes true or false"),
-        ({"length": -1}, "length must be at least 0"),
+        ({"inner": 3}, "setting inner: takes a mapping of settings, not 3"),
+        ({"inner": {1: 2}}, "inner.1: names of settings are text"),
+        ({1: 2}, "unknown setting 1; names of settings are text"),
+        ({"inner": {"strength": "much"}}, "inner.strength: takes a number, not 'much'"),
+        ({"inner": {"strength": None}}, "inner.strength: takes a number, not None"),
+        ({"inner": {"strength": True}}, "inner.strength: true and false are flags; give another value"),
+        ({"inner": {"strength": float("inf")}}, "inner.strength: takes a finite number"),
+        ({"inner": {"strength": 1.5}}, "inner.strength: should be at most 1, not 1.5"),
+        ({"inner": {"scale": [0.1, 0.5]}}, "inner: strength is over the scale"),
+        ({"inner": {"scale": [1, 2, 3]}}, "inner.scale: takes at most 2 values, not .1, 2, 3"),
+        ({"inner": {"scale": [1]}}, "inner.scale.1: a value is missing"),
+        ({"inner": {"scale": 0.3}}, r"inner.scale: takes a list such as"),
+        ({"form": "c"}, "form: choose 'a' or 'b', not 'c'"),
+        ({"length": True}, "length: true and false are flags; give another value"),
+        ({"length": 2.5}, "length: takes a whole number"),
+        ({"length": 1e20}, "length: is too large"),
+        ({"inner": {"strength": 16**10_000}}, "inner.strength: .* not a number of thousands of digits"),
+        ({"flag": "yes"}, "flag: give true or false"),
+        ({"length": -1}, "length: should be at least 0"),
     ],
 )
 def test_mistakes_are_named_by_their_place(values, message):
@@ -85,7 +96,7 @@ def test_merging_and_flattening():
         ({"epochs": 3, "steps": 5}, "--epochs or --steps, not both"),
         ({"batch_size": 10, "grad_accum_steps": 3}, "batch_size 10 is no multiple of grad_accum_steps 3"),
         ({"knn_train": "a"}, "needs both --knn-train and --knn-val"),
-        ({"steps": 0}, "steps must be above 0"),
+        ({"steps": 0}, "steps: should be at least 1"),
         ({"optimizer": {"base_lr": -1}}, "optimizer: optimizer.base_lr must be above 0"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.models.heads import global_average_pool
 from hapicl.pretrain.losses import dense_info_nce, info_nce
@@ -153,7 +154,7 @@ def test_a_map_of_one_cell_is_refused_with_the_size_that_would_do(make_method, m
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="choose one of backbone, geometry, head, foreground"):
-        method_class("densecl").Config(matching="nearest")
-    with pytest.raises(UserError, match=r"lambda_dense 1\.5: give a number from 0 to 1"):
-        method_class("densecl").Config(lambda_dense=1.5)
+    with pytest.raises(UserError, match="choose 'backbone', 'geometry', 'head' or 'foreground'"):
+        build(method_class("densecl").Config, {"matching": "nearest"})
+    with pytest.raises(UserError, match=r"lambda_dense: should be at most 1, not 1\.5"):
+        build(method_class("densecl").Config, {"lambda_dense": 1.5})

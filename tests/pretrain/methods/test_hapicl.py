@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.heads import global_average_pool
@@ -217,20 +218,20 @@ def test_the_pixel_loss_alone_warns_of_its_trivial_optimum(make_method, caplog):
     ("config", "words"),
     [
         ({"form": "batch_released", "negatives": "batch"}, "use form image or anchor"),
-        ({"pixel_weight": -1.0}, "pixel_weight -1.0: give 0 or more"),
-        ({"ignore_band": (0.7, 0.3)}, "0 <= low < high <= 1"),
-        ({"label_rule": "most"}, "choose one of area, any"),
-        ({"feature_level": "layer5"}, "choose one of layer4, layer3, both"),
+        ({"pixel_weight": -1.0}, "pixel_weight: should be at least 0, not -1.0"),
+        ({"ignore_band": (0.7, 0.3)}, "ignore_band: give two occupancies, the lower one first"),
+        ({"label_rule": "most"}, "label_rule: choose 'area' or 'any', not 'most'"),
+        ({"feature_level": "layer5"}, "choose 'layer4', 'layer3' or 'both'"),
         ({"pixel_head": "released", "pixel_dim": 64}, "leave those out"),
-        ({"min_foreground": 1.5}, "a number from 0 to 1"),
-        ({"temperature": 0.0}, "a number above 0"),
-        ({"crop_scale": (0.5, 0.2)}, "0 < low <= high <= 1"),
+        ({"min_foreground": 1.5}, "min_foreground: should be at most 1"),
+        ({"temperature": 0.0}, "temperature: should be above 0"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale: give the lower bound first"),
     ],
     ids=str,
 )
 def test_settings_that_cannot_be_are_refused_with_what_to_do(config, words):
     with pytest.raises(UserError, match=words):
-        method_class("hapicl_m").Config(**config)
+        build(method_class("hapicl_m").Config, config)
 
 
 def test_a_backbone_without_that_level_is_refused():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_vit import GRID, SIDE, batch_for, small_method, train
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.pretrain.losses import pixel_contrast
 from hapicl.pretrain.methods.hapicl_vit import HAPiCLViT, HAPiCLViTConfig
@@ -68,6 +69,6 @@ def test_needs_masks_on_the_patch_grid() -> None:
 
 def test_settings_of_a_resnet_are_refused() -> None:
     with pytest.raises(UserError, match="feature_level"):
-        HAPiCLViTConfig(feature_level="both")
+        build(HAPiCLViTConfig, {"feature_level": "both"})
     with pytest.raises(UserError, match="pixel_head"):
-        HAPiCLViTConfig(pixel_head="released")
+        build(HAPiCLViTConfig, {"pixel_head": "released"})

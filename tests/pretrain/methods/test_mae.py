@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_vit import GRID, batch_for, small_method, train
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.data.loading.batch import NO_PHOTOMETRIC
 from hapicl.pretrain.methods.mae import MAE, MAEConfig
@@ -107,4 +108,4 @@ def test_the_picture_of_a_perfect_prediction_is_the_image(normalise, monkeypatch
 
 def test_a_decoder_whose_heads_do_not_divide_it_is_refused() -> None:
     with pytest.raises(UserError, match="decoder_dim 50"):
-        MAEConfig(decoder_dim=50)
+        build(MAEConfig, {"decoder_dim": 50})

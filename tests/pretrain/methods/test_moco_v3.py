@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_vit import batch_for, small_method, train
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.methods.base import Context
@@ -83,6 +84,6 @@ def test_the_loss_falls_on_one_batch() -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="temperature"):
-        MoCoV3Config(temperature=0.0)
+        build(MoCoV3Config, {"temperature": 0.0})
     with pytest.raises(UserError, match="momentum"):
-        MoCoV3Config(momentum=-0.1)
+        build(MoCoV3Config, {"momentum": -0.1})

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.data.loading.batch import PhotometricPolicy
 from hapicl.pretrain.losses import bank_info_nce
@@ -242,9 +243,9 @@ def test_rotation_classifies_the_drawn_turn(make_method, make_batch):
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="choose one of jigsaw, rotation, rotation_jigsaw"):
-        method_class("pirl").Config(transform="colour")
-    with pytest.raises(UserError, match="choose one of infonce, nce"):
-        method_class("npid").Config(loss="hinge")
-    with pytest.raises(UserError, match="permutations 1: give 2 to 10,000"):
-        method_class("jigsaw").Config(permutations=1)
+    with pytest.raises(UserError, match="choose 'jigsaw', 'rotation' or 'rotation_jigsaw'"):
+        build(method_class("pirl").Config, {"transform": "colour"})
+    with pytest.raises(UserError, match="choose 'infonce' or 'nce'"):
+        build(method_class("npid").Config, {"loss": "hinge"})
+    with pytest.raises(UserError, match="permutations: should be at least 2, not 1"):
+        build(method_class("jigsaw").Config, {"permutations": 1})

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.data.loading.batch import Batch
 from hapicl.pretrain.modules import patch_masking as masking
@@ -205,8 +206,8 @@ def test_blocks_are_refused_on_small_grids_with_a_next_step() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5])
 def test_a_ratio_that_hides_nothing_or_all_is_refused(ratio: float) -> None:
-    with pytest.raises(UserError, match="mask_ratio"):
-        MaskPolicy(ratio=ratio)
+    with pytest.raises(UserError, match="ratio"):
+        build(MaskPolicy, {"ratio": ratio})
     with pytest.raises(UserError, match="masks 0 of 4"):
         MaskPolicy(ratio=0.1).count(2)
 
