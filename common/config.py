@@ -152,13 +152,19 @@ def _sentence(detail: ErrorDetails, kind: type[Settings], where: str) -> str:
         hint = did_you_mean(last, known, prefix=prefix) or f"; known here: {', '.join(known)}"
         return f"unknown setting {place!r}{hint}"
     if detail["type"] in _WORDS:
-        reason = _WORDS[detail["type"]].format(**detail.get("ctx", {}))
+        bounds = {key: _plain(value) for key, value in detail.get("ctx", {}).items()}
+        reason = _WORDS[detail["type"]].format(**bounds)
     else:
         reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = _shortened(detail["input"])
     if not names or given is None:  # a check of several fields together names them itself
         return f"{place.rstrip('.')}: {reason}" if place else reason
     return f"setting {place}: {reason}, not {given}"
+
+
+def _plain(bound: Any) -> Any:
+    """1 rather than 1.0."""
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
 
 
 def _shortened(value: Any) -> str | None:
