@@ -1,11 +1,15 @@
 """What the pages promise is there: linked files exist, and every command shown has the options shown."""
 
+import json
 import pathlib
 import re
 import shlex
+import shutil
+import textwrap
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from hapicl.cli import command_line
 
@@ -49,3 +53,25 @@ def test_shown_commands_have_the_options_shown(page):
 def test_the_commands_of_the_readme_are_seen():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert sum(1 for _ in shown_commands(text)) >= 3
+
+
+def test_the_example_in_python_trains_what_its_command_trains(tmp_path, monkeypatch, photo_folder):
+    text = (ROOT / "docs/getting-started.md").read_text(encoding="utf-8")
+    script = textwrap.dedent(text.split("## In a script")[1].split("\n\n", 2)[2].split("\nIt trains what")[0])
+    command = re.search(r"It trains what `hapicl ([^`]+)`", text)
+    assert command is not None
+    monkeypatch.chdir(tmp_path)
+    photo_folder.rename("photos")
+    small = {"resnet18", "1000"}
+    assert small <= set(re.findall(r"\w+", script))
+    assert small <= set(shlex.split(command[1]))
+    # two steps of two images instead of a thousand of the recipe's batch: the same change on both sides
+    changed = script.replace("1000", "2").replace("resolve(options)", "resolve(options, overrides=OVERRIDES)")
+    overrides = ["batch_size=2", "image_size=32", "workers=0"]
+    exec(compile(changed, "getting-started.md", "exec"), {"__name__": "__main__", "OVERRIDES": overrides})
+    first = json.loads(pathlib.Path("runs/first/config.json").read_text())
+    shutil.move("runs/first", "runs/script")
+    words = [word.replace("1000", "2") for word in shlex.split(command[1])]
+    result = CliRunner().invoke(command_line, [*words, *(f"--set={pair}" for pair in overrides)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(pathlib.Path("runs/first/config.json").read_text()) == first
