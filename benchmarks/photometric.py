@@ -108,9 +108,6 @@ def _runs(device: torch.device) -> dict[str, Callable[[Tensor], object]]:
     def ours(images: Tensor) -> Tensor:
         return photometric.augment_images(images, drawn(len(images)))
 
-    def tensor_form(images: Tensor) -> Tensor:
-        return photometric.augment_tensors(images, drawn(len(images)))
-
     kornia_steps = torch.nn.Sequential(
         K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8, same_on_batch=False),
         K.RandomGrayscale(p=0.2),
@@ -126,10 +123,8 @@ def _runs(device: torch.device) -> dict[str, Callable[[Tensor], object]]:
             v2.Normalize(mean, std),
         ]
     )
-    tensors = {"ours, as tensor operations": tensor_form} if device.type == "cpu" else {}
     return {
         "ours": ours,
-        **tensors,
         "kornia": lambda images: kornia_steps(images.float() / 255),
         "torchvision v2, image by image": lambda images: [one(image) for image in images],
     }

@@ -1,4 +1,4 @@
-"""Images on disk: which there are, how large, and their pixels, always upright and always RGB.
+"""One image file: how large it is, and its pixels, always upright and always RGB.
 
 Orientation is decided here once: the EXIF tag is applied, as `PIL.ImageOps.exif_transpose` would. What a file
 is follows from its first bytes, never from its suffix (ImageNet holds a PNG named .JPEG).
@@ -29,18 +29,16 @@ from PIL import (
 )
 
 from ...common.errors import UserError
-from .jpeg_header import plain_frame
 
 # 50 million pixels decode to 150 MB; with the file, an upright copy and libraries a worker stays under 600 MB
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 128_000_000
 
-JPEG_START = b"\xff\xd8\xff"
 _STRIP_PIXELS = 1 << 20
 _ORIENTATION_TAG = 0x0112
 # The plugin classes are opened directly: Image.open adds its own pixel limit, a process-wide setting.
 _FORMATS: dict[str, tuple[type, Callable[[bytes], bool]]] = {
-    "JPEG": (JpegImagePlugin.JpegImageFile, lambda head: head[:3] == JPEG_START),
+    "JPEG": (JpegImagePlugin.JpegImageFile, lambda head: head[:3] == b"\xff\xd8\xff"),
     "PNG": (PngImagePlugin.PngImageFile, lambda head: head[:8] == b"\x89PNG\r\n\x1a\n"),
     "WEBP": (WebPImagePlugin.WebPImageFile, lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
     "TIFF": (TiffImagePlugin.TiffImageFile, lambda head: head[:4] in (b"II*\0", b"MM\0*")),
@@ -105,9 +103,6 @@ def read_header(data: bytes, name: str) -> Header:
     Raises:
         ImageError: if it is no image; calls it `name`.
     """
-    frame = plain_frame(data) if data.startswith(JPEG_START) else None
-    if frame is not None:
-        return Header("JPEG", (frame.height, frame.width), 1, frame.progressive)
     return _header(io.BytesIO(data), name)
 
 
@@ -185,9 +180,8 @@ def decode_image(
         factor = next((by for by in (8, 4, 2) if -(-min(height, width) // by) >= reduce_to), 1)
     # a progressive JPEG keeps the coefficients of every pixel whatever the size it is decoded to
     needed = height * width if header.progressive else -(-height // factor) * -(-width // factor)
-    limit = (
-        max_pixels // 2 if header.kind == "TIFF" else max_pixels
-    )  # OpenCV decodes TIFF through a second copy
+    # OpenCV decodes TIFF through a second copy
+    limit = max_pixels // 2 if header.kind == "TIFF" else max_pixels
     if needed > limit:
         raise ImageError(name, f"{width} x {height} pixels are more than the limit of {limit}")
     image = _decode_gif(data, name) if header.kind == "GIF" else _decode_cv2(data, name, header, factor)

@@ -2,7 +2,7 @@
 
 The worker draws one row of numbers for each view (`draw_row`); `augment` applies the rows of a batch to uint8
 views on the CPU or a GPU. Per sample the result agrees with torchvision's v2 functional operations on float
-images to 1e-3 (tests/data/test_photometric.py).
+images to 1e-3 (tests/data/loading/test_photometric.py).
 Order: colour jitter (brightness, contrast, saturation, hue in the row's own order), PIRL's extra operation,
 grey, blur, solarize, normalise.
 
@@ -113,29 +113,11 @@ def augment_images(images: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (B, 3, S, S) float32 on the device and in the memory format of `images`.
     """
-    if images.device.type == "cpu":
-        return _compiled(images, rows)
-    return augment_tensors(images, rows)
-
-
-def _compiled(images: Tensor, rows: Tensor) -> Tensor:
-    """`augment_images` on the CPU: 4 times as fast there as tensor operations (docs/speed.md)."""
-    from .photometric_cpu import augment_on_cpu
-
-    host = rows.numpy()
-    sigmas = np.where(host[:, SIGMA] > 0, host[:, SIGMA], 1.0).astype(np.float32)
-    kernels = gaussian_kernels(sigmas, min(images.shape[-2:]))
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    done = augment_on_cpu(pixels, host, ORDERS, kernels, torch.get_num_threads())
-    values = torch.from_numpy(done).permute(0, 3, 1, 2)
-    # a batch that came as planes goes on as planes
-    return values.contiguous() if images.is_contiguous() else values
-
-
-def augment_tensors(images: Tensor, rows: Tensor) -> Tensor:
-    """`augment_images` by tensor operations, on any device."""
+    # an image may be both (one pixel, say); it then counts as planes
+    last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        values = images.float().div_(255)
+        # as planes: operations on one colour at a time take 1.6 times as long on interleaved pixels (CPU)
+        values = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         host = rows.cpu().numpy()
         _jitter(values, host)
         _extras(values, host)
@@ -144,7 +126,8 @@ def augment_tensors(images: Tensor, rows: Tensor) -> Tensor:
         _update(values, host[:, SOLARIZE] > 0, lambda part, _: _solarize(part, 0.5))
         mean = torch.tensor(MEAN, device=values.device).view(1, 3, 1, 1)
         std = torch.tensor(STD, device=values.device).view(1, 3, 1, 1)
-        return values.sub_(mean).div_(std)
+        values = values.sub_(mean).div_(std)
+    return values.contiguous(memory_format=torch.channels_last) if last else values
 
 
 def _update(
@@ -280,13 +263,13 @@ def _blur(values: Tensor, host: Row) -> None:
     side = min(values.shape[-2:])
 
     def change(part: Tensor, positions: npt.NDArray[np.intp]) -> Tensor:
-        kernels = gaussian_kernels(host[positions, SIGMA], side)
+        kernels = _gaussian_kernels(host[positions, SIGMA], side)
         return _convolve(part, torch.from_numpy(kernels).to(part.device, non_blocking=True))
 
     _update(values, host[:, SIGMA] > 0, change)
 
 
-def gaussian_kernels(sigmas: Row, side: int) -> Row:
+def _gaussian_kernels(sigmas: Row, side: int) -> Row:
     """Weights of Gaussians of (b,) sigmas as (b, taps), each zero beyond its own `blur_radius`.
 
     So that an image's blur does not depend on the other images of its batch.

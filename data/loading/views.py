@@ -1,7 +1,7 @@
-"""One sample's views: where they lie, their pixels, the occupancy of the mask under them.
+"""One sample's views: where they lie, and their pixels.
 
 Everything here is drawn by counter and computed in the loader's workers, on uint8 pixels. The resize is
-torchvision's antialiased bilinear one (the same kernel, so the difference is zero).
+torchvision's antialiased bilinear one: the same kernel of torch, so the difference is zero.
 
 Shape legend: H, W pixels of the decoded image, S view side in pixels, P patch side in pixels.
 """
@@ -25,6 +25,10 @@ from .batch import JigsawPolicy, Needs, ViewPolicy
 # A decode at half size with less than this left over the view differs by 3 to 4 grey levels a pixel from the
 # full one, by 2 with it (docs/speed.md): the crop's borders move by up to half a decoded pixel.
 REDUCE_MARGIN = 2.0
+
+# What `torch.nn.functional.interpolate(..., antialias=True)` calls; only this form writes in place, in less
+# than two thirds of the time (docs/speed.md). A test holds it to torchvision.
+_resize = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 class Counter(NamedTuple):
@@ -128,14 +132,13 @@ def cut_view(
         size: S.
         out: (S, S, 3) contiguous, written and returned if given.
     """
-    from .resize_kernel import resize
-
     if out is None:
         out = np.empty((size, size, 3), dtype=np.uint8)
     top, bottom = _span(geometry.top, geometry.height, image.shape[0], image_size[0])
     left, right = _span(geometry.left, geometry.width, image.shape[1], image_size[1])
-    if not resize(image, top, left, bottom - top, right - left, out.reshape(size, 3 * size)):
-        _resize_with_torch(image[top:bottom, left:right], out)
+    # torch would copy the crop itself, in more time
+    crop = np.ascontiguousarray(image[top:bottom, left:right])
+    _resize(_as_planes(crop), (size, size), False, None, None, out=_as_planes(out))
     if geometry.hflip or geometry.vflip:
         code = -1 if geometry.hflip and geometry.vflip else int(bool(geometry.hflip))
         cv2.flip(out, code, dst=out)
@@ -153,14 +156,9 @@ def _span(
     return first, max(first + 1, min(side, round(float(start + length) * ratio)))
 
 
-def _resize_with_torch(crop: Pixels, out: Pixels) -> None:
-    """The same pixels from torch's kernel, which is the faster one for large reductions.
-
-    It is what `torch.nn.functional.interpolate(..., antialias=True)` calls; only this form writes in place.
-    """
-    source = torch.from_numpy(crop).permute(2, 0, 1)[None]
-    target = torch.from_numpy(out).permute(2, 0, 1)[None]
-    torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out.shape[:2]), False, None, None, out=target)
+def _as_planes(pixels: Pixels) -> torch.Tensor:
+    """The same memory as torch names it, (1, 3, H, W) in channels_last."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def cut_patches(image: Pixels, image_size: tuple[int, int], policy: JigsawPolicy, draw: JigsawDraw) -> Pixels:

@@ -70,14 +70,9 @@ def _unstable(image, row):
     )
 
 
-# the compiled form of the CPU, and the tensor operations that run on a GPU
-BOTH = pytest.mark.parametrize("augmented", [augment_images, photometric.augment_tensors])
-
-
-@BOTH
-def test_agrees_with_torchvision_per_sample(augmented):
+def test_agrees_with_torchvision_per_sample():
     images, rows = _images(96), _rows(EVERYTHING, 96)
-    ours = augmented(images, rows)
+    ours = augment_images(images, rows)
     for image, row, got in zip(images, rows, ours, strict=True):
         difference = (got - _one_by_one(image, row)).abs() * 0.225
         if _unstable(image, row):
@@ -87,35 +82,32 @@ def test_agrees_with_torchvision_per_sample(augmented):
             assert difference.max() < 1e-3
 
 
-@BOTH
 @pytest.mark.parametrize("kind", range(1, 5))
-def test_each_extra_alone_agrees_with_torchvision(kind, augmented):
+def test_each_extra_alone_agrees_with_torchvision(kind):
     images = _images(8)
     rows = _rows(NO_PHOTOMETRIC, 8)
     rows[:, photometric.EXTRA] = kind
     rows[:, photometric.STRENGTH] = {1: 5.0, 2: 1.7, 3: 0.4, 4: 0.0}[kind]
     expected = torch.stack([_one_by_one(image, row) for image, row in zip(images, rows, strict=True)])
-    torch.testing.assert_close(augmented(images, rows), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(augment_images(images, rows), expected, atol=1e-4, rtol=0)
 
 
-@BOTH
-def test_result_of_one_image_does_not_depend_on_its_batch(augmented):
+def test_result_of_one_image_does_not_depend_on_its_batch():
     images, rows = _images(16), _rows(EVERYTHING, 16)
-    together = augmented(images, rows)
+    together = augment_images(images, rows)
     for index in range(16):
-        alone = augmented(images[index : index + 1], rows[index : index + 1])
+        alone = augment_images(images[index : index + 1], rows[index : index + 1])
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=0)
 
 
-@BOTH
-def test_keeps_channels_last_and_float32_under_autocast(augmented):
+def test_keeps_channels_last_and_float32_under_autocast():
     images = _images(4).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = augmented(images, _rows(EVERYTHING, 4))
+        result = augment_images(images, _rows(EVERYTHING, 4))
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(result, augmented(images, _rows(EVERYTHING, 4)))
-    assert augmented(images.contiguous(), _rows(EVERYTHING, 4)).is_contiguous()
+    torch.testing.assert_close(result, augment_images(images, _rows(EVERYTHING, 4)))
+    assert augment_images(images.contiguous(), _rows(EVERYTHING, 4)).is_contiguous()
 
 
 def test_nothing_drawn_only_normalises():
@@ -194,8 +186,8 @@ def test_images_that_are_not_square_and_tiny_ones():
     for height, width in ((5, 9), (3, 2), (1, 1)):
         images = torch.randint(0, 256, (24, 3, height, width), dtype=torch.uint8)
         rows = _rows(PhotometricPolicy(blur=1.0, pirl_extra=0.0), 24)
-        difference = augment_images(images, rows) - photometric.augment_tensors(images, rows)
-        assert difference.abs().max() < 1e-3
+        expected = torch.stack([_one_by_one(image, row) for image, row in zip(images, rows, strict=True)])
+        assert (augment_images(images, rows) - expected).abs().max() < 5e-3
 
 
 @pytest.mark.gpu
