@@ -8,40 +8,32 @@ device and then change nothing, which is how a bad step is stopped without waiti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from ..common.config import NotNegative, Positive, Settings
+
 FUSED_DEVICES = ("cpu", "cuda")
+BelowOne = Annotated[float, Field(ge=0, lt=1)]  # a decay of what is remembered
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
+class OptimizerSettings(Settings):
     """One optimiser; its rate is stated for 256 samples and grows with the global batch (Goyal 2017)."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
-    base_lr: float = 0.03
-    momentum: float = 0.9  # sgd and lars
-    betas: tuple[float, float] = (0.9, 0.999)  # adamw
-    eps: float = 1e-8  # adamw
-    trust: float = 1e-3  # lars: trust coefficient (You et al., arXiv 1708.03888)
-    weight_decay: float = 1e-4
+    base_lr: Annotated[float, Field(gt=0, le=1e12)] = 0.03  # for 256 samples
+    momentum: BelowOne = 0.9  # sgd and lars
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8  # adamw
+    trust: Positive = 1e-3  # lars: trust coefficient (You et al., arXiv 1708.03888)
+    weight_decay: NotNegative = 1e-4
     # weight decay on biases and norms (1-D); None: as each is published, sgd yes (MoCo), lars and adamw no
     decay_one_dimensional: bool | None = None
-    clip_norm: float | None = None  # total gradient norm is cut to this
+    clip_norm: Positive | None = None  # total gradient norm is cut to this
     fused: bool = True  # False: the foreach form, only for comparing speed; a bad step is then not masked
-
-    def __post_init__(self) -> None:
-        if self.name not in {"sgd", "lars", "adamw"}:
-            raise ValueError(f"optimizer.name {self.name!r} is unknown; choose sgd, lars or adamw")
-        if self.base_lr <= 0:
-            raise ValueError(f"optimizer.base_lr must be above 0, not {self.base_lr}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"optimizer.clip_norm must be above 0 or null, not {self.clip_norm}")
-        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise ValueError("optimizer.weight_decay must be at least 0 and optimizer.momentum in [0, 1)")
 
     @property
     def decays_one_dimensional(self) -> bool:

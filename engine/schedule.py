@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..common.config import Fraction, NotNegative, Settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
+class ScheduleSettings(Settings):
     """How the learning rate moves: linear warm-up, then `cosine`, `steps`, `poly` or `constant`."""
 
     name: Literal["cosine", "steps", "poly", "constant"] = "cosine"
-    warmup_epochs: float = 0.0
-    final_fraction: float = 0.0  # cosine: share of the peak at the end
-    milestones: tuple[float, ...] = ()  # steps: shares of the run, in (0, 1), at which the rate drops
-    gamma: float = 0.1  # steps: factor of each drop
-    power: float = 0.9  # poly: (1 - progress) ** power, as segmenters are trained
-
-    def __post_init__(self) -> None:
-        if self.name not in {"cosine", "steps", "poly", "constant"}:
-            raise ValueError(
-                f"schedule.name {self.name!r} is unknown; choose cosine, steps, poly or constant"
-            )
-        if self.warmup_epochs < 0:
-            raise ValueError(f"schedule.warmup_epochs must be at least 0, not {self.warmup_epochs}")
-        if any(not 0 < fraction < 1 for fraction in self.milestones):
-            raise ValueError("schedule.milestones are shares of the run, each between 0 and 1")
+    warmup_epochs: NotNegative = 0.0
+    final_fraction: Fraction = 0.0  # cosine: fraction of the peak at the end
+    # steps: fractions of the run at which the rate drops
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    gamma: Fraction = 0.1  # steps: factor of each drop
+    power: NotNegative = 0.9  # poly: (1 - progress) ** power, as segmenters are trained
 
 
 def warmup_steps(settings: ScheduleSettings, total: int, steps_per_epoch: int) -> int:
@@ -35,7 +28,7 @@ def warmup_steps(settings: ScheduleSettings, total: int, steps_per_epoch: int) -
 
 
 def lr_factor(settings: ScheduleSettings, step: int, total: int, steps_per_epoch: int) -> float:
-    """Share of the peak learning rate at optimiser step `step` (from 0) of `total`."""
+    """Fraction of the peak learning rate at optimiser step `step` (from 0) of `total`."""
     warmup = warmup_steps(settings, total, steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup

@@ -21,9 +21,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...common.errors import UserError, did_you_mean
+from ...common.plain_yaml import read_yaml
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SMALL, MEDIUM = 20_000, 500_000  # images below which the small and the 100k recipes serve
@@ -42,7 +41,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(
             f"there is no recipe {name}{did_you_mean(name, recipe_names())}; give a .yaml file or one of "
@@ -50,9 +49,10 @@ def load_recipe(name: str) -> dict[str, Any]:
         ) from error
     except (PermissionError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}; give a YAML file in UTF-8") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())  # PyYAML's message has several lines
-        raise UserError(f"recipe {path} is not valid YAML: {reason}") from error
+    try:
+        content = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"recipe {path} is no YAML of settings: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path} must be a mapping of settings, see `hapicl pretrain --help`")
     return content

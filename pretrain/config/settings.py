@@ -13,11 +13,11 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, model_validator
 
 from ...common.config import Count, CountOrZero, PathText, Settings
 from ...common.errors import UserError
+from ...common.plain_yaml import read_yaml
 from ...data.loading.batch import MissingMasks
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
@@ -232,12 +232,12 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise UserError(f"--set {pair}: {parent} was given a value before")
+                raise UserError(f"--set {pair!r}: {parent} was given a value before")
         try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())  # PyYAML's message has several lines
-            raise UserError(f"--set {pair}: the value is not valid YAML: {reason}") from error
+            place[last] = read_yaml(text)
+        except ValueError as error:
+            shown = pair if len(pair) <= 80 else f"{pair[:77]}..."
+            raise UserError(f"--set {shown!r}: the value is no YAML of settings: {error}") from error
     return nested
 
 

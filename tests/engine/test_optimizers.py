@@ -5,6 +5,8 @@ import torch
 from timm.optim import Lars as TimmLars
 from torch import nn
 
+from hapicl.common.config import build
+from hapicl.common.errors import UserError
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer, mask_updates, set_lr
 from hapicl.engine.schedule import ScheduleSettings, lr_factor
 
@@ -123,8 +125,27 @@ def test_steps_drop_at_their_shares_of_the_run():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": "adam"}, {"base_lr": 0.0}, {"clip_norm": -1.0}, {"momentum": 1.0}]
+    "wrong",
+    [
+        {"name": "adam"},
+        {"base_lr": 0.0},
+        {"clip_norm": -1.0},
+        {"momentum": 1.0},
+        {"betas": [0.9, 1.0]},
+        {"trust": -1.0},
+        {"eps": -1e-8},
+        {"weight_decay": -1.0},
+    ],
+    ids=str,
 )
 def test_wrong_numbers_are_refused(wrong):
-    with pytest.raises(ValueError, match="optimizer"):
-        OptimizerSettings(**wrong)
+    with pytest.raises(UserError, match=rf"setting optimizer\.{next(iter(wrong))}.*: (should|choose)"):
+        build(OptimizerSettings, wrong, where="optimizer.")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": "linear"}, {"gamma": -0.1}, {"power": -1}, {"milestones": [0.5, 1]}], ids=str
+)
+def test_a_wrong_schedule_is_refused(wrong):
+    with pytest.raises(UserError, match=rf"setting schedule\.{next(iter(wrong))}.*: (should|choose)"):
+        build(ScheduleSettings, wrong, where="schedule.")

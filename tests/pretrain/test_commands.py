@@ -75,7 +75,7 @@ def test_the_dry_run_prints_settings_size_and_memory(command, tmp_path, flat_fol
         (["--masks", "MASKS", "--resume", "auto"], "--resume auto needs --out"),
         (["--masks", "MASKS", "--resume", "none.pt"], r"--resume none\.pt: there is no run"),
         (["--masks", "MASKS", "--recipe", "BINARY"], "cannot read the recipe .*binary.yaml"),
-        (["--masks", "MASKS", "--set", "config=[1"], r"--set config=\[1: the value is not valid YAML"),
+        (["--masks", "MASKS", "--set", "config=[1"], r"--set 'config=\[1': the value is no YAML of settings"),
         (["--masks", "MASKS", "--set", "optimizer.base_lr=nan"], "takes a finite number"),
         (
             ["--masks", "MASKS", "--set", "config.photometric.blur=2"],

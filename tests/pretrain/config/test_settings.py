@@ -97,7 +97,7 @@ def test_merging_and_flattening():
         ({"batch_size": 10, "grad_accum_steps": 3}, "batch_size 10 is no multiple of grad_accum_steps 3"),
         ({"knn_train": "a"}, "needs both --knn-train and --knn-val"),
         ({"steps": 0}, "steps: should be at least 1"),
-        ({"optimizer": {"base_lr": -1}}, "optimizer: optimizer.base_lr must be above 0"),
+        ({"optimizer": {"base_lr": -1}}, "setting optimizer.base_lr: should be above 0, not -1"),
     ],
 )
 def test_settings_that_contradict_are_refused(wrong, message):
@@ -171,7 +171,7 @@ def test_recipes_that_are_not_there_or_not_yaml_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no recipe nowhere.*hapicl_m_small"):
         load_recipe("nowhere")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="is not valid YAML") as refused:
+    with pytest.raises(UserError, match=r"is no YAML of settings: .* \(line 1\)") as refused:
         load_recipe(str(tmp_path / "bad.yaml"))
     assert "\n" not in str(refused.value)
     (tmp_path / "list.yaml").write_text("- 1")
