@@ -5,6 +5,9 @@ Shape legend: B images, C map channels, H hidden, D embedding, S cells per side.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Literal
+
 from torch import Tensor, nn
 
 
@@ -24,6 +27,27 @@ def projection_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -
     if batch_norm:
         layers.append(nn.BatchNorm1d(hidden))
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(hidden, out))
+
+
+def batch_norm_head(*widths: int, last: Literal["plain", "scaled", "none"] = "plain") -> nn.Sequential:
+    """Linear layers without bias, BatchNorm after each, ReLU between them, on pooled vectors.
+
+    Args:
+        widths: of the input, of every hidden layer, and D.
+        last: what follows the last layer: `plain` BatchNorm without weight and bias (MoCo v3), BatchNorm
+            `scaled` by a weight but not shifted (SimCLR), or `none`.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    del layers[-2:]
+    if last == "plain":
+        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+    elif last == "scaled":
+        norm = nn.BatchNorm1d(widths[-1])
+        norm.bias.requires_grad_(False)  # it stays at its initial 0
+        layers.append(norm)
+    return nn.Sequential(*layers)
 
 
 def dense_projection_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .base import Backbone, Stem
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 # Total stride of the last map by stem. The layers keep torchvision's names and shapes, only strides differ,
-# so that # the weights of every stem load everywhere.
+# so that the weights of every stem load everywhere.
 STEM_STRIDE = {"imagenet": 32, "no_pool": 16, "stride1": 8}
 
 
@@ -34,6 +35,17 @@ class ResNetBackbone(Backbone):
         self.last = "layer4"
         self.stride = STEM_STRIDE[stem]
         self.stem = stem
+
+    def zero_init_residual(self) -> None:
+        """Start the last BatchNorm of every residual block at weight 0, so that each block is the identity.
+
+        Goyal et al. (arXiv 1706.02677), section 5.1; torchvision's option of the same name.
+        """
+        for block in self.trunk.modules():
+            if isinstance(block, BasicBlock):
+                nn.init.zeros_(block.bn2.weight)
+            elif isinstance(block, Bottleneck):
+                nn.init.zeros_(block.bn3.weight)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) to `layer1` .. `layer4`, each (B, C, S, S)."""

@@ -64,6 +64,20 @@ class ViTBackbone(Backbone):
         """Keep the patch embedding at its random initialisation (MoCo v3, arXiv 2104.02057, section 4.2)."""
         self.trunk.patch_embed.requires_grad_(False)
 
+    @torch.no_grad()
+    def initialise_as_moco_v3(self) -> None:
+        """Draw what MoCo v3 draws otherwise than MAE and SiameseIM do (its vits.py).
+
+        Queries, keys and values are drawn as three layers of their own (Xavier's bound of C and C instead of
+        C and 3C), the class token is small (standard deviation 1e-6), and the patch embedding's bias is 0.
+        """
+        for block in self.trunk.blocks:
+            for part in block.attn.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(part)
+        nn.init.normal_(self.trunk.cls_token, std=1e-6)
+        if self.trunk.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.trunk.patch_embed.proj.bias)
+
     def drop_final_norm(self) -> None:
         """Take the LayerNorm after the last block away, for good: the export then holds none.
 

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...common.config import CountOrZero, Fraction
 from ...common.errors import UserError
@@ -87,6 +87,20 @@ class DenseCL(MomentumContrast):
             context.total_steps,
             config.lambda_dense,
         )
+
+    def build_head(self, width: int) -> nn.Sequential:
+        """MoCo v2's head, with Kaiming's normal draw and zero biases as in the authors' code.
+
+        That code draws linear layers so, and leaves the convolutions of the dense head at torch's default.
+        With lambda 0 the method is MoCo v2 bit for bit, so the draw is MoCo v2's then.
+        """
+        head = super().build_head(width)
+        if self.config.lambda_dense > 0:
+            for layer in head:
+                if isinstance(layer, nn.Linear):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
+        return head
 
     def step(self, batch: Batch) -> Output:
         """Contrast images as MoCo v2 does and matched cells, one direction; then enqueue both keys."""

@@ -35,7 +35,7 @@ class JigsawConfig(ViewConfig):
 
 
 class Jigsaw(Method):
-    """Trunk over each patch, one linear layer each, one over all nine."""
+    """Trunk over each patch, one layer with BatchNorm on each, one linear layer over all nine."""
 
     name = "jigsaw"
     source = "Noroozi and Favaro, Solving Jigsaw Puzzles, arXiv 1603.09246"
@@ -52,8 +52,9 @@ class Jigsaw(Method):
         super().__init__()
         self.config, self.seed = config, context.seed
         self.backbone: Backbone = backbone
+        width = backbone.channels[backbone.last]
         self.patch_head = nn.Sequential(
-            nn.Linear(backbone.channels[backbone.last], config.hidden), nn.ReLU(inplace=True)
+            nn.Linear(width, config.hidden), nn.BatchNorm1d(config.hidden), nn.ReLU(inplace=True)
         )
         self.order_head = nn.Linear(CELLS * config.hidden, config.permutations)
         self.register_buffer("orders", torch.from_numpy(distant_permutations(config.permutations)))

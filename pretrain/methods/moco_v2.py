@@ -58,7 +58,7 @@ class MomentumContrast(Method):
         self.config = config.replace(batch_norm_groups=self.groups, queue_length=length)
         self.backbone: Backbone = split_batch_norm(backbone, self.groups)
         width = backbone.channels[backbone.last]
-        self.head = projection_head(width, width, config.dim, batch_norm=False)
+        self.head = self.build_head(width)
         self.key_backbone = make_momentum_encoder(self.backbone)
         self.key_head = make_momentum_encoder(self.head)
         self.queue = Queue(length, config.dim, seed=context.seed)
@@ -67,6 +67,10 @@ class MomentumContrast(Method):
             (self.key_backbone, self.backbone),
             (self.key_head, self.head),
         ]
+
+    def build_head(self, width: int) -> nn.Sequential:
+        """Build the instance head on C = `width` channels; C hidden units, no BatchNorm (MoCo v2)."""
+        return projection_head(width, width, self.config.dim, batch_norm=False)
 
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the copies follow, so that the next step's keys come from the newer copy, as published."""

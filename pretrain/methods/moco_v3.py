@@ -6,7 +6,6 @@ Shape legend: B images of this process, C backbone width, D embedding.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +15,9 @@ from ...common.config import AreaRange, Fraction, Positive, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import gather, rank
 from ...models.backbones.base import Backbone
+from ...models.backbones.resnet import ResNetBackbone
 from ...models.backbones.vit import ViTBackbone
-from ...models.heads import global_average_pool
+from ...models.heads import batch_norm_head, global_average_pool
 from ..losses.batch import batch_info_nce
 from ..losses.common import l2_normalize
 from ..modules.momentum import cosine_momentum, make_momentum_encoder, update_momentum
@@ -60,11 +60,14 @@ class MoCoV3(Method):
         self.backbone: Backbone = backbone
         is_vit = isinstance(backbone, ViTBackbone)
         if isinstance(backbone, ViTBackbone):
+            backbone.initialise_as_moco_v3()
             backbone.freeze_patch_embedding()  # section 4.2: without it training is unstable
+        elif isinstance(backbone, ResNetBackbone):
+            backbone.zero_init_residual()
         self.temperature = config.temperature or (VIT_TEMPERATURE if is_vit else RESNET_TEMPERATURE)
-        width = backbone.channels[backbone.last]
-        self.projector = batch_norm_head(width, config.hidden, config.hidden, config.dim)
-        self.predictor = batch_norm_head(config.dim, config.hidden, config.dim)
+        width, hidden = backbone.channels[backbone.last], config.hidden
+        self.projector = batch_norm_head(width, *[hidden] * (2 if is_vit else 1), config.dim)
+        self.predictor = batch_norm_head(config.dim, hidden, config.dim, last="plain" if is_vit else "none")
         self.key_backbone = make_momentum_encoder(self.backbone)
         self.key_projector = make_momentum_encoder(self.projector)
 
@@ -120,11 +123,3 @@ class MoCoV3(Method):
     def followed(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Slow copies and what they follow."""
         return [self.key_backbone, self.key_projector], [self.backbone, self.projector]
-
-
-def batch_norm_head(*widths: int) -> nn.Sequential:
-    """Linear layers with BatchNorm after each, ReLU between (section 4: every layer has BatchNorm)."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers[:-1])

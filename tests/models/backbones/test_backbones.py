@@ -49,3 +49,15 @@ def test_unknown_names_and_too_small_images_are_refused():
         build_backbone("resnet18", image_size=224, stem="tiny")
     with pytest.raises(UserError, match="at least 32 pixels"):
         build_backbone("resnet18", image_size=24)
+
+
+@pytest.mark.parametrize(("arch", "norm"), [("resnet18", "bn2"), ("resnet50", "bn3")])
+def test_zero_init_residual_makes_every_block_the_identity(arch, norm):
+    backbone = build_backbone(arch, image_size=32, stem="stride1")
+    backbone.zero_init_residual()
+    theirs = torchvision.models.get_model(arch, zero_init_residual=True)
+    ours = {name for name, value in backbone.trunk.named_parameters() if not value.any()}
+    assert ours == {name for name, value in theirs.named_parameters() if not value.any() and "fc" not in name}
+    assert f"layer3.1.{norm}.weight" in ours
+    values = torch.rand(2, backbone.channels["layer1"], 4, 4)
+    torch.testing.assert_close(backbone.trunk.layer1[1](values), values)

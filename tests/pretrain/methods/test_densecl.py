@@ -36,6 +36,17 @@ def test_lambda_0_is_moco_v2_bit_for_bit(make_method, make_batch):
     assert all(torch.equal(value, state[name]) for name, value in moco.state_dict().items())
 
 
+def test_the_global_head_starts_from_kaimings_draw_and_its_copy_alike(make_method):
+    method = make_method("densecl", dim=4096)
+    first, _, last = method.head
+    for layer in (first, last):
+        assert layer.weight.std().item() == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.3)
+        assert not layer.bias.any()
+    assert last.weight.abs().max() > 2 * last.weight.std()  # normal, not uniform
+    for online, copy in zip(method.head.parameters(), method.key_head.parameters(), strict=True):
+        assert torch.equal(online, copy)
+
+
 def test_the_loss_is_the_weighted_sum_in_one_direction(make_method, make_batch):
     method = make_method("densecl", batch_norm_groups=1, lambda_dense=0.3, warm_up_steps=0)
     batch = make_batch()

@@ -10,7 +10,7 @@ from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.methods.base import Context
-from hapicl.pretrain.methods.moco_v3 import MoCoV3, MoCoV3Config, batch_norm_head
+from hapicl.pretrain.methods.moco_v3 import MoCoV3, MoCoV3Config
 
 
 def test_the_loss_against_a_loop() -> None:
@@ -61,13 +61,42 @@ def test_a_vit_gives_its_class_token_and_a_resnet_its_pooled_map() -> None:
     assert torch.equal(method.vectors(maps), maps["class"])
 
 
-def test_heads_have_three_and_two_layers_with_batch_norm_after_each() -> None:
-    kinds = [type(part).__name__ for part in batch_norm_head(48, 64, 64, 32)]
-    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
+def test_a_vits_heads_have_three_and_two_layers_with_batch_norm_after_each() -> None:
     method = small_method("moco_v3")
+    kinds = [type(part).__name__ for part in method.projector]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
     widths = [part.out_features for part in method.projector if isinstance(part, torch.nn.Linear)]
     assert widths == [64, 64, 32]
     assert [part.out_features for part in method.predictor if isinstance(part, torch.nn.Linear)] == [64, 32]
+    for head in (method.projector, method.predictor):
+        assert head[-1].weight is None
+        assert head[1].weight is not None
+
+
+def test_a_resnets_heads_have_two_layers_and_the_predictor_no_last_batch_norm() -> None:
+    context = Context(data_set_size=8, batch_size=4, total_steps=1, steps_per_epoch=1)
+    method = MoCoV3(MoCoV3Config(hidden=32, dim=16), context, build_backbone("resnet18", image_size=64))
+    kinds = [[type(part).__name__ for part in head] for head in (method.projector, method.predictor)]
+    first = ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert kinds == [[*first, "BatchNorm1d"], first]
+    assert method.projector[-1].weight is None
+    last_norms = [
+        block.bn2.weight for layer in ("layer1", "layer4") for block in getattr(method.backbone.trunk, layer)
+    ]
+    assert not any(weight.any() for weight in last_norms)
+    assert method.backbone.trunk.layer1[0].bn1.weight.all()
+
+
+def test_a_vit_starts_as_moco_v3_draws_it() -> None:
+    method = small_method("moco_v3")
+    trunk, width = method.backbone.trunk, method.backbone.width
+    bound = (6 / (2 * width)) ** 0.5  # of queries, keys and values apart; of all together (6 / 4C)^.5
+    for block in trunk.blocks:
+        for part in block.attn.qkv.weight.chunk(3):
+            assert 0.98 * bound < part.abs().max() <= bound
+    assert 0 < trunk.cls_token.abs().max() < 1e-5
+    assert not trunk.patch_embed.proj.bias.any()
+    assert torch.equal(trunk.cls_token, method.key_backbone.trunk.cls_token)
 
 
 def test_momentum_starts_at_the_base_and_ends_at_one() -> None:
