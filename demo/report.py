@@ -34,7 +34,7 @@ model.load_state_dict(load_file("runs/first/backbone.safetensors"), strict=False
 
 
 @dataclass(frozen=True)
-class Story:
+class DemoResult:
     """What the demo did, for its report."""
 
     pictures: Folder
@@ -44,15 +44,15 @@ class Story:
     parts: Sequence[tuple[str, str, float]]  # name, what it made, seconds
 
 
-def write_report(out: Path, story: Story) -> None:
+def write_report(out: Path, result: DemoResult) -> None:
     """Write the page, with every picture inside it."""
     sections = [
-        _made(story),
-        _gallery(story),
-        _curves(story.run),
-        _settings(story.run),
+        _overview(result),
+        _gallery(result),
+        _curves(result.run),
+        _settings(result.run),
         _next(),
-        _credits(story),
+        _credits(result),
     ]
     lead = (
         "Both stages on a small folder: foreground masks without labels, then a short pretraining of "
@@ -60,24 +60,24 @@ def write_report(out: Path, story: Story) -> None:
         "useful backbone."
     )
     text = page(
-        "hapicl demo", sections, lead=lead, footer=f"Made by hapicl {_environment(story.run)['hapicl']}."
+        "hapicl demo", sections, lead=lead, footer=f"Made by hapicl {_environment(result.run)['hapicl']}."
     )
     with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def _made(story: Story) -> Section:
+def _overview(result: DemoResult) -> Section:
     """What was made, how long it took, and how good the masks are."""
-    seconds = sum(duration for *_, duration in story.parts)
-    rows = [(name, made, f"{duration:.1f}") for name, made, duration in story.parts]
-    environment = _environment(story.run)
+    seconds = sum(duration for *_, duration in result.parts)
+    rows = [(name, made, f"{duration:.1f}") for name, made, duration in result.parts]
+    environment = _environment(result.run)
     cores = len(os.sched_getaffinity(0))
     caption = f"Measured on this machine: training on {environment['device']}, {cores} CPU cores in use."
     return Section(
         "What was made",
         [
             Table(["part", "what", "seconds"], [*rows, ("all", "", f"{seconds:.1f}")], caption, numeric=[2]),
-            _score_table(story),
+            _score_table(result),
             "IoU is the area that mask and truth share over the area that either covers; 1 is perfect. The "
             "masks were found without the truth. Collages are easier than photographs: one whole object on a "
             "strange background. What counts are the masks of your own images, so look at those.",
@@ -85,9 +85,9 @@ def _made(story: Story) -> Section:
     )
 
 
-def _score_table(story: Story) -> Table:
+def _score_table(result: DemoResult) -> Table:
     """Mean IoU of photographs, of collages, and of each class of collages."""
-    pictures, scores = story.pictures, story.scores
+    pictures, scores = result.pictures, result.scores
     rows: list[tuple[str, int, str]] = []
     for name, group in (("photographs", pictures.photographs), ("collages", pictures.collages)):
         rows.append((name, len(group), f"{mean_iou(scores, group):.3f}"))
@@ -98,9 +98,9 @@ def _score_table(story: Story) -> Table:
     return Table(["masks of", "images", "mean IoU"], rows, "Masks against the truth", numeric=[1, 2])
 
 
-def _gallery(story: Story) -> Section:
+def _gallery(result: DemoResult) -> Section:
     """The gallery, its two halves below each other on a narrow screen."""
-    photographs, collages = story.gallery
+    photographs, collages = result.gallery
     halves = [
         Picture(photographs, "Every photograph.", "Photographs with saliency, mask and truth", lossy=True),
         Picture(
@@ -198,9 +198,9 @@ def _next() -> Section:
     )
 
 
-def _credits(story: Story) -> Section:
+def _credits(result: DemoResult) -> Section:
     """Who made the photographs."""
-    rows = [(name, credit) for name, credit in story.pictures.credits.items()]
+    rows = [(name, credit) for name, credit in result.pictures.credits.items()]
     return Section(
         "Pictures",
         [

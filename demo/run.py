@@ -47,7 +47,7 @@ OVERRIDES = (
 
 
 @dataclass
-class Diary:
+class Timeline:
     """What was made and how long each part took."""
 
     console: Console
@@ -91,39 +91,39 @@ def run_demo(out: str | Path, *, small: bool = False, console: Console | None = 
     Raises:
         UserError: for a folder that holds something else, or cannot be written.
     """
-    from .report import Story, write_report
+    from .report import DemoResult, write_report
     from .stages import find_masks, mean_iou, pretrain_briefly, save_gallery, score
 
     size = SMALL if small else FULL
-    diary = Diary(console or Console())
+    timeline = Timeline(console or Console())
     folder = Path(out).resolve()
     masks, report = folder / "masks.h5", folder / "report.html"
     prepare(folder, small=small)
-    with diary.part("image folder") as made:
+    with timeline.part("image folder") as made:
         pictures = build_folder(folder, per_class=size.per_class, seed=SEED)
         made.append(_describe(pictures))
-    with diary.part("masks, found without the truth") as made:
-        count, nbytes = find_masks(pictures, masks, diary.console)
+    with timeline.part("masks, found without the truth") as made:
+        count, nbytes = find_masks(pictures, masks, timeline.console)
         made.append(f"masks.h5: {count} masks, {nbytes / 1000:.0f} kB")
-    with diary.part("score against the truth") as made:
+    with timeline.part("score against the truth") as made:
         scores = score(pictures, masks)
         photographs, collages = (
             mean_iou(scores, names) for names in (pictures.photographs, pictures.collages)
         )
         made.append(f"mean IoU {photographs:.2f} on photographs, {collages:.2f} on collages")
-    with diary.part("gallery") as made:
+    with timeline.part("gallery") as made:
         drawn = save_gallery(pictures, masks, folder / "gallery.png", scores)
         made.append("gallery.png")
-    with diary.part("short pretraining") as made:
+    with timeline.part("short pretraining") as made:
         options = {"masks": str(masks), "out": str(folder / "run"), "steps": size.steps}
         sizes = {"batch_size": size.batch_size, "image_size": size.image_size}
         run = pretrain_briefly(options | sizes, RECIPE, OVERRIDES)
         made.append(f"run/: {len(run.metrics)} steps of {size.batch_size} images, ends in {WEIGHTS}")
     start = time.monotonic()
-    write_report(report, Story(pictures, scores, drawn, run, diary.parts))
-    diary.parts.append(("report", report.name, time.monotonic() - start))
-    diary.console.print(diary.table())
-    diary.console.print(f"Look at {report}", highlight=False, soft_wrap=True)
+    write_report(report, DemoResult(pictures, scores, drawn, run, timeline.parts))
+    timeline.parts.append(("report", report.name, time.monotonic() - start))
+    timeline.console.print(timeline.table())
+    timeline.console.print(f"Look at {report}", highlight=False, soft_wrap=True)
     return report
 
 

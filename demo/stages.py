@@ -1,4 +1,4 @@
-"""The demo's parts between image folder and report: each calls the function behind a command."""
+"""The parts of the demo between image folder and report: each calls the function behind a command."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def find_masks(pictures: Folder, out: Path, console: Console) -> tuple[int, int]
     """Build the mask file; gives the number of masks and the size of the file in bytes."""
     with console.status("") as status:
 
-        def tell(done: int, total: int, without_mask: int) -> None:
+        def show(done: int, total: int, without_mask: int) -> None:
             status.update(f"{done} of {total} images")
 
-        summary = build_masks(pictures.images, out, progress=tell)
+        summary = build_masks(pictures.images, out, progress=show)
     return summary.images - len(summary.failures), out.stat().st_size
 
 

@@ -9,7 +9,7 @@ and channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -161,15 +161,15 @@ def synchronise_batch_norm(module: AnyModule, device: torch.device) -> AnyModule
     )
 
 
-def _replace(module: AnyModule, make: object) -> AnyModule:
+def _replace(module: AnyModule, make: Callable[[_BatchNorm], _BatchNorm]) -> AnyModule:
     """Swap plain BatchNorms, keeping parameters, buffers and mode."""
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if isinstance(module, plain):
-        fresh = make(module)  # type: ignore[operator]
+        fresh = make(module)
         fresh._parameters.update(module._parameters)
         fresh._buffers.update(module._buffers)
         fresh.train(module.training)
-        return fresh  # type: ignore[no-any-return]
+        return fresh  # type: ignore[return-value]
     for name, child in module.named_children():
         replaced = _replace(child, make)
         if replaced is not child:
@@ -183,11 +183,8 @@ def average_running_statistics(module: nn.Module) -> None:
     if world_size() == 1:
         return
     for part in module.modules():
-        if (
-            isinstance(part, SplitBatchNorm)
-            and part.running_mean is not None
-            and part.running_var is not None
-        ):
+        if isinstance(part, SplitBatchNorm):
             for statistic in (part.running_mean, part.running_var):
-                dist.all_reduce(statistic)
-                statistic /= world_size()
+                if statistic is not None:
+                    dist.all_reduce(statistic)
+                    statistic /= world_size()

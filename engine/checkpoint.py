@@ -127,7 +127,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def _of_this_kind(path: Path, state: Any) -> dict[str, Any]:
-    """Refuse files that are whole but not ours."""
+    """Refuse files that are whole but no checkpoint of this format."""
     if not isinstance(state, dict) or "format" not in state or "module" not in state:
         raise CheckpointError(
             f"{path} is not a checkpoint of `hapicl pretrain`; give last.pt of a run folder"

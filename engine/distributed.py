@@ -236,7 +236,7 @@ class DataParallel(nn.Module):
     Args:
         module: on its device; `module(batch).loss` is what is differentiated.
         device: the process's.
-        accumulate: backward passes of an update; above 1 use `no_sync` for all but the last.
+        grad_accum_steps: backward passes of an update; above 1 use `no_sync` for all but the last.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, *, grad_accum_steps: int = 1) -> None:
@@ -301,7 +301,7 @@ def all_or_none() -> Iterator[None]:
         raise FailedElsewhere("") from failure
     if failure is not None:
         raise failure
-    other = next((number for number, said in enumerate(failures) if said is not None), None)
+    other = next((number for number, message in enumerate(failures) if message is not None), None)
     if other is not None:
         raise UserError(f"process {other} cannot start: {failures[other]}")
 

@@ -13,7 +13,7 @@ from .distributed import world_size
 
 
 class NonFiniteLossError(UserError):
-    """The loss was not a finite number; names the step and the parts."""
+    """The loss was not a finite number; names the step and the loss terms."""
 
 
 class FiniteGuard:
@@ -53,7 +53,7 @@ class FiniteGuard:
         """Wait for the device and stop the run if a loss was not finite.
 
         Raises:
-            NonFiniteLossError: with the step, the parts that were not finite, and the others' values.
+            NonFiniteLossError: with the step, the terms that were not finite, and the others' values.
         """
         if self.found_inf.item() == 0:
             return

@@ -15,8 +15,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopRequest:
     """A context in which SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 are noted instead of obeyed.
 
-    A second Ctrl-C is obeyed at once. Processes forked meanwhile
-    keep the usual behaviour, unless they choose another (the loader's workers do).
+    A second Ctrl-C is obeyed at once. Processes forked meanwhile keep the usual behaviour, unless they choose
+    another (the loader's workers do).
     """
 
     def __init__(self) -> None:

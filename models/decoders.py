@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ..data.geometry import ViewGeometry
 from ..data.positions import relative_position_parts, sincos_table
-from .backbones.vit import BlockNorm, initialise, take_tokens, token_blocks
+from .tokens import BlockNorm, initialise, take_tokens, token_blocks
 
 
 class CrossViewDecoder(nn.Module):

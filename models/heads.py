@@ -51,7 +51,7 @@ def batch_norm_head(*widths: int, last: Literal["plain", "scaled", "none"] = "pl
 
 
 def dense_projection_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:
-    """Give the same as `vector_head` for every cell by 1x1 convolutions, (B, C, S, S) to (B, D, S, S)."""
+    """The same as `projection_head` for every cell, by 1x1 convolutions: (B, C, S, S) to (B, D, S, S)."""
     layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 1, bias=not batch_norm)]
     if batch_norm:
         layers.append(nn.BatchNorm2d(hidden))

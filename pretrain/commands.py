@@ -109,32 +109,6 @@ def pretrain(
 
 
 @click.command()
-def methods() -> None:
-    """List the methods, what each needs, and its source."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from .methods.registry import method_rows
-
-    table = Table("method", "needs", "source")
-    for row in method_rows():
-        table.add_row(*row)
-    Console().print(table)
-
-
-@click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
-@click.option("--images", metavar="DIR", help="Folder for the feature pictures  [default: the run's images]")
-def report(runs: tuple[str, ...], out: str, images: str | None) -> None:
-    """Compare runs on one self-contained page: curves, settings that differ, crops and features."""
-    from .report.page import write_report
-
-    write_report(list(runs), out, images=images)
-    click.echo(f"wrote {out}")
-
-
-@click.command()
 @click.option("--masks", type=click.Path(), help="Mask file made by `hapicl masks build`.")
 @click.option(
     "--images", type=click.Path(), help="Image folder or packed file, if not where the masks were made."
@@ -154,11 +128,38 @@ def report(runs: tuple[str, ...], out: str, images: str | None) -> None:
     "--samples", type=click.IntRange(1), default=96, show_default=True, help="Images timed stage by stage."
 )
 def doctor(samples: int, **options: Any) -> None:
-    """Time every stage of training on your images and machine, and say which one is the wall."""
+    """Time every stage of training on your images and machine, and name the slowest."""
     from .config.resolve import resolve
-    from .diagnose.doctor import diagnose, report
+    from .diagnose.doctor import as_text, diagnose
 
     settings, notes = resolve({key: value for key, value in options.items() if value is not None})
     for note in notes:
         click.echo(note, err=True)
-    click.echo(report(diagnose(settings, samples=samples, say=lambda note: click.echo(note, err=True))))
+    diagnosis = diagnose(settings, samples=samples, progress=lambda note: click.echo(note, err=True))
+    click.echo(as_text(diagnosis))
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
+@click.option("--images", metavar="DIR", help="Folder for the feature pictures  [default: the run's images]")
+def report(runs: tuple[str, ...], out: str, images: str | None) -> None:
+    """Compare runs on one self-contained page: curves, settings that differ, crops and features."""
+    from .report.page import write_report
+
+    write_report(list(runs), out, images=images)
+    click.echo(f"wrote {out}")
+
+
+@click.command()
+def methods() -> None:
+    """List the methods, what each needs, and its source."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .methods.registry import method_rows
+
+    table = Table("method", "needs", "source")
+    for row in method_rows():
+        table.add_row(*row)
+    Console().print(table)

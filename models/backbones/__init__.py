@@ -1,1 +1,1 @@
-"""Backbones by name: networks that give feature maps by name."""
+"""Networks that give feature maps by name: torchvision's ResNets and timm's Vision Transformers."""

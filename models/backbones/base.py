@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-# a ViT's stem is its patch: "patch8" for 8 x 8 pixels; so any text is a stem here
+# how the image enters: a ResNet's has a name; a ViT's is its patch, "patch8" for 8 x 8 pixels, so any text
 Stem = Literal["auto", "imagenet", "no_pool", "stride1"] | str
 
 

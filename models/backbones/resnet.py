@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from ...common.errors import UserError, did_you_mean
 from .base import Backbone, Stem
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
@@ -60,3 +61,32 @@ class ResNetBackbone(Backbone):
     def export_state(self) -> dict[str, Tensor]:
         """Weights under torchvision's names, without `fc`."""
         return {name: value.detach() for name, value in self.trunk.state_dict().items()}
+
+
+def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBackbone:
+    """Build a ResNet by torchvision's name.
+
+    Args:
+        arch: one of `RESNETS`.
+        image_size: side of the training views, pixels; it decides the stem `auto`.
+        stem: `imagenet` (stride 32), `no_pool` (16), `stride1` (8); `auto` takes the largest stride that
+            leaves a map of at least 4 x 4 cells.
+
+    Raises:
+        UserError: for an unknown name or stem, or when no stem leaves 4 x 4 cells.
+    """
+    if arch not in RESNETS:
+        raise UserError(
+            f"unknown backbone {arch!r}{did_you_mean(arch, RESNETS)}; choose one of {', '.join(RESNETS)}, or "
+            "a Vision Transformer by timm's name, such as vit_tiny_patch16_224"
+        )
+    if stem not in {"auto", *STEM_STRIDE}:
+        raise UserError(f"unknown stem {stem!r}; choose auto, {', '.join(STEM_STRIDE)}")
+    if stem == "auto":
+        fitting = [name for name, stride in STEM_STRIDE.items() if image_size // stride >= 4]
+        if not fitting:
+            raise UserError(
+                f"--image-size {image_size} leaves a map under 4 x 4 cells; use at least 32 pixels"
+            )
+        stem = fitting[0]
+    return ResNetBackbone(arch, stem)

@@ -1,26 +1,24 @@
-"""Vision Transformers: timm's by name as backbones, and blocks whose norm is BatchNorm over tokens.
+"""timm's plain Vision Transformers as backbones, for any image and patch size.
 
-Shape legend: B images, C width, S cells per side, N = S*S patches, K kept patches, D embedding, P patch side.
+Shape legend: B images, C width, S cells per side, N = S*S patches, K kept patches.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm import create_model, list_models
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...common.errors import UserError
+from ...common.errors import UserError, did_you_mean
 from ...data.positions import sincos_table
-from .base import Backbone
-
-BlockNorm = Literal["batch", "layer"]
+from ..tokens import initialise, take_tokens
+from .base import Backbone, Stem
 
 
 class ViTBackbone(Backbone):
@@ -156,80 +154,7 @@ class ViTBackbone(Backbone):
         return embedding.norm(cells.flatten(2).transpose(1, 2)), positions
 
 
-class TokenBatchNorm(nn.Module):
-    """BatchNorm over batch and tokens together, in float32, in the place of a block's LayerNorm.
-
-    The BatchNorm is a child, so the trainer synchronises it over processes like any other.
-    """
-
-    def __init__(
-        self, dim: int, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Take the arguments that timm's blocks give to their norm."""
-        super().__init__()
-        self.norm = nn.BatchNorm1d(dim, device=device, dtype=dtype)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) to the same shape and type."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            rows = tokens.reshape(-1, tokens.shape[-1])
-            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            normalised: Tensor = self.norm(rows)
-        return normalised.to(tokens.dtype).view_as(tokens)
-
-
-def token_blocks(dim: int, heads: int, depth: int, norm: BlockNorm) -> nn.Sequential:
-    """Build timm's pre-norm transformer blocks, Xavier-initialised, for projectors and decoders.
-
-    Args:
-        dim: D.
-        heads: attention heads; they divide D.
-        depth: number of blocks.
-        norm: `batch`: BatchNorm over batch x tokens in float32; `layer`: LayerNorm.
-    """
-    layer = TokenBatchNorm if norm == "batch" else nn.LayerNorm
-    blocks = nn.Sequential(
-        *(Block(dim, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=layer) for _ in range(depth))
-    )
-    initialise(blocks)
-    return blocks
-
-
-def initialise(module: nn.Module) -> None:
-    """Xavier's uniform draw for every linear layer, zero for its bias (Glorot and Bengio, AISTATS 2010)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-
-
-def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
-    """(B, N, C) tokens and (B, K) indices to (B, K, C)."""
-    return tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images into patches.
-
-    Args:
-        images: (B, 3, H, W), sides multiples of the patch.
-        patch_size: P, pixels.
-
-    Returns:
-        (B, N, 3*P*P), row-major cells; within a patch channel, row, column.
-    """
-    return functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: int) -> Tensor:
-    """Inverse of `patchify`: (B, S*S, 3*P*P) to (B, 3, S*P, S*P)."""
-    return functional.fold(
-        patches.transpose(1, 2), grid * patch_size, kernel_size=patch_size, stride=patch_size
-    )
-
-
-def build_vit(arch: str, *, image_size: int, stem: str = "auto") -> ViTBackbone:
+def build_vit(arch: str, *, image_size: int, stem: Stem = "auto") -> ViTBackbone:
     """Build a ViT by timm's name, for any image and patch size.
 
     Args:
@@ -242,9 +167,8 @@ def build_vit(arch: str, *, image_size: int, stem: str = "auto") -> ViTBackbone:
             is no multiple of the patch.
     """
     if arch not in known_vits():
-        near = difflib.get_close_matches(arch, known_vits(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "try vit_tiny_patch16_224"
-        raise UserError(f"timm has no Vision Transformer {arch!r}; {hint}")
+        hint = did_you_mean(arch, known_vits()) or "; try vit_tiny_patch16_224"
+        raise UserError(f"timm has no Vision Transformer {arch!r}{hint}")
     sizes: dict[str, Any] = {"img_size": image_size, "global_pool": "", "num_classes": 0}
     if stem != "auto":
         if not re.fullmatch(r"patch[1-9]\d*", stem):

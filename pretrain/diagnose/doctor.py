@@ -29,7 +29,7 @@ class Diagnosis:
         stages: name -> samples/s of each stage of a worker.
         workers: worker processes; `loader` is their rate together.
         transfer, augment, step: of the device, one after another; transfer is 0 on the CPU (there is none).
-        wall: what is slowest.
+        bottleneck: what is slowest.
         advice: what to do about it, best first.
     """
 
@@ -48,7 +48,7 @@ def diagnose(
     *,
     samples: int = 96,
     seconds: float = 4.0,
-    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
     """Measure a run with these settings without training it.
 
@@ -56,7 +56,7 @@ def diagnose(
         settings: as for `pretrain`.
         samples: images timed stage by stage.
         seconds: how long all workers run together, and then how long steps are repeated.
-        say: told what is being timed.
+        progress: told what is being timed.
 
     Raises:
         UserError: for the mistakes that a real run would meet at its start.
@@ -65,15 +65,15 @@ def diagnose(
         components = assemble(settings, world)
         with components.loader as loader:
             loader.augment = False
-            say(f"timing the stages of {samples} images")
+            progress(f"timing the stages of {samples} images")
             stages = measure_stages(loader, samples=samples)
-            say(f"timing {loader.workers} workers together")
+            progress(f"timing {loader.workers} workers together")
             together, raw = measure_loader(loader, seconds=seconds)
         transfer, augment, batch = measure_device(raw, world.device)
-        say(f"timing steps of {len(batch)} samples on {world.device}")
+        progress(f"timing steps of {len(batch)} samples on {world.device}")
         step = _step_seconds(components, batch, seconds)
         rates = {stage: _rate(stages.per_sample(stage)) for stage in STAGES}
-        return _judge(rates, components.loader, together, (transfer, augment, step), world.device)
+        return _name_bottleneck(rates, components.loader, together, (transfer, augment, step), world.device)
 
 
 def _step_seconds(components: Components, batch: Batch, seconds: float) -> float:
@@ -102,14 +102,14 @@ def _step_seconds(components: Components, batch: Batch, seconds: float) -> float
     return (first if first > seconds else repeat(seconds)) / len(batch)
 
 
-def _judge(
+def _name_bottleneck(
     stages: dict[str, float],
     loader: Loader,
     together: float,
     device_side: tuple[float, float, float],
     device: torch.device,
 ) -> Diagnosis:
-    """Name the wall and what to do about it."""
+    """Name the bottleneck and what to do about it."""
     transfer, augment, step = device_side
     busy = transfer + augment + step
     if together > busy:
@@ -161,7 +161,7 @@ def input_advice(
     return advice
 
 
-def report(diagnosis: Diagnosis) -> str:
+def as_text(diagnosis: Diagnosis) -> str:
     """One screen of text."""
     notes = {
         "read": "bytes of the file",
@@ -186,7 +186,7 @@ def report(diagnosis: Diagnosis) -> str:
     for name, rate, note in rows:
         shown = f"{rate:9.0f}" if rate else "        -"
         lines.append(f"  {name:<17} {shown:>27}   {note}")
-    lines.append(f"the wall is {diagnosis.bottleneck}")
+    lines.append(f"the bottleneck is {diagnosis.bottleneck}")
     lines += [f"  - {line}" for line in diagnosis.advice]
     return "\n".join(lines)
 

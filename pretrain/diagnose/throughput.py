@@ -1,4 +1,7 @@
-"""How fast each stage of the input path is on the user's images: the measuring half of `hapicl doctor`."""
+"""The measuring half of `hapicl doctor`: seconds a sample of a worker's stages, all workers, the device.
+
+A worker's stages are timed one image after another in this process, the workers together as a run has them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ...common.errors import UserError
-from ...data.images import decode as images
+from ...data.images.decode import ImageError, decode_image
 from ...data.loading import photometric, views
 from ...data.loading.batch import Batch
 from ...data.loading.loader import Loader
@@ -65,7 +68,7 @@ def measure_stages(loader: Loader, *, samples: int = 96) -> StageTimes:
                 _stages(loader, index, StageTimes())
                 warm = True
             _stages(loader, index, times)
-        except images.ImageError:
+        except ImageError:
             continue
         times.samples += 1
     if times.samples == 0:
@@ -92,10 +95,10 @@ def _stages(loader: Loader, index: int, times: StageTimes) -> None:
             for draw in draws:
                 mask.crop(draw.geometry, needs.grid)
     with times.timed("decode"):
-        images.decode_image(data, path, header=header)
+        decode_image(data, path, header=header)
     side = views.shortest_side(needs, draws, None, size)
     with times.timed("decode as needed"):
-        image = images.decode_image(data, path, reduce_to=side, header=header)
+        image = decode_image(data, path, reduce_to=side, header=header)
     with times.timed("crop"):
         for policy, draw in zip(needs.views, draws, strict=True):
             views.cut_view(image, size, draw.geometry, policy.size)
@@ -139,6 +142,7 @@ def measure_device(batch: Batch, device: torch.device, *, repeats: int = 5) -> t
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time some work on the device until it is done."""
     _wait(device)
     started = time.perf_counter()
     work()

@@ -15,8 +15,9 @@ from ...common.config import Depth, Width
 from ...common.types import Pixels
 from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
-from ...models.backbones.vit import ViTBackbone, patchify, require_vit, take_tokens
+from ...models.backbones.vit import ViTBackbone, require_vit
 from ...models.decoders import HiddenPatchDecoder
+from ...models.tokens import patchify, take_tokens
 from ..losses.common import to_float32
 from ..losses.tokens import normalised_patches, patch_scale
 from ..modules.patch_masking import ForegroundBias, MaskPolicy, MaskRatio, draw_mask, split

@@ -20,8 +20,9 @@ from ...common.types import Pixels
 from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
 from ...engine.distributed import reduce_mean
 from ...models.backbones.base import Backbone
-from ...models.backbones.vit import BlockNorm, ViTBackbone, initialise, patchify, require_vit, token_blocks
+from ...models.backbones.vit import ViTBackbone, require_vit
 from ...models.decoders import CrossViewDecoder
+from ...models.tokens import BlockNorm, initialise, patchify, token_blocks
 from ..losses.common import l2_normalize
 from ..losses.tokens import (
     RELEASED_STRENGTH,

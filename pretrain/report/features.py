@@ -93,8 +93,8 @@ def components(backbone: Backbone, pixels: Tensor) -> tuple[npt.NDArray[np.uint8
     scores = centred @ directions[:3].T
     scores = functional.pad(scores, (0, 3 - scores.shape[1]))
     low, high = torch.quantile(scores, torch.tensor([0.02, 0.98]), dim=0)
-    shares = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    grid = shares.reshape(number, side, side, 3).permute(0, 3, 1, 2)
+    fractions = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    grid = fractions.reshape(number, side, side, 3).permute(0, 3, 1, 2)
     coloured = functional.interpolate(grid, size=pixels.shape[-2:], mode="nearest")
     return _as_bytes(_without_normalisation(pixels)), _as_bytes(coloured)
 

@@ -51,7 +51,7 @@ def write_report(runs: Sequence[str], out: str | Path, *, images: str | None = N
         Section("Settings", _settings(configs)),
     ]
     for name, folder in zip(names, folders, strict=True):
-        sections.append(Section(f"What {name} saw and learnt", _pictures(folder, configs[name], images)))
+        sections.append(Section(f"What {name} saw and learned", _pictures(folder, configs[name], images)))
     text = page(
         "Pretraining report",
         sections,
@@ -133,7 +133,7 @@ def _pictures(folder: Path, config: dict[str, Any], images: str | None) -> list[
     blocks: list[Any] = []
     views = view_pictures(folder)
     if views:
-        blocks += ["Crops as the trainer saw them; the mask's outline and share are laid over each."]
+        blocks.append("Crops as the trainer saw them, with the mask's outline and how much is foreground.")
         blocks.append(Pictures(views, minimum=160))
     for caption, pixels in method_pictures(folder).items():
         blocks.append(Picture(pixels, caption))

@@ -62,8 +62,8 @@ def view_pictures(folder: Path) -> list[Picture]:
     for number, sample in enumerate(views):
         grids = [None] * len(sample) if occupancy is None else list(occupancy[number])
         tiles = [_with_mask(view, grid) for view, grid in zip(sample, grids, strict=True)]
-        shares = "" if occupancy is None else ", ".join(f"{grid.mean():.0%}" for grid in occupancy[number])
-        caption = f"foreground {shares}" if shares else ""
+        fractions = "" if occupancy is None else ", ".join(f"{grid.mean():.0%}" for grid in occupancy[number])
+        caption = f"foreground {fractions}" if fractions else ""
         pictures.append(Picture(np.concatenate(tiles, axis=1), caption, alt="views of one image", lossy=True))
     return pictures
 
@@ -73,9 +73,9 @@ def _with_mask(view: npt.NDArray[np.uint8], grid: npt.NDArray[np.float32] | None
     if grid is None:
         return view
     side = view.shape[0]
-    shares = cv2.resize(grid, (side, side), interpolation=cv2.INTER_NEAREST)[..., None]
-    dimmed = (view * (0.35 + 0.65 * shares)).astype(np.uint8)
-    mask = (shares[..., 0] >= 0.5).astype(np.uint8)
+    fractions = cv2.resize(grid, (side, side), interpolation=cv2.INTER_NEAREST)[..., None]
+    dimmed = (view * (0.35 + 0.65 * fractions)).astype(np.uint8)
+    mask = (fractions[..., 0] >= 0.5).astype(np.uint8)
     edge = mask - cv2.erode(mask, np.ones((3, 3), np.uint8))
     dimmed[edge.astype(bool)] = OUTLINE
     return dimmed

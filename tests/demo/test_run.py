@@ -12,7 +12,7 @@ from rich.console import Console
 from hapicl.common.errors import UserError
 from hapicl.demo import run
 from hapicl.demo.commands import demo
-from hapicl.demo.run import MARKER, Diary, Size, prepare, run_demo
+from hapicl.demo.run import MARKER, Size, Timeline, prepare, run_demo
 
 TINY = Size(per_class=1, steps=2, batch_size=4, image_size=64)
 
@@ -79,9 +79,9 @@ def test_only_what_the_demo_made_is_removed(tmp_path):
 
 
 def test_the_table_adds_up():
-    diary = Diary(Console(quiet=True), [("one", "x", 1.25), ("two", "y", 2.25)])
+    timeline = Timeline(Console(quiet=True), [("one", "x", 1.25), ("two", "y", 2.25)])
     console = Console(record=True, width=80, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(diary.table())
+    console.print(timeline.table())
     text = console.export_text()
     console.file.close()
     assert "3.5" in text

@@ -35,11 +35,11 @@ def test_rows_on_a_line_have_rank_one_and_the_scale_does_not_matter():
     ],
 )
 def test_what_is_wrong_is_said_in_words(values, words):
-    (said,) = health_warnings(values, {"instance": 4.159}, progress=0.5, workers=2)
-    assert re.search(words, said)
+    (sentence,) = health_warnings(values, {"instance": 4.159}, progress=0.5, workers=2)
+    assert re.search(words, sentence)
 
 
-def test_a_healthy_run_gets_no_complaint():
+def test_a_healthy_run_gets_no_warning():
     values = {
         "embedding/std": 0.9,
         "embedding/effective_rank": 60.0,

@@ -39,8 +39,8 @@ def run_in_two(function, folder):
         )
         for rank in "01"
     ]
-    said = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
     return [
         torch.load(pathlib.Path(folder) / f"{function.__name__}.{rank}.pt", weights_only=False)
         for rank in "01"

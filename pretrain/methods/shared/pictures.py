@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ....common.types import Pixels
 from ....data.loading.photometric import MEAN, STD
-from ....models.backbones.vit import unpatchify
+from ....models.tokens import unpatchify
 
 SHOWN = 6  # samples in a picture, a row each
 GAP = 4  # white pixels between tiles

@@ -8,7 +8,7 @@ from hapicl.data.images.folder import find_images
 from hapicl.data.masks.writer import pack_mask, write_masks
 from hapicl.pretrain.commands import doctor as command
 from hapicl.pretrain.diagnose import doctor
-from hapicl.pretrain.diagnose.doctor import Diagnosis, input_advice, report
+from hapicl.pretrain.diagnose.doctor import Diagnosis, as_text, input_advice
 
 STAGES = {
     "read": 9000.0,
@@ -43,14 +43,16 @@ def test_prints_every_stage_and_the_wall_in_one_screen(masks, monkeypatch):
     assert result.exit_code == 0, result.output
     for word in ("read", "decode", "mask", "crop", "worker", "loader", "transfer", "augmentation", "step"):
         assert f"  {word}" in result.output
-    assert "the wall is" in result.output
+    assert "the bottleneck is" in result.output
     assert len(result.output.splitlines()) <= 24
 
 
-def _judged(worker_seconds, step_seconds, **stages):
+def diagnosed(worker_seconds, step_seconds, **stages):
     loader = type("Made", (), {"workers": 4})()
     device = torch.device("cuda")
-    return doctor._judge({**STAGES, **stages}, loader, worker_seconds, (1e-5, 1e-5, step_seconds), device)
+    return doctor._name_bottleneck(
+        {**STAGES, **stages}, loader, worker_seconds, (1e-5, 1e-5, step_seconds), device
+    )
 
 
 def test_no_samples_are_refused_before_anything_is_read():
@@ -59,17 +61,17 @@ def test_no_samples_are_refused_before_anything_is_read():
 
 
 def test_names_the_input_path_and_asks_for_workers_or_a_pack():
-    slow_input = _judged(1 / 1900, 1 / 4000)
+    slow_input = diagnosed(1 / 1900, 1 / 4000)
     assert "the input path: 1900 samples/s from 4 workers, mostly decode as needed" in slow_input.bottleneck
     assert "hapicl data pack" in slow_input.advice[0]
     assert "--workers 8" in slow_input.advice[1]
-    slow_disk = _judged(1 / 200, 1 / 4000, read=60.0)
+    slow_disk = diagnosed(1 / 200, 1 / 4000, read=60.0)
     assert "mostly read" in slow_disk.bottleneck
     assert "hapicl data pack" in slow_disk.advice[0]
 
 
 def test_names_the_step_where_the_input_keeps_up():
-    assert _judged(1 / 9000, 1 / 300).bottleneck.startswith("the step: 298 samples/s")
+    assert diagnosed(1 / 9000, 1 / 300).bottleneck.startswith("the step: 298 samples/s")
 
 
 def test_more_workers_are_no_cure_on_the_cpu():
@@ -87,7 +89,7 @@ def test_a_stage_that_is_not_there_shows_a_dash():
         bottleneck="x",
         advice=["y"],
     )
-    lines = {line.split()[0]: line for line in report(made).splitlines()}
+    lines = {line.split()[0]: line for line in as_text(made).splitlines()}
     assert " - " in lines["transfer"]
     assert " - " in lines["mask"]
     assert "900" in lines["loader"]

@@ -93,7 +93,7 @@ def test_needs_one_view_without_colour_and_no_masks() -> None:
 def test_the_picture_of_a_perfect_prediction_is_the_image(normalise, monkeypatch) -> None:
     method = small_method("mae", normalise=normalise).eval()
     batch = batch_for(method, images=2)
-    from hapicl.models.backbones.vit import patchify
+    from hapicl.models.tokens import patchify
     from hapicl.pretrain.losses.tokens import normalised_patches
 
     patches = patchify(batch.views[0], 8)

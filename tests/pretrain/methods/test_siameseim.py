@@ -8,7 +8,7 @@ from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.data.loading.batch import NO_PHOTOMETRIC
 from hapicl.models.backbones.build import build_backbone
-from hapicl.models.backbones.vit import TokenBatchNorm, patchify
+from hapicl.models.tokens import TokenBatchNorm, patchify
 from hapicl.pretrain.losses import unigrad
 from hapicl.pretrain.losses.tokens import collapse_level, normalised_patches, second_moment, target_tokens
 from hapicl.pretrain.methods.base import Context
