@@ -22,7 +22,7 @@ from ..common.atomic_files import atomic_write, part_path
 from ..common.errors import UserError
 
 LAST, PREVIOUS, KEPT = "last.pt", "previous.pt", "checkpoints"
-FORMAT = 1
+FORMAT = 2  # 1 kept the config under `settings`, with the names of settings of before 1.0
 # what zipfile and torch raise on a file that is not whole; nothing else is taken for damage
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -48,7 +48,7 @@ def save_checkpoint(
     step: int,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    settings: dict[str, Any],
+    config: dict[str, Any],
     keep: bool = False,
 ) -> Path:
     """Write `last.pt`; the one it replaces becomes `previous.pt`.
@@ -58,7 +58,7 @@ def save_checkpoint(
         step: optimiser steps done.
         module: its parameters and buffers are saved (queues, banks and EMA copies are among them).
         optimizer: its state is saved.
-        settings: JSON-able, to tell on resume whether this is the same training.
+        config: JSON-able, to tell on resume whether this is the same training.
         keep: also keep it as `checkpoints/step_<step>.pt`.
 
     Returns:
@@ -69,7 +69,7 @@ def save_checkpoint(
         "version": __version__,
         "torch": str(torch.__version__),
         "step": step,
-        "settings": settings,
+        "config": config,
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -93,7 +93,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU after verifying every checksum.
 
     Returns:
-        What `save_checkpoint` wrote: `step`, `settings`, `module`, `optimizer`, `version`, ...
+        What `save_checkpoint` wrote: `step`, `config`, `module`, `optimizer`, `version`, ...
 
     Raises:
         CheckpointError: names the damage, and the newest whole checkpoint beside it to go on with.
@@ -134,8 +134,9 @@ def _of_this_kind(path: Path, state: Any) -> dict[str, Any]:
         )
     if state["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; "
-            f"continue with hapicl {state['version']}"
+            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; continue that run "
+            f"with the hapicl that wrote it ({state.get('version', 'unknown')}), or start a new one with "
+            "another --out"
         )
     return state
 

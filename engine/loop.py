@@ -259,7 +259,7 @@ class _Fit:
                 step=self.step,
                 module=self.module,
                 optimizer=self.optimizer,
-                settings=self.config,
+                config=self.config,
                 keep=keep,
             )
         barrier()

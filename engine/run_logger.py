@@ -136,6 +136,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}); was it edited?") from error
     if not isinstance(config, dict) or not {"settings", "data", "total_steps"} <= config.keys():
         raise UserError(f"{path} is not the {CONFIG} of a run; give the --out of a `hapicl pretrain`")
+    if "accumulate" in config["settings"]:  # every config.json named it so before 1.0
+        raise UserError(
+            f"{path} was written by an earlier version, which names its settings otherwise (accumulate, "
+            "lr_per_256): go on with that run in the hapicl that wrote it, or start a new one with another "
+            "--out"
+        )
     return config
 
 

@@ -153,8 +153,8 @@ def _restore(
     if folder is None or not (folder / LAST).exists():
         return 0
     state = load_checkpoint(folder / LAST)
-    if state["settings"] != config:
-        changed = [key for key in config if state["settings"].get(key) != config[key]]
+    if state["config"] != config:
+        changed = [key for key in config if state["config"].get(key) != config[key]]
         raise UserError(
             f"{folder} holds a run with other settings ({', '.join(changed) or 'other keys'}); "
             "remove that folder or choose another --out"

@@ -191,7 +191,9 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
         ) from error
     described: dict[str, Any] = {}
     if isinstance(content, Mapping):
-        for holder in (content.get("settings"), content.get("config"), content):
+        config = content.get("config")  # a checkpoint of ours holds the run's config.json there
+        inner = config.get("settings") if isinstance(config, Mapping) else None
+        for holder in (inner, content.get("settings"), config, content):
             if isinstance(holder, Mapping):
                 found = {key: holder[key] for key in DESCRIPTION if isinstance(holder.get(key), str | int)}
                 described = {**found, **described}

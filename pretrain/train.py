@@ -80,7 +80,7 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
             if state is not None:
                 paths = remembered_paths(state["module"])
                 difference = "" if paths is None else path_difference(paths, list(components.loader.paths))
-                check_same_training(state["settings"], config, checkpoint, images_differ_in=difference)
+                check_same_training(state["config"], config, checkpoint, images_differ_in=difference)
             knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
         run_logger = stack.enter_context(
             RunLogger(

@@ -15,7 +15,7 @@ def save(folder, step, *, keep=False):
     torch.manual_seed(step)
     module = nn.Linear(20, 20)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    save_checkpoint(folder, step=step, module=module, optimizer=optimizer, settings={"a": 1}, keep=keep)
+    save_checkpoint(folder, step=step, module=module, optimizer=optimizer, config={"a": 1}, keep=keep)
     return module
 
 
@@ -24,7 +24,7 @@ def test_the_newest_and_the_one_before_are_kept(tmp_path):
     module = save(tmp_path, 2)
     assert load_checkpoint(tmp_path / "previous.pt")["step"] == 1
     state = load_checkpoint(tmp_path / "last.pt")
-    assert (state["step"], state["settings"]) == (2, {"a": 1})
+    assert (state["step"], state["config"]) == (2, {"a": 1})
     assert torch.equal(state["module"]["weight"], module.weight)
     assert not [entry for entry in tmp_path.iterdir() if entry.suffix in {".part", ".link"}]
 
@@ -83,8 +83,18 @@ def test_other_files_and_formats_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is not a checkpoint of"):
         load_checkpoint(tmp_path / "weights.pt")
     torch.save({"format": 99, "module": {}, "version": "7.0"}, tmp_path / "future.pt")
-    with pytest.raises(CheckpointError, match=r"format 99.*hapicl 7\.0"):
+    with pytest.raises(CheckpointError, match=r"format 99.*\(7\.0\), or start a new one"):
         load_checkpoint(tmp_path / "future.pt")
+
+
+def test_a_checkpoint_of_before_1_0_is_refused_in_one_sentence(tmp_path):
+    old = {"format": 1, "version": "0.1.0", "step": 3, "module": {}, "optimizer": {}}
+    torch.save(old | {"settings": {"settings": {"accumulate": 1}}}, tmp_path / "last.pt")
+    with pytest.raises(
+        CheckpointError, match=r"format 1, .*wrote it \(0\.1\.0\), or start a new one"
+    ) as refused:
+        load_checkpoint(tmp_path / "last.pt")
+    assert "\n" not in str(refused.value)
 
 
 class Evil:

@@ -1,5 +1,6 @@
 """Settings from recipes, overrides and options: types, near misses, precedence, what has no effect."""
 
+import json
 from typing import Annotated, Literal, Self
 
 import pytest
@@ -177,3 +178,14 @@ def test_recipes_that_are_not_there_or_not_yaml_are_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="must be a mapping"):
         load_recipe(str(tmp_path / "list.yaml"))
+
+
+def test_a_run_of_before_1_0_is_refused_in_one_sentence(tmp_path):
+    settings = {"method": "simclr", "accumulate": 1, "optimizer": {"lr_per_256": 0.03}}
+    config = {"settings": settings, "data": {}, "total_steps": 5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"config\.json was written by an earlier version.*another --out"
+    ) as refused:
+        resolve({"images": "x", "out": str(tmp_path), "resume": "auto"})
+    assert "\n" not in str(refused.value)
