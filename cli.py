@@ -7,6 +7,7 @@ command that needs them.
 
 import errno
 import importlib
+import io
 import sys
 
 import click
@@ -93,6 +94,8 @@ def main() -> None:
 
     So does what the system says of a file in the midst of work: a full disk, a folder that vanished.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command_line.main(prog_name="hapicl")
     except UserError as error:

@@ -17,6 +17,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from .terminal import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -121,7 +123,8 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "", footer: str
     )
     template = importlib.resources.files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
     environment.tests["kind"] = _is_kind
-    return environment.from_string(template).render(title=title, sections=sections, lead=lead, footer=footer)
+    text = environment.from_string(template).render(title=title, sections=sections, lead=lead, footer=footer)
+    return printable(text)  # a file's name may hold bytes that are not UTF-8
 
 
 def encode_image(pixels: np.ndarray[Any, Any], *, lossy: bool = False) -> bytes:

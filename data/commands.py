@@ -36,14 +36,14 @@ def pack(images: Path, out: Path, short_side: int | None, quality: int, workers:
     `hapicl pretrain --images images.h5` then reads it and draws the same crops. Run it again after an
     interruption and it goes on where it stopped.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ..common.terminal import console
     from .images.pack_build import PackSettings, pack_images
 
     settings = PackSettings(short_side=short_side, quality=quality)
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("packing", total=None)
         summary = pack_images(
             images,

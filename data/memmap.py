@@ -9,13 +9,40 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST_RATIO = 1032  # of a deflated array to its bytes in the file; more is a bomb
+# what h5py raises for damaged files beside OSError; which of them is not documented
+DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
 
-def memmap_dataset(dataset: h5py.Dataset, mapping: mmap.mmap) -> NDArray[Any]:
-    """Give a read-only array on the memory map; a dataset repacked with chunks or filters is read whole."""
+
+def memmap_dataset(file: h5py.File, name: str, kind: str, mapping: mmap.mmap) -> NDArray[Any]:
+    """Give a read-only array on the memory map; a dataset repacked with chunks or filters is read whole.
+
+    Args:
+        file: the open file.
+        name: of the dataset.
+        kind: its numpy type, such as "<i4"; "S" for byte strings of any length.
+        mapping: the same file.
+
+    Raises:
+        ValueError: if there is no such array in this file itself, or it is of another kind.
+        OSError, KeyError, TypeError, RuntimeError, ...: as h5py does, all of them in `DAMAGE`.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"it holds no {name!r}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+        raise ValueError(f"its {name!r} is no array")
+    wanted = np.dtype(kind)
+    if dataset.dtype.kind != wanted.kind or (wanted.itemsize and dataset.dtype != wanted):
+        raise ValueError(f"its {name!r} is an array of {dataset.dtype}, not of {wanted}")
+    if dataset.is_virtual or dataset.external is not None:
+        raise ValueError(f"its {name!r} lies in another file")
     offset = dataset.id.get_offset()
-    if offset is None or dataset.size == 0:
-        values: NDArray[Any] = dataset[...]
-    else:
+    if offset is not None and dataset.size:
         values = np.frombuffer(mapping, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
+    elif dataset.nbytes > _LARGEST_RATIO * len(mapping):
+        raise ValueError(f"its {name!r} claims {dataset.nbytes} bytes")
+    else:
+        values = dataset[...]
     values.flags.writeable = False
     return values

@@ -23,8 +23,9 @@ def decode_path(key: bytes) -> str:
 
 
 def is_safe_key(key: bytes) -> bool:
-    """Say whether a key stays below the folder that it is joined to: relative, without `..` or NUL."""
-    return bool(key) and not key.startswith(b"/") and b"\0" not in key and b".." not in key.split(b"/")
+    """Say whether a key is a file below the folder that it is joined to: relative, without `..` or NUL."""
+    named = bool(key.strip(b"./"))
+    return named and not key.startswith(b"/") and b"\0" not in key and b".." not in key.split(b"/")
 
 
 class PathList(Sequence[str]):

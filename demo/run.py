@@ -16,6 +16,7 @@ from rich.table import Table
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 from ..common.locks import LOCK
+from ..common.terminal import console as plain_console
 from .folder import Folder, build_folder
 
 MARKER = "demo.json"  # a folder that holds it is the demo's own, and is made anew
@@ -62,7 +63,7 @@ class Timeline:
         yield made
         seconds = time.monotonic() - start
         self.parts.append((name, "; ".join(made), seconds))
-        self.console.print(f"{'; '.join(made)} ({seconds:.1f} s)", highlight=False, soft_wrap=True)
+        self.console.print(f"{'; '.join(made)} ({seconds:.1f} s)", soft_wrap=True)
 
     def table(self) -> Table:
         """Give what was made and the seconds, for the terminal."""
@@ -95,7 +96,7 @@ def run_demo(out: str | Path, *, small: bool = False, console: Console | None = 
     from .stages import find_masks, mean_iou, pretrain_briefly, save_gallery, score
 
     size = SMALL if small else FULL
-    timeline = Timeline(console or Console())
+    timeline = Timeline(console or plain_console())
     folder = Path(out).resolve()
     masks, report = folder / "masks.h5", folder / "report.html"
     prepare(folder, small=small)
@@ -123,7 +124,7 @@ def run_demo(out: str | Path, *, small: bool = False, console: Console | None = 
     write_report(report, DemoResult(pictures, scores, drawn, run, timeline.parts))
     timeline.parts.append(("report", report.name, time.monotonic() - start))
     timeline.console.print(timeline.table())
-    timeline.console.print(f"Look at {report}", highlight=False, soft_wrap=True)
+    timeline.console.print(f"Look at {report}", soft_wrap=True)
     return report
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
+from ..common.terminal import console
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +36,7 @@ class RunLogger:
         self.folder = folder
         self._total = total
         self._start = resumed_step
-        self._console = Console(stderr=True, quiet=not show or folder is None)
+        self._console = console(stderr=True, quiet=not show or folder is None)
         self._events: SummaryWriter | None = None
         self._bar: Progress | None = None
         self._shown: dict[str, float] = {}  # the newest of every number
@@ -96,14 +96,14 @@ class RunLogger:
             self._shown |= values
             self._bar.update(self._bar.task_ids[0], completed=step, description=one_line(self._shown))
         else:
-            self._console.print(f"step {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
+            self._console.print(f"step {step}/{self._total}  {text}", soft_wrap=True)
         self._log(f"step {step}/{self._total}  {text}")
 
     def info(self, text: str) -> None:
         """Tell the user and train.log one sentence."""
         if self.folder is None:
             return
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
         self._log(text)
 
     def _log(self, text: str) -> None:

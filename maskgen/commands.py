@@ -230,9 +230,11 @@ def refine(
 def import_masks(source: Path, images: Path, out: Path, long_side: int | None, workers: int | None) -> None:
     """Make a mask file from masks made elsewhere."""
     if source.suffix == ".json":
+        from ..common.atomic_files import refuse_unwritable
         from .building.plan import PartFiles
         from .exchange.coco import import_coco
 
+        refuse_unwritable(out)
         with PartFiles(out).locked():  # as a build of `out` does
             _print_summary(import_coco(source, images, out, long_side=long_side))
         return
@@ -335,8 +337,9 @@ def score(masks_file: Path, truth: Path, as_json: bool, **options: Any) -> None:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
     """Show a bar with rate, remaining time and failures on stderr; gives the function that moves it."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..common.terminal import console
 
     columns = (
         TextColumn("{task.description}"),
@@ -346,7 +349,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[failures]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as bar:
+    with Progress(*columns, console=console(stderr=True), speed_estimate_period=60) as bar:
         tasks: list[Any] = []
 
         def move(done: int, total: int, failures: int) -> None:
@@ -391,12 +394,13 @@ def _print_summary(summary: BuildSummary) -> None:
 
 def _print_table(rows: list[tuple[str, str]]) -> None:
     """Print names and values as a table without colour when it is not read on a terminal."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ..common.terminal import console, printable
 
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
-    Console().print(table)
+        table.add_row(name, printable(value))
+    console().print(table)

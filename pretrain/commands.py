@@ -154,12 +154,12 @@ def report(runs: tuple[str, ...], out: str, images: str | None) -> None:
 @click.command()
 def methods() -> None:
     """List the methods, what each needs, and its source."""
-    from rich.console import Console
     from rich.table import Table
 
+    from ..common.terminal import console
     from .methods.registry import method_rows
 
     table = Table("method", "needs", "source")
     for row in method_rows():
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)

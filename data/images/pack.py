@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
 from ..masks.format import FORMAT as MASK_FORMAT
-from ..memmap import memmap_dataset
+from ..memmap import DAMAGE, memmap_dataset
 from ..path_keys import PathList, find_row
 from .decode import ImageError
 from .store import Encoded
@@ -117,9 +117,12 @@ class ImagePack:
                 if int(file.attrs["version"]) != VERSION:
                     raise UserError(f"{self.path} has another version of the format; pack the images again")
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-                columns = {name: memmap_dataset(file[name], mapping) for name in (*COLUMNS, "blob")}
+                kinds = {**COLUMNS, "blob": "|u1"}
+                columns = {name: memmap_dataset(file, name, kind, mapping) for name, kind in kinds.items()}
                 self._description = json.loads(str(file.attrs["description"]))
-        except (OSError, KeyError) as error:
+        except UserError:
+            raise
+        except DAMAGE as error:
             raise UserError(
                 f"{self.path} cannot be read as an image pack: {error}; make one with `hapicl data pack`"
             ) from error
@@ -139,7 +142,8 @@ def file_kind(path: str | os.PathLike[str]) -> str:
 def _kind(file: h5py.File) -> str:
     """What an open HDF5 file is, in words."""
     kinds = {FORMAT: PACK, MASK_FORMAT: "a mask file"}
-    return kinds.get(file.attrs.get("format"), "an HDF5 file of another program")
+    recorded = file.attrs.get("format")
+    return kinds.get(recorded if isinstance(recorded, str) else "", "an HDF5 file of another program")
 
 
 def write_pack(
@@ -185,10 +189,10 @@ def _check(columns: dict[str, NDArray[Any]], path: str) -> None:
     Raises:
         UserError: names the file.
     """
-    count, offset = len(columns["path"]), columns["offset"]
-    kinds = any(columns[name].dtype.kind != np.dtype(kind).kind for name, kind in COLUMNS.items())
-    lengths = len(columns["crc32"]) != count or columns["image_size"].shape != (count, 2)
-    if kinds or lengths or len(offset) != count + 1:
+    count, offset = columns["path"].size, columns["offset"]
+    shapes = {"path": (count,), "image_size": (count, 2), "offset": (count + 1,), "crc32": (count,)}
+    shapes["blob"] = (columns["blob"].size,)
+    if any(columns[name].shape != shape for name, shape in shapes.items()):
         raise UserError(f"{path} is damaged: its columns do not belong together; pack the images again")
     if offset[0] != 0 or offset[-1] != len(columns["blob"]) or (np.diff(offset) < 0).any():
         raise UserError(f"{path} is damaged: its offsets do not fit its bytes; pack the images again")

@@ -15,7 +15,9 @@ Shape legend: N images, F rows with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import UserError
-from ..path_keys import decode_path, is_safe_key
+from ..path_keys import decode_path, encode_path, is_safe_key
 
 FORMAT = "hapicl masks"
 VERSION = 1
@@ -43,6 +45,18 @@ COLUMNS = {
     "reason": "S",
 }
 MAX_MASK_SIDE = 4096  # pixels; keeps a damaged file from asking for more than 2 MB of bits
+MAX_IMAGE_SIDE = 50_000_000  # pixels: an image of one row has at most so many
+
+# What a description may lack, and what its parts must be.
+_OPTIONAL = {"complete": True, "worker_seconds": 0.0, "libraries": {}, "created": ""}
+_DESCRIPTION: dict[str, Callable[[Any], bool]] = {
+    "recipe": lambda value: isinstance(value, dict),
+    "image_root": lambda value: isinstance(value, str) and _is_path(value),
+    "complete": lambda value: isinstance(value, bool),
+    "worker_seconds": lambda value: _is_number(value) and 0 <= value < math.inf,
+    "libraries": lambda value: isinstance(value, dict),
+    "created": lambda value: isinstance(value, str),
+}
 
 
 class MaskError(UserError):
@@ -73,26 +87,85 @@ def digested_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {_FIRST_NAMES.get(name, name): value for name, value in recipe.items()}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_path(text: str) -> bool:
+    """Whether the system can be asked for a file of that name."""
+    try:
+        return bool(text) and b"\0" not in encode_path(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def read_description(text: object, path: str) -> dict[str, Any]:
+    """Read what a mask file says of itself, its recipe by the names of today.
+
+    Args:
+        text: the attribute `description`, JSON.
+        path: the file, for errors.
+
+    Raises:
+        MaskError: if it is no JSON, lacks something, or something is of another kind.
+    """
+    try:
+        description = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError) as error:
+        raise MaskError(f"{path} is damaged: its description is no JSON ({error})") from error
+    if not isinstance(description, dict):
+        raise MaskError(f"{path} is damaged: it does not say how it was made")
+    description = {**_OPTIONAL, **description}
+    wrong = [name for name, fits in _DESCRIPTION.items() if not fits(description.get(name))]
+    if wrong:
+        raise MaskError(f"{path} is damaged: {wrong[0]!r} in its description is missing or of another kind")
+    return {**description, "recipe": read_recipe(description["recipe"])}
+
+
 def check_columns(data: Mapping[str, NDArray[Any]], path: str) -> None:
-    """Refuse inconsistent columns and keys that would leave the image folder.
+    """Refuse inconsistent columns, values out of range, and keys that would leave the image folder.
 
     Raises:
         MaskError: says what is wrong.
     """
-    keys, offset = data["path"], data["offset"]
-    per_row = ("image_size", "mask_size", "coverage", "confidence", "status", "crc32", "file_bytes")
-    wrong = [name for name, kind in COLUMNS.items() if data[name].dtype.kind != np.dtype(kind).kind]
-    if wrong or any(len(data[name]) != len(keys) for name in per_row) or len(offset) != len(keys) + 1:
+    count, reasons, stored = data["path"].size, data["reason"].size, data["blob"].size
+    shapes = {"image_size": (count, 2), "mask_size": (count, 2), "offset": (count + 1,), "blob": (stored,)}
+    shapes |= {"reason_row": (reasons,), "reason": (reasons,)}
+    wrong = [name for name in COLUMNS if data[name].shape != shapes.get(name, (count,))]
+    if wrong or data["blob"].shape != (stored,):
         raise MaskError(f"{path} is damaged: its columns do not belong together {wrong or ''}")
-    if offset[0] != 0 or offset[-1] != len(data["blob"]) or (np.diff(offset) < 0).any():
+    if count:
+        _check_values(data, path)
+        _check_keys(data["path"], path)
+
+
+def _check_values(data: Mapping[str, NDArray[Any]], path: str) -> None:
+    """Refuse numbers that no build writes."""
+    offset, rows = data["offset"], data["reason_row"]
+    lengths = np.diff(offset)
+    if offset[0] != 0 or offset[-1] != len(data["blob"]) or (lengths < 0).any():
         raise MaskError(f"{path} is damaged: its offsets do not fit its {len(data['blob'])} bytes of masks")
-    if len(keys) == 0:
-        return
     if int(data["status"].max()) >= len(STATUSES):
         raise MaskError(f"{path} is damaged: it holds a status that this version does not know")
-    first_letters = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), -1)[:, 0]
+    if len(rows) and (rows[0] < 0 or rows[-1] >= len(lengths) or (np.diff(rows) <= 0).any()):
+        raise MaskError(f"{path} is damaged: it gives reasons for rows that it does not have")
+    for name in ("coverage", "confidence"):
+        if (data[name] < 0).any() or (data[name] > 1).any():  # nan, not known, is neither
+            raise MaskError(f"{path} is damaged: it holds a {name} outside [0, 1]")
+    for name, largest in (("image_size", MAX_IMAGE_SIDE), ("mask_size", MAX_MASK_SIDE)):
+        sizes = data[name]
+        nothing = (sizes == 0).any(axis=1) & (lengths > 0)
+        if int(sizes.min()) < 0 or int(sizes.max()) > largest or nothing.any():
+            raise MaskError(f"{path} is damaged: it holds an {name} that no image can have")
+
+
+def _check_keys(keys: NDArray[np.bytes_], path: str) -> None:
+    """Refuse keys that would leave the image folder, or that no file can have."""
+    letters = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), -1)
+    ended = letters[:, :-1] == 0
+    ended &= letters[:, 1:] != 0
     # a quick look at all bytes at once; only a file with a doubled dot somewhere is read key by key
-    if b".." in keys.tobytes() or np.isin(first_letters, (0, ord("/"))).any():
+    if b".." in keys.tobytes() or np.isin(letters[:, 0], (0, ord("/"), ord("."))).any() or ended.any():
         unsafe = next((key for key in keys.tolist() if not is_safe_key(key)), None)
         if unsafe is not None:
             raise MaskError(

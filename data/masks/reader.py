@@ -5,7 +5,6 @@ Shape legend: H, W an image, h, w its mask, S view cells per side.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import zlib
@@ -18,8 +17,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import UserError
 from ..geometry import ViewGeometry
-from ..memmap import memmap_dataset
+from ..memmap import DAMAGE, memmap_dataset
 from ..path_keys import PathList, decode_path, find_row
 from .format import (
     COLUMNS,
@@ -30,7 +30,7 @@ from .format import (
     MaskError,
     MaskStatus,
     check_columns,
-    read_recipe,
+    read_description,
 )
 from .integral import MaskIntegral
 
@@ -217,10 +217,13 @@ class MaskReader:
             with h5py.File(self.path, "r", locking=False) as file, open(self.path, "rb") as raw:
                 attributes = _attributes(file, self.path)
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-                data = {name: memmap_dataset(file[name], mapping) for name in (*COLUMNS, "blob")}
+                kinds = {**COLUMNS, "blob": "|u1"}
+                data = {name: memmap_dataset(file, name, kind, mapping) for name, kind in kinds.items()}
+        except UserError:
+            raise
         except FileNotFoundError as error:
             raise MaskError(f"no mask file {self.path}; make it with `hapicl masks build`") from error
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+        except DAMAGE as error:
             reason = "it is a folder" if Path(self.path).is_dir() else str(error)
             raise MaskError(
                 f"{self.path} cannot be read as a mask file: {reason}; give the file that "
@@ -234,16 +237,18 @@ class MaskReader:
 
 def _attributes(file: h5py.File, path: str) -> dict[str, Any]:
     """The file's own description, after checking that this code can read it."""
-    if file.attrs.get("format") != FORMAT:
+    recorded = {name: file.attrs.get(name) for name in ("format", "version", "content_digest", "blob_digest")}
+    if not isinstance(recorded["format"], str) or recorded["format"] != FORMAT:
         raise MaskError(
             f"{path} is an HDF5 file but no mask file of `hapicl masks build`; give the file that it wrote"
         )
-    if int(file.attrs["version"]) != VERSION:
+    version = recorded["version"]
+    if not isinstance(version, int | np.integer) or version != VERSION:
         raise MaskError(
-            f"{path} has version {file.attrs['version']} of the mask format, this program reads {VERSION}; "
+            f"{path} has version {version!r} of the mask format, this program reads {VERSION}; "
             "update hapicl or build the masks again"
         )
-    description: dict[str, Any] = json.loads(str(file.attrs["description"]))
-    digests = {name: str(file.attrs[name]) for name in ("content_digest", "blob_digest")}
-    description["recipe"] = read_recipe(description["recipe"])
-    return {**description, "version": VERSION, **digests}
+    digests = {name: recorded[name] for name in ("content_digest", "blob_digest")}
+    if not all(isinstance(digest, str) for digest in digests.values()):
+        raise MaskError(f"{path} is damaged: it lacks its digests; build the masks again")
+    return {**read_description(file.attrs.get("description"), path), "version": VERSION, **digests}

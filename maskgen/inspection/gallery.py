@@ -18,6 +18,7 @@ from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...common.page import encode_image
 from ...common.randomness import counter_generator
+from ...common.terminal import printable
 from ...data.images.decode import ImageError, read_image
 from ...data.masks.format import MaskStatus
 from ...data.masks.reader import MaskReader
@@ -97,7 +98,8 @@ def shrink(picture: Picture, side: int) -> Picture:
 def write_label(canvas: Picture, text: str, top: int) -> Picture:
     """Write small text into a picture at a height, cut at its right edge."""
     image = Image.fromarray(canvas)
-    ImageDraw.Draw(image).text((1, top + 1), text, fill=(40, 40, 40), font=ImageFont.load_default())
+    font = ImageFont.load_default()
+    ImageDraw.Draw(image).text((1, top + 1), printable(text), fill=(40, 40, 40), font=font)
     return np.asarray(image)
 
 
