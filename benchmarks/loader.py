@@ -40,7 +40,7 @@ from hapicl.common.randomness import counter_generator
 from hapicl.data.images.pack_build import PackSettings, pack_images
 from hapicl.data.loading import photometric
 from hapicl.data.loading.batch import Batch, Needs, ViewPolicy
-from hapicl.data.loading.loader import Loader
+from hapicl.data.loading.loader import Loader, LoaderOptions
 from hapicl.data.masks.reader import MaskReader
 from hapicl.maskgen.building.build import build_masks
 from hapicl.maskgen.building.settings import BuildSettings
@@ -141,7 +141,8 @@ def _masks_as_png(masks: Path, folder: Path) -> dict[Path, Path]:
 
 
 def _ours(images: Path, masks: Path, *, augment: bool) -> Run:
-    loader = Loader(images, masks, NEEDS, batch_size=BATCH, seed=SEED, workers=0, augment=False)
+    options = LoaderOptions(batch_size=BATCH, seed=SEED, workers=0, augment=False)
+    loader = Loader(images, masks, NEEDS, options)
 
     def endless() -> Iterator[Batch]:
         epoch = 0

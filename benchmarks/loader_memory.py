@@ -19,7 +19,7 @@ from PIL import Image
 
 from hapicl.common.atomic_files import atomic_write
 from hapicl.data.loading.batch import Needs, ViewPolicy
-from hapicl.data.loading.loader import Loader
+from hapicl.data.loading.loader import Loader, LoaderOptions
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, images: Path) -> dict[str, object]:
     needs = Needs(views=(ViewPolicy(size=options.size), ViewPolicy(size=options.size)))
     settings = {"batch_size": options.batch_size, "seed": 0, "workers": options.workers}
     measured, done, epoch = {}, 0, 0
-    with Loader(images, None, needs, **settings) as loader:
+    with Loader(images, None, needs, LoaderOptions(**settings)) as loader:
         while done < options.batches:
             for _ in loader.batches(epoch):
                 done += 1

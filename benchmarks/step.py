@@ -18,7 +18,7 @@ import torch
 
 from hapicl.data.geometry import ViewGeometry
 from hapicl.data.loading.batch import Batch
-from hapicl.data.loading.loader import Loader
+from hapicl.data.loading.loader import Loader, LoaderOptions
 from hapicl.engine.distributed import World, choose_device
 from hapicl.engine.interfaces import Hooks, LoopSettings
 from hapicl.engine.loop import fit
@@ -268,10 +268,8 @@ def measure_real_input(setup, options):
         None,
         options.masks,
         setup.needs,
-        batch_size=options.batch_size,
-        seed=0,
+        LoaderOptions(batch_size=options.batch_size, seed=0, workers=options.workers),
         device=options.device,
-        workers=options.workers,
     ) as loader:
         setup.trained(options.warm_up, loader)
         waited = []

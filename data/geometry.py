@@ -1,4 +1,4 @@
-"""One geometry: the crop and flips that image, mask, relative positions and dense matches all read.
+"""One geometry: the crop and flips that image, mask, relative positions and dense matches all read (numpy).
 
 Shape legend: B views, S cells per side.
 """
@@ -21,8 +21,8 @@ NO_MASK = np.zeros((2, 2), np.int32)  # stands for the summed-area table where t
 class ViewGeometry(NamedTuple):
     """Where a view lies, in pixels of the original, EXIF-upright image; flips are applied after the crop.
 
-    Fields are numbers for one view, or tensors of shape (B,) for a batch of views (`stack` and torch's
-    default collate make one from the other).
+    Fields are numbers for one view, or tensors of shape (B,) for a batch of views (`positions.stack` and
+    torch's default collate make one from the other).
     """
 
     top: int | Tensor
@@ -45,8 +45,8 @@ def sample_geometry(
     """Draw a random resized crop (Szegedy et al., CVPR 2015, as torchvision draws it) and flips.
 
     Ten draws of area and log-uniform aspect; when none fits, the largest centred crop within the aspect
-    limits.
-    The generator is advanced by the same amount whatever the outcome, so later draws do not depend on it.
+    limits. The generator is advanced by the same amount whatever the outcome, so later draws do not depend
+    on it.
 
     Args:
         generator: counter-based generator of this (seed, epoch, sample, view).

@@ -14,7 +14,7 @@ from .. import __version__
 from ..common.config import Settings, build
 from ..common.errors import UserError
 from ..data.loading.batch import Needs
-from ..data.loading.loader import Loader
+from ..data.loading.loader import Loader, LoaderOptions
 from ..engine.batchnorm import synchronise_batch_norm
 from ..engine.distributed import World
 from ..engine.interfaces import LoopSettings
@@ -62,14 +62,16 @@ def assemble(settings: RunSettings, world: World) -> Components:
         settings.images,
         settings.masks,
         needs,
-        batch_size=micro_batch,
-        seed=settings.seed,
-        workers=settings.workers,
+        LoaderOptions(
+            batch_size=micro_batch,
+            seed=settings.seed,
+            workers=settings.workers,
+            rank=world.rank,
+            world_size=world.size,
+            missing_masks=settings.missing_masks,
+            limit=settings.limit,
+        ),
         device=world.device,
-        rank=world.rank,
-        world_size=world.size,
-        missing_masks=settings.missing_masks,
-        limit=settings.limit,
     )
     steps_per_epoch = loader.steps_per_epoch // settings.grad_accum_steps
     if steps_per_epoch == 0:

@@ -1,7 +1,7 @@
 """The image pack: a folder's images as encoded bytes in one HDF5 file.
 
 It serves network disks and millions of small files. Like the mask file it is keyed by path, sorted, and read
-from a memory map; `data/images/pack_build.py` writes it.
+from a memory map; `pack_build.py` writes it.
 
     /path (N,) bytes, sorted      /image_size (N, 2) int32, upright height and width of the original, pixels
     /offset (N + 1,) int64        /blob uint8, all images one after another

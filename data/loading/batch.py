@@ -97,7 +97,7 @@ MissingMasks = Literal["error", "skip", "instance-only"]
 
 @dataclass(kw_only=True)
 class Batch:
-    """One batch of samples: uint8 views from the workers, float32 after `data.photometric.augment`.
+    """One batch of samples: uint8 views from the workers, float32 after `photometric.augment`.
 
     Every tensor's first dimension is B; tuples hold one entry per view of `Needs.views`.
     """

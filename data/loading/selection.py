@@ -1,4 +1,4 @@
-"""Which images a run trains on, and which of them have a mask: decided once, before the first step."""
+"""Which images a run trains on, and where their masks lie: decided once, before the first step."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ class Selection:
 
     Attributes:
         paths: (N,) sorted bytes; a numpy array, since a list of a million strings is copied into every
-        worker
-            as its reference counts change.
-        has_mask: (N,) bool.
-        without_mask: how many images go without a mask.
+            worker as its reference counts change.
+        rows: (N,) int64, the row of each image's mask in the mask file; -1 where it goes without.
         left_out: how many were left out for want of a mask or as unreadable.
     """
 
     paths: npt.NDArray[np.bytes_]
-    has_mask: npt.NDArray[np.bool_]
-    without_mask: int = 0
+    rows: npt.NDArray[np.int64]
     left_out: int = 0
+
+    @property
+    def has_mask(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether an image has a mask."""
+        return self.rows >= 0
 
 
 def select_images(
@@ -69,7 +71,7 @@ def select_images(
         where = f" in {store.root}" if isinstance(store, Folder) else ""
         raise UserError(f"no images found{where}: give a folder that holds images, at any depth")
     if masks is None:
-        return Selection(paths, np.zeros(len(paths), dtype=np.bool_))
+        return Selection(paths, np.full(len(paths), -1))
     rows = _rows(paths, masks.column("path"))
     known = rows >= 0
     status = np.where(known, masks.column("status")[np.maximum(rows, 0)], len(STATUSES))
@@ -83,9 +85,7 @@ def select_images(
         raise UserError(
             f"{masks.path} has a mask for none of the {len(paths)} images; are both of one folder?"
         )
-    return Selection(
-        paths[kept], usable[kept], without_mask=int((~usable[kept]).sum()), left_out=int((~kept).sum())
-    )
+    return Selection(paths[kept], np.where(usable, rows, -1)[kept], left_out=int((~kept).sum()))
 
 
 def _sorted_keys(store: ImageStore | None) -> npt.NDArray[np.bytes_]:

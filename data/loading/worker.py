@@ -48,11 +48,10 @@ class ChunkMaker(Dataset[object]):
     Args:
         store: the images.
         masks: the mask file, or None.
-        selection: paths, and which have a mask.
+        selection: paths, and the rows of their masks.
         needs: what to make.
         seed: the run's seed.
         batch_size: global batch.
-        scaled_decode: decode large JPEGs at a half, quarter or eighth where every crop allows it.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class ChunkMaker(Dataset[object]):
         *,
         seed: int,
         batch_size: int,
-        scaled_decode: bool = True,
     ) -> None:
         self.store = store
         self.masks = masks if needs.masks else None
@@ -72,7 +70,6 @@ class ChunkMaker(Dataset[object]):
         self.needs = needs
         self.seed = seed
         self.batch_size = batch_size
-        self.scaled_decode = scaled_decode
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -142,7 +139,7 @@ class ChunkMaker(Dataset[object]):
         mask = self.mask(path, index, size)
         draws = views.draw_views(needs, counter, size, mask)
         jigsaw = views.draw_jigsaw(needs.jigsaw, counter, size) if needs.jigsaw is not None else None
-        side = views.shortest_side(needs, draws, jigsaw, size) if self.scaled_decode else None
+        side = views.shortest_side(needs, draws, jigsaw, size)
         image = images.decode_image(data, path, reduce_to=side, header=header)
         for number, (policy, draw) in enumerate(zip(needs.views, draws, strict=True)):
             views.cut_view(image, size, draw.geometry, policy.size, chunk.pixels[number][slot])
@@ -162,9 +159,10 @@ class ChunkMaker(Dataset[object]):
 
     def mask(self, path: str, index: int, size: tuple[int, int]) -> MaskIntegral | None:
         """The image's mask, unpacked once, after checking that it was made for this image."""
-        if self.masks is None or not self.selection.has_mask[index]:
+        row = self.selection.rows.item(index)
+        if self.masks is None or row < 0:
             return None
-        return self.masks.integral(path, size)
+        return self.masks.integral(path, size, row=row)
 
     def _jigsaw(
         self,

@@ -123,13 +123,20 @@ class MaskReader:
         """
         return self._unpack(self.row(path)).view(np.bool_)
 
-    def integral(self, path: str, size: tuple[int, int] | None = None) -> MaskIntegral:
-        """Unpack a mask once for several crops; with `size`, after `check_image`.
+    def integral(
+        self, path: str, size: tuple[int, int] | None = None, *, row: int | None = None
+    ) -> MaskIntegral:
+        """Unpack a mask once for several crops.
+
+        Args:
+            path: the image.
+            size: the upright (H, W) of the image now, to refuse a mask that was made for another size.
+            row: of the path in this file, where the caller has found it before.
 
         Raises:
             MaskError: if there is none, it is damaged, or was made for an image of another size.
         """
-        row = self.row(path)
+        row = self.row(path) if row is None else row
         if size is not None:
             self._check_size(row, path, size)
         table = np.asarray(cv2.integral(self._unpack(row)), np.int32)
@@ -162,15 +169,8 @@ class MaskReader:
             paths[int(row)]: decode_path(bytes(reason)) for row, reason in zip(rows, reasons, strict=True)
         }
 
-    def check_image(self, path: str, size: tuple[int, int]) -> None:
-        """Refuse a mask that was made for an image of another size.
-
-        Raises:
-            MaskError: if the recorded size is not `size`, the upright (H, W) of the image now.
-        """
-        self._check_size(self.row(path), path, size)
-
     def _check_size(self, row: int, path: str, size: tuple[int, int]) -> None:
+        """Refuse a mask that was made for an image of another size."""
         recorded = self._image_size(row)
         if recorded != tuple(size):
             raise MaskError(

@@ -22,14 +22,15 @@ from hapicl.data.images.folder import find_images
 from hapicl.data.images.pack import ImagePack
 from hapicl.data.images.pack_build import PackSettings, pack_images
 from hapicl.data.loading.batch import Needs, ViewPolicy
-from hapicl.data.loading.loader import Loader
+from hapicl.data.loading.loader import Loader, LoaderOptions
 from hapicl.data.masks.writer import write_masks
 
 NEEDS = Needs(views=(ViewPolicy(size=24), ViewPolicy(size=24)))
 
 
 def _batch(images, **settings):
-    with Loader(images, None, NEEDS, batch_size=8, seed=3, workers=0, augment=False, **settings) as loader:
+    options = LoaderOptions(batch_size=8, seed=3, workers=0, augment=False, **settings)
+    with Loader(images, None, NEEDS, options) as loader:
         return next(iter(loader.batches(0)))
 
 

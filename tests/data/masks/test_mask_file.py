@@ -158,9 +158,9 @@ def test_an_image_of_another_size_is_refused(mask_file):
     reader = MaskReader(mask_file)
     path = reader.paths[0]
     height, width = reader.image_size(path)
-    reader.check_image(path, (height, width))
+    reader.integral(path, (height, width))
     with pytest.raises(MaskError, match="--update"):
-        reader.check_image(path, (width + 1, height))
+        reader.integral(path, (width + 1, height))
 
 
 def test_unknown_paths_missing_files_and_foreign_files_are_named(mask_file, tmp_path):

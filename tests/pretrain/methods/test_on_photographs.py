@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hapicl.common.errors import UserError
-from hapicl.data.loading.loader import Loader
+from hapicl.data.loading.loader import Loader, LoaderOptions
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain.config.settings import RunSettings
 from hapicl.pretrain.methods.base import Context
@@ -32,9 +32,7 @@ def test_a_flat_folder_without_masks_is_enough(flat_folder, name, config):
     needs = kind.needs(settings, image_size=32, grid=4)
     context = Context(data_set_size=12, batch_size=4, total_steps=10, steps_per_epoch=3)
     method = kind(settings, context, build_backbone("resnet18", image_size=32))
-    with Loader(
-        flat_folder, None, needs, batch_size=4, seed=0, workers=0, device=torch.device("cpu")
-    ) as loader:
+    with Loader(flat_folder, None, needs, LoaderOptions(batch_size=4, seed=0, workers=0)) as loader:
         method.before_training(list(loader.paths))
         batch = next(iter(loader.batches(0)))
     output = method(batch)
