@@ -301,7 +301,7 @@ def test_an_error_of_the_program_in_a_worker_is_no_death(masked_folder, monkeypa
 def test_workers_that_give_nothing_end_in_a_clear_error(masked_folder, monkeypatch):
     monkeypatch.setattr(stream, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(stream, "WORKER_TIMEOUT", 0.1)
-    monkeypatch.setattr(ChunkMaker, "_sample", lambda *_: time.sleep(2))
+    monkeypatch.setattr(ChunkMaker, "_sample", lambda *_: time.sleep(0.3))
     with (
         Loader(*masked_folder, MASKED, LoaderOptions(batch_size=4, seed=1, workers=1)) as loader,
         pytest.raises(UserError, match=r"have given nothing for 0.1 seconds.*--resume"),
