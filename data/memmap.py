@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from typing import Any
+import os
+import weakref
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -12,6 +14,28 @@ from numpy.typing import NDArray
 _LARGEST_RATIO = 1032  # of a deflated array to its bytes in the file; more is a bomb
 # what h5py raises for damaged files beside OSError; which of them is not documented
 DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
+
+
+class WatchedFile:
+    """A mapped file, kept open to notice that somebody changes it in place.
+
+    Reading the map of a file that was cut short ends the process with SIGBUS, and one that was written over
+    gives another training; so whoever reads asks first. A file that was replaced (by a rename, as hapicl
+    does) is another file: the map goes on showing the old one, which is whole.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
+        self._seen = self._identity()
+
+    def changed(self) -> bool:
+        """Say whether size or time of change are others than at first."""
+        return self._identity() != self._seen
+
+    def _identity(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
 
 def memmap_dataset(file: h5py.File, name: str, kind: str, mapping: mmap.mmap) -> NDArray[Any]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
 from ..masks.format import FORMAT as MASK_FORMAT
-from ..memmap import DAMAGE, memmap_dataset
+from ..memmap import DAMAGE, WatchedFile, memmap_dataset
 from ..path_keys import PathList, find_row
 from .decode import ImageError
 from .store import Encoded
@@ -61,6 +61,7 @@ class ImagePack:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._columns: dict[str, NDArray[Any]] | None = None
+        self._file: WatchedFile | None = None
         self._description: dict[str, Any] = {}
 
     def __getstate__(self) -> str:
@@ -83,10 +84,20 @@ class ImagePack:
         return list(PathList(self.column("path")))
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return one dataset, on the memory map."""
+        """Return one dataset, on the memory map.
+
+        Raises:
+            UserError: if the file was cut short or written over in place since it was opened.
+        """
         if self._columns is None:
             self._open()
         assert self._columns is not None
+        assert self._file is not None
+        if self._file.changed():
+            raise UserError(
+                f"{self.path} was changed while it was in use (cut short or written over); pack the images "
+                "again, and go on from the last checkpoint with --resume auto"
+            )
         return self._columns[name]
 
     def read(self, path: str) -> Encoded:
@@ -108,7 +119,8 @@ class ImagePack:
     def _open(self) -> None:
         """Read the header and map the columns."""
         try:
-            with h5py.File(self.path, "r", locking=False) as file, open(self.path, "rb") as raw:
+            with open(self.path, "rb") as raw, h5py.File(self.path, "r", locking=False) as file:
+                self._file = WatchedFile(raw)
                 if (kind := _kind(file)) != PACK:
                     raise UserError(
                         f"{self.path} is {kind}, no image pack; give a folder of images, or a file made by "
@@ -126,6 +138,8 @@ class ImagePack:
             raise UserError(
                 f"{self.path} cannot be read as an image pack: {error}; make one with `hapicl data pack`"
             ) from error
+        if self._file.changed():
+            raise UserError(f"{self.path} is being written to; wait until that is done")
         _check(columns, self.path)
         self._columns = columns
 

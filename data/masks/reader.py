@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...common.errors import UserError
 from ..geometry import ViewGeometry
-from ..memmap import DAMAGE, memmap_dataset
+from ..memmap import DAMAGE, WatchedFile, memmap_dataset
 from ..path_keys import PathList, decode_path, find_row
 from .format import (
     COLUMNS,
@@ -45,23 +45,27 @@ class MaskReader:
         (160, 120)
 
     The file is opened at the first use in each process; a pickled reader carries only its path and the digest
-    of its content, so it crosses fork and spawn and notices when the file was replaced in between.
+    of its content, so it crosses fork and spawn and notices when the file was replaced in between. Whether
+    the open file was changed in place is looked at before each access, and each mask is compared with its
+    crc32.
 
     Args:
         path: the mask file.
 
     Raises:
-        MaskError: (at the first use) if the file is missing, damaged, or no mask file.
+        MaskError: (at the first use) if the file is missing, damaged, or no mask file; (at any use) if it was
+            cut short or written over in place since.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._digest: str | None = None
         self._data: dict[str, NDArray[Any]] | None = None
+        self._file: WatchedFile | None = None
         self._attributes: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_digest": self._digest, "_data": None, "_attributes": {}}
+        return {"path": self.path, "_digest": self._digest, "_data": None, "_file": None, "_attributes": {}}
 
     @property
     def paths(self) -> PathList:
@@ -73,6 +77,11 @@ class MaskReader:
         """What the file says of itself: recipe, image_root, libraries, counts, digests, times, complete."""
         self.column("path")
         return self._attributes
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of rows, bits and recipe: equal for files that train alike."""
+        return str(self.attributes["content_digest"])
 
     @property
     def image_root(self) -> str:
@@ -87,10 +96,20 @@ class MaskReader:
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one dataset as a read-only array on the memory map (names: see the top of this file)."""
+        return self._columns()[name]
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """All datasets, after a look whether the file is still the one that was opened."""
         if self._data is None:
             self._open()
         assert self._data is not None
-        return self._data[name]
+        assert self._file is not None
+        if self._file.changed():
+            raise MaskError(
+                f"{self.path} was changed while it was in use (cut short or written over); put a whole mask "
+                "file there, and go on from the last checkpoint with --resume auto"
+            )
+        return self._data
 
     def __len__(self) -> int:
         return len(self.column("path"))
@@ -188,33 +207,41 @@ class MaskReader:
         Raises:
             MaskError: if the row has no mask or is damaged.
         """
-        start, stop = self.column("offset")[row : row + 2].tolist()
-        height, width = self.column("mask_size")[row].tolist()
+        columns = self._columns()
+        start, stop = columns["offset"][row : row + 2].tolist()
+        height, width = columns["mask_size"][row].tolist()
         length = height * -(-width // 8)
         if start == stop:
             path = self.paths[row]
             raise MaskError(f"{path} has no mask: {self.reasons().get(path, 'nothing stored')}")
         if max(height, width) > MAX_MASK_SIDE:
-            raise MaskError(f"{self.path} is damaged: {self.paths[row]} claims a mask of {height} x {width}")
+            raise self._damage(row, f"claims a mask of {height} x {width}")
         try:
             # the length is bounded, so a damaged row cannot fill the memory
-            bits = zlib.decompressobj().decompress(self.column("blob")[start:stop].data, length + 1)
+            bits = zlib.decompressobj().decompress(columns["blob"][start:stop].data, length + 1)
         except zlib.error as error:
-            raise MaskError(f"{self.path} is damaged at {self.paths[row]}: {error}") from error
+            raise self._damage(row, str(error)) from error
         if len(bits) != length:
-            raise MaskError(f"{self.path} is damaged at {self.paths[row]}: not {length} bytes of bits")
+            raise self._damage(row, f"not {length} bytes of bits")
+        if zlib.crc32(bits) != columns["crc32"].item(row):
+            raise self._damage(row, "crc32 does not match, the mask has changed since it was written")
         return bits
+
+    def _damage(self, row: int, what: str) -> MaskError:
+        """The error for a damaged row."""
+        return MaskError(f"{self.path} is damaged at {self.paths[row]}: {what}; build the masks again")
 
     def _unpack(self, row: int) -> NDArray[np.uint8]:
         """A mask as (h, w) uint8 of 0 and 1."""
         bits = np.frombuffer(self.packed(row), np.uint8)
-        height, width = self.column("mask_size")[row].tolist()
+        height, width = self._columns()["mask_size"][row].tolist()
         return np.unpackbits(bits.reshape(height, -1), axis=1, count=width)
 
     def _open(self) -> None:
         """Read the header and map the columns."""
         try:
-            with h5py.File(self.path, "r", locking=False) as file, open(self.path, "rb") as raw:
+            with open(self.path, "rb") as raw, h5py.File(self.path, "r", locking=False) as file:
+                self._file = WatchedFile(raw)
                 attributes = _attributes(file, self.path)
                 mapping = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
                 kinds = {**COLUMNS, "blob": "|u1"}
@@ -230,6 +257,8 @@ class MaskReader:
                 "`hapicl masks build` wrote, or delete this one and build it again"
             ) from error
         check_columns(data, self.path)
+        if self._file.changed():
+            raise MaskError(f"{self.path} is being written to; wait until that is done")
         if self._digest is not None and self._digest != attributes["content_digest"]:
             raise MaskError(f"{self.path} was replaced while it was in use; start again")
         self._digest, self._attributes, self._data = attributes["content_digest"], attributes, data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,12 +90,9 @@ def _row_problems(reader: MaskReader, row: int, path: str, reason: str | None) -
             yield f"{path}: has a reason ({reason}) but also a status {reader.status(path)}"
         return
     try:
-        bits = reader.packed(row)
+        reader.packed(row)  # compares with its crc32
     except MaskError as error:
         yield str(error)
-        return
-    if zlib.crc32(bits) != int(reader.column("crc32")[row]):
-        yield f"{path}: crc32 does not match, its mask has changed since it was written"
 
 
 def _compare_images(reader: MaskReader, root: Path, reasons: dict[str, str], report: VerifyReport) -> None:

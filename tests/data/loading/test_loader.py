@@ -309,6 +309,17 @@ def test_workers_that_give_nothing_end_in_a_clear_error(masked_folder, monkeypat
         next(loader.batches(0))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mask_file_cut_short_during_a_run_ends_it_in_a_clear_error(masked_folder, workers):
+    options = LoaderOptions(batch_size=4, seed=1, workers=workers)
+    with Loader(*masked_folder, MASKED, options) as loader:
+        batches = (batch for epoch in range(20) for batch in loader.batches(epoch))
+        next(batches)
+        os.truncate(masked_folder[1], 100)
+        with pytest.raises(UserError, match=r"masks.h5 was changed while it was in use"):
+            list(batches)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

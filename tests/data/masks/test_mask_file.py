@@ -1,6 +1,7 @@
 """The mask file: what goes in comes out, crops are exact, readers cross processes, damage is noticed."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
 
@@ -13,6 +14,8 @@ from hypothesis.extra import numpy as npst
 
 from hapicl.common.errors import UserError
 from hapicl.data.geometry import ViewGeometry
+from hapicl.data.images.pack import ImagePack
+from hapicl.data.images.pack_build import pack_images
 from hapicl.data.masks.format import MaskError, MaskStatus
 from hapicl.data.masks.reader import MaskReader
 from hapicl.data.masks.writer import MaskRow, join_masks, pack_mask, write_masks
@@ -210,6 +213,54 @@ def test_damaged_columns_and_masks_are_noticed(mask_file, tmp_path):
         file["offset"][-1] += 1
     with pytest.raises(MaskError, match="offsets do not fit"):
         len(MaskReader(mask_file))
+
+
+@pytest.mark.parametrize("held", ["masks", "a pack"])
+def test_a_file_cut_short_while_it_is_read_is_an_error_and_no_bus_error(
+    mask_file, flat_folder, tmp_path, held
+):
+    """Reading beyond the end of a mapped file would end the process."""
+    if held == "masks":
+        reader = MaskReader(mask_file)
+        file, path, read = mask_file, reader.paths[0], reader.__getitem__
+    else:
+        file = tmp_path / "images.h5"
+        pack_images(flat_folder, file, workers=1)
+        pack = ImagePack(file)
+        path, read = pack.paths()[0], pack.read
+    read(path)
+    os.truncate(file, 0)
+    with pytest.raises(UserError, match=r"h5 was changed while it was in use.*--resume auto"):
+        read(path)
+
+
+def test_a_file_written_over_in_place_while_it_is_read_is_noticed(mask_file):
+    reader = MaskReader(mask_file)
+    row = reader.row(reader.paths[0])
+    whole = mask_file.read_bytes()
+    mask_file.write_bytes(whole[:-1] + b"x")
+    os.utime(mask_file, ns=(0, mask_file.stat().st_mtime_ns + 1))  # clocks of disks are coarse
+    with pytest.raises(MaskError, match="was changed while it was in use"):
+        reader.packed(row)
+
+
+def test_a_file_replaced_while_it_is_read_goes_on_showing_the_old_one(mask_file, tmp_path):
+    reader = MaskReader(mask_file)
+    masks = {path: reader[path] for path in reader.paths}
+    write_masks(mask_file, [], DESCRIPTION)
+    for path, mask in masks.items():
+        np.testing.assert_array_equal(reader[path], mask)
+    with pytest.raises(MaskError, match="was replaced while it was in use"):
+        len(pickle.loads(pickle.dumps(reader)))  # as a new worker would open it
+    assert reader.content_digest != MaskReader(mask_file).content_digest
+
+
+def test_a_mask_that_does_not_fit_its_checksum_is_refused(mask_file):
+    path = MaskReader(mask_file).paths[0]
+    with h5py.File(mask_file, "r+") as file:
+        file["crc32"][0] ^= 1
+    with pytest.raises(MaskError, match=r"is damaged at .*crc32 does not match"):
+        MaskReader(mask_file)[path]
 
 
 def test_a_repacked_file_reads_the_same(mask_file, tmp_path):
