@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ...common.config import Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
-from ...engine.distributed import local_slice, world_size
+from ...engine.distributed import rank
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool
 from ..losses.common import to_float32
+from ..modules.counter_draws import draw_integers, step_key
 from .base import Context, Method, Output
-from .shared.bank_term import step_generator
 from .shared.pretext import CELLS, distant_permutations, jigsaw_policy, ordered
 from .shared.views import PIRL, ViewConfig
 
@@ -81,7 +81,8 @@ class Jigsaw(Method):
 
     def draw_labels(self, batch: Batch) -> Tensor:
         """Draw one of the orders for each sample by counter, (B,); the same for any number of processes."""
-        device = batch.index.device
-        draw = step_generator(self.seed, batch, "jigsaw label", device)
-        shape = (world_size() * len(batch.index),)
-        return local_slice(torch.randint(self.config.permutations, shape, generator=draw, device=device))
+        images, device = len(batch.index), batch.index.device
+        key = step_key(self.seed, batch, "jigsaw label")
+        return draw_integers(
+            self.config.permutations, (images,), key=key, device=device, first=rank() * images
+        )

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ....common.config import AreaRange, Fraction, Positive, Width
 from ....common.errors import UserError
-from ....common.randomness import counter_generator
 from ....data.loading.batch import Batch, PhotometricPolicy
-from ....engine.distributed import local_slice, reduce_mean, world_size
+from ....engine.distributed import rank, reduce_mean
 from ...losses.bank import bank_scores, partition_estimate, scores_info_nce, scores_nce
+from ...modules.counter_draws import draw_integers, step_key
 from ...modules.memory import Bank
 from ..base import Context
 from .views import PIRL, ViewConfig
@@ -79,14 +79,16 @@ class BankContrast(nn.Module):
     def draw_negatives(self, batch: Batch) -> Tensor:
         """Draw bank rows by counter, (B, N) without each sample's own, or (N,) for all.
 
-        Drawn for the global batch and then cut, so that any number of processes draws the same.
+        A sample's draws depend on its place in the global batch, so any number of processes draws the same.
         """
         size, own = len(self.bank.rows), batch.index
-        draw = step_generator(self.seed, batch, "negatives", own.device)
+        key = step_key(self.seed, batch, "negatives")
         if self.config.shared_negatives:  # a sample that meets its own row is masked in `bank_scores`
-            return torch.randint(size, (self.negatives,), generator=draw, device=own.device)
-        shape = (world_size() * len(own), self.negatives)
-        rows = local_slice(torch.randint(size - 1, shape, generator=draw, device=own.device))
+            return draw_integers(size, (self.negatives,), key=key, device=own.device)
+        shape = (len(own), self.negatives)
+        rows = draw_integers(
+            size - 1, shape, key=key, device=own.device, first=rank() * len(own) * self.negatives
+        )
         return rows + (rows >= own[:, None]).long()
 
     @torch.no_grad()
@@ -114,9 +116,3 @@ class BankContrast(nn.Module):
     def chance(self) -> float:
         """Give the loss when all similarities are equal; only InfoNCE has a closed form."""
         return math.log(self.negatives + 1)
-
-
-def step_generator(seed: int, batch: Batch, purpose: str, device: torch.device) -> torch.Generator:
-    """Generator on the device for what a step draws, by counter (seed, epoch, step)."""
-    drawn = counter_generator(seed, batch.epoch, batch.step, 0, purpose).integers(2**63)
-    return torch.Generator(device).manual_seed(int(drawn))
