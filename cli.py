@@ -8,12 +8,14 @@ command that needs them.
 import errno
 import importlib
 import io
+import signal
 import sys
 
 import click
 
 from . import __version__
 from .common.errors import UserError, did_you_mean
+from .engine.stop import Stopped, raise_on_signals
 
 # command name -> (module, attribute, one line of help shown by `hapicl --help` without importing the
 # module)
@@ -92,12 +94,17 @@ def command_line() -> None:
 def main() -> None:
     """Run the command line; a `UserError` ends in its message and exit code 2, never in a traceback.
 
-    So does what the system says of a file in the midst of work: a full disk, a folder that vanished.
+    So does what the system says of a file in the midst of work: a full disk, a folder that vanished. SIGTERM
+    ends a command as an error would, so that it clears up.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command_line.main(prog_name="hapicl")
+        with raise_on_signals([signal.SIGTERM]):
+            command_line.main(prog_name="hapicl")
+    except Stopped as stopped:
+        click.echo(f"stopped by {stopped.name}; give the same command again to go on", err=True)
+        sys.exit(128 + stopped.number)
     except UserError as error:
         if str(error):  # else another process of this run has said it
             click.echo(f"error: {error}", err=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def save_checkpoint(
     }
     last, previous = folder / LAST, folder / PREVIOUS
     with atomic_write(last) as part:
-        torch.save(state, part)
+        write_torch(state, part)
         if last.exists():
             spare = part_path(previous)
             spare.unlink(missing_ok=True)
@@ -87,6 +89,21 @@ def save_checkpoint(
         kept.unlink(missing_ok=True)
         os.link(last, kept)
     return last
+
+
+def write_torch(content: Any, path: Path) -> None:
+    """`torch.save`, with what the disk said where it fails; the bytes do not depend on the file's name.
+
+    Raises:
+        OSError: for a full disk; torch alone says only that a position is unexpected.
+    """
+    try:
+        with open(path, "wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -103,7 +120,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     damage = find_damage(path)
     if damage is None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of tensors that are refused below (sparse ones)
+                warnings.simplefilter("ignore", UserWarning)
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"checkpoint {path} holds more than tensors and plain values and is not loaded, since that "
@@ -126,19 +145,129 @@ def find_damage(path: Path) -> str | None:
     return None if broken is None else f"checksum of {broken} does not match"
 
 
+def restore(path: Path, state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a loaded checkpoint into a module and its optimiser, after checking that it fits.
+
+    Args:
+        path: named in errors.
+        state: of `load_checkpoint`.
+        module: every tensor must be in the checkpoint, of its shape and type, and none besides.
+        optimizer: of the module; its groups keep their own settings, only its state is taken.
+
+    Raises:
+        CheckpointError: names the first thing that does not fit; module and optimiser are unchanged.
+    """
+    saved, own = state["module"], module.state_dict()
+    wrong = next((name for name in sorted(own.keys() ^ saved.keys())), None)
+    if wrong is not None:
+        where = "lacks" if wrong in own else "has a tensor that the network lacks:"
+        raise _misfit(path, f"it {where} {wrong}")
+    for name, value in own.items():
+        varies = name.endswith("_extra_state")  # a module's own affair, which it checks itself
+        if not varies and (value.shape, value.dtype) != (saved[name].shape, saved[name].dtype):
+            raise _misfit(path, f"{name} is {_kind(saved[name])}, the network's is {_kind(value)}")
+    now = optimizer.state_dict()["param_groups"]
+    _check_optimizer(path, state["optimizer"], now, optimizer)
+    module.load_state_dict(saved)
+    optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": now})
+
+
+def _check_optimizer(path: Path, saved: dict[str, Any], now: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser's state of other parameters, or one that its next step could not use."""
+    if [group["params"] for group in now] != [group["params"] for group in saved["param_groups"]]:
+        raise _misfit(path, "its optimiser state is of other parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    expected = _state_shapes(optimizer)
+    for number, entry in saved["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise _misfit(path, f"its optimiser state names a parameter {number!r}")
+        if not isinstance(entry, dict) or entry.keys() != expected.keys():
+            raise _misfit(path, f"its optimiser state of parameter {number} is not {sorted(expected)}")
+        for name, value in entry.items():
+            shape = parameters[number].shape if expected[name] is None else expected[name]
+            whole = isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == shape
+            if not whole:
+                raise _misfit(path, f"its optimiser state {name!r} of parameter {number} has another form")
+
+
+def _state_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size | None]:
+    """What an optimiser keeps of a parameter, found by one step on another: None stands for its shape."""
+    group = optimizer.param_groups[0]
+    probe = nn.Parameter(torch.zeros(2, 3, device=group["params"][0].device))
+    probe.grad = torch.zeros_like(probe)
+    alike = type(optimizer)([{**group, "params": [probe]}])  # type: ignore[call-arg]
+    alike.step()
+    kept = alike.state[probe].items()
+    return {name: None if value.shape == probe.shape else value.shape for name, value in kept}
+
+
+def _misfit(path: Path, what: str) -> CheckpointError:
+    """The error for a whole checkpoint that does not fit."""
+    return CheckpointError(f"checkpoint {path} does not fit this training: {what}; {_advice(path)}")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Type and shape of a tensor in words."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
 def _of_this_kind(path: Path, state: Any) -> dict[str, Any]:
     """Refuse files that are whole but no checkpoint of this format."""
     if not isinstance(state, dict) or "format" not in state or "module" not in state:
         raise CheckpointError(
             f"{path} is not a checkpoint of `hapicl pretrain`; give last.pt of a run folder"
         )
-    if state["format"] != FORMAT:
+    if type(state["format"]) is int and state["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; continue that run "
             f"with the hapicl that wrote it ({state.get('version', 'unknown')}), or start a new one with "
             "another --out"
         )
+    broken = next((name for name, holds in _CONTENT.items() if not holds(state.get(name))), None)
+    if broken is not None:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its {broken!r} is not what `hapicl pretrain` writes; "
+            f"{_advice(path)}"
+        )
     return state
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is a module's state: dense tensors by name."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and isinstance(item, torch.Tensor)
+        and (item.layout, item.device.type) == (torch.strided, "cpu")
+        for name, item in value.items()
+    )
+
+
+def _is_optimizer_state(value: Any) -> bool:
+    """Whether a value has the form of an optimiser's state."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("state"), dict)
+        and isinstance(value.get("param_groups"), list)
+        and all(
+            isinstance(group, dict) and _are_numbers(group.get("params")) for group in value["param_groups"]
+        )
+    )
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether a value is a list of whole numbers."""
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+# what every reader of a checkpoint relies on, by name
+_CONTENT: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: type(value) is int,
+    "step": lambda value: type(value) is int and value >= 0,
+    "version": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, dict),
+    "module": _is_state,
+    "optimizer": _is_optimizer_state,
+}
 
 
 def _advice(path: Path) -> str:

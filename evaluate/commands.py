@@ -59,7 +59,10 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
         @click.option("--keep-checkpoints", is_flag=True, help="Keep the fine-tuned networks.")
         @functools.wraps(command)
         def wrapped(**options: Any) -> None:
-            _evaluate(task, command, options)
+            from ..engine.stop import exit_when_stopped
+
+            with exit_when_stopped(lambda text: click.echo(text, err=True)):
+                _evaluate(task, command, options)
 
         return wrapped
 

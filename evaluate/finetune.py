@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..common.errors import UserError
-from ..engine.checkpoint import LAST, load_checkpoint
+from ..engine.checkpoint import LAST, load_checkpoint, restore
 from ..engine.distributed import World
 from ..engine.guard import NonFiniteLossError
 from ..engine.interfaces import LoopSettings
@@ -159,8 +159,7 @@ def _restore(
             f"{folder} holds a run with other settings ({', '.join(changed) or 'other keys'}); "
             "remove that folder or choose another --out"
         )
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
+    restore(folder / LAST, state, module, optimizer)
     return int(state["step"])
 
 

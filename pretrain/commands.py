@@ -78,17 +78,35 @@ def pretrain(
     """Train a backbone on images and masks.
 
     Exit codes: 0 done (or left by stop_after), 2 a mistake in input or settings, 3 the loss was not finite,
-    75 stopped by SIGTERM, SIGINT or SIGUSR1 after a checkpoint (continue with --resume auto).
+    75 stopped by SIGTERM, SIGINT or SIGUSR1, from the first step on after a checkpoint (continue with
+    --resume auto).
 
     Several GPUs: torchrun --standalone --nproc-per-node N -m hapicl pretrain ...
     """
-    from ..engine.guard import NonFiniteLossError
-    from ..engine.stop import EXIT_NOT_FINITE, EXIT_STOPPED
-    from .config.resolve import resolve
+    from ..engine.stop import EXIT_STOPPED, exit_when_stopped
 
     given = {name: value for name, value in options.items() if value is not None}
     if compile_:
         given["compile"] = True
+    with exit_when_stopped(lambda text: click.echo(text, err=True)):  # also while torch is being imported
+        stopped_by = _pretrain(context, given, recipe, overrides, dry_run=dry_run)
+    if stopped_by not in {None, "stop_after"}:
+        context.exit(EXIT_STOPPED)
+
+
+def _pretrain(
+    context: click.Context,
+    given: dict[str, Any],
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    *,
+    dry_run: bool,
+) -> str | None:
+    """Train, or say what would be trained; gives what stopped it."""
+    from ..engine.guard import NonFiniteLossError
+    from ..engine.stop import EXIT_NOT_FINITE
+    from .config.resolve import resolve
+
     settings, notes = resolve(given, recipe=recipe, overrides=overrides)
     for note in notes if int(os.environ.get("RANK", "0")) == 0 else []:
         click.echo(note, err=True)
@@ -96,16 +114,14 @@ def pretrain(
         from .diagnose.dry_run import dry_run_report
 
         click.echo(dry_run_report(settings))
-        return
+        return None
     from .train import pretrain as run
 
     try:
-        result = run(settings)
+        return run(settings).stopped_by
     except NonFiniteLossError as error:
         click.echo(f"error: {error}", err=True)
         context.exit(EXIT_NOT_FINITE)
-    if result.stopped_by not in {None, "stop_after"}:
-        context.exit(EXIT_STOPPED)
 
 
 @click.command()

@@ -69,15 +69,23 @@ def check_same_training(
         )
 
 
+def refuse_unusable_folder(folder: Path) -> None:
+    """Refuse a place where no run folder can be; makes nothing.
+
+    Raises:
+        UserError: if it is a file, or may not be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give a folder")
+    refuse_unwritable(folder / CONFIG)
+
+
 def refuse_used_folder(folder: Path) -> None:
     """Refuse to write over another run.
 
     Raises:
         UserError: if the folder holds anything; names the ways on.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; give a folder")
-    refuse_unwritable(folder / CONFIG)
     if folder.is_dir() and _entries(folder):
         holds = "a run" if (folder / CONFIG).exists() else "files"
         raise UserError(

@@ -9,27 +9,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from .. import __version__
-from ..common.atomic_files import atomic_write, remove_leftovers
+from ..common.atomic_files import remove_leftovers
 from ..common.locks import hold_folder
 from ..data.loading.batch import Batch
-from ..engine.checkpoint import load_checkpoint
-from ..engine.distributed import all_or_none, processes
+from ..engine.checkpoint import load_checkpoint, restore
+from ..engine.distributed import World, all_or_none, processes
 from ..engine.interfaces import FitResult, Hooks
 from ..engine.loop import fit
 from ..engine.optimizers import build_optimizer
 from ..engine.run_logger import RunLogger, write_config
 from ..engine.schedule import warmup_steps
 from ..models.backbones.base import Backbone
+from ..models.write_weights import write_safetensors
 from .components import Components, assemble, describe, device_name, loop_settings
 from .config.settings import RunSettings
 from .diagnose.online_knn import OnlineKnn
 from .modules.memory import path_difference, remembered_paths
 from .report.views import KEPT, save_method_pictures, save_views
-from .resume import check_same_training, find_checkpoint
+from .resume import check_same_training, find_checkpoint, refuse_unusable_folder
 
 WEIGHTS = "backbone.safetensors"
 
@@ -67,57 +67,62 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
         relay = stack.enter_context(_relayed_warnings())
         with all_or_none():
             if world.first:
+                refuse_unusable_folder(folder)
                 advice = "wait for it to end, or choose another --out"
                 stack.enter_context(hold_folder(folder, advice=advice))
                 remove_leftovers(folder)
         with all_or_none():
-            checkpoint = find_checkpoint(settings, folder)
-            state = None if checkpoint is None else load_checkpoint(checkpoint)
-            first_step = 0 if state is None else int(state["step"])
-            components = assemble(settings, world)
-            stack.enter_context(components.loader)
-            config = describe(components)
-            if state is not None:
-                paths = remembered_paths(state["module"])
-                difference = "" if paths is None else path_difference(paths, list(components.loader.paths))
-                check_same_training(state["config"], config, checkpoint, images_differ_in=difference)
-            knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
+            start = _make_ready(settings, world, folder)
+            stack.enter_context(start.components.loader)
         run_logger = stack.enter_context(
             RunLogger(
                 folder if world.first else None,
-                total=components.context.total_steps,
-                resumed_step=first_step,
+                total=start.components.context.total_steps,
+                resumed_step=start.first_step,
                 show=show,
             )
         )
         relay.open(run_logger.info)
         if world.first:
-            write_config(folder, config)
-        return _train(components, config, state, folder, run_logger, knn)
+            write_config(folder, start.config)
+        return _train(start, folder, run_logger)
 
 
-def _train(
-    components: Components,
-    config: dict[str, Any],
-    state: dict[str, Any] | None,
-    folder: Path,
-    run_logger: RunLogger,
-    knn: OnlineKnn | None,
-) -> RunResult:
-    """Fit and export."""
-    settings, world, method = components.settings, components.world, components.method
-    method.to(world.device)
-    if settings.channels_last:
-        method.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(
-        method, settings.optimizer, batch_size=settings.batch_size, device=world.device
-    )
+@dataclass(frozen=True)
+class _Start:
+    """A run before its first step: everything that can be refused has been looked at."""
+
+    components: Components
+    config: dict[str, Any]  # config.json
+    optimizer: torch.optim.Optimizer
+    first_step: int
+    knn: OnlineKnn | None
+
+
+def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
+    """Build the run, and go on from its checkpoint if there is one; writes nothing."""
+    checkpoint = find_checkpoint(settings, folder)
+    components = assemble(settings, world)
+    config = describe(components)
+    method, paths = components.method, list(components.loader.paths)
+    optimizer = _build_optimizer(components)
     first_step = 0
-    if state is not None:
-        method.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = int(state["step"])
-    method.before_training(list(components.loader.paths))
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint)
+        remembered = remembered_paths(state["module"])
+        difference = "" if remembered is None else path_difference(remembered, paths)
+        check_same_training(state["config"], config, checkpoint, images_differ_in=difference)
+        restore(checkpoint, state, method, optimizer)
+        first_step = state["step"]
+    method.before_training(paths)
+    knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
+    return _Start(components, config, optimizer, first_step, knn)
+
+
+def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
+    """Fit and export."""
+    components, first_step = start.components, start.first_step
+    settings, world, method = components.settings, components.world, components.method
     if settings.compile:
         for module in method.modules():
             if isinstance(module, Backbone):
@@ -133,18 +138,18 @@ def _train(
     hooks = Hooks(after_step=method.after_step, on_first_batch=keep_a_few)
     if settings.channels_last:
         hooks = replace(hooks, prepare=_channels_last)
-    if knn is not None:
-        hooks = replace(hooks, validate=knn)
+    if start.knn is not None:
+        hooks = replace(hooks, validate=start.knn)
     result = fit(
         method,
         components.loader,
-        optimizer,
+        start.optimizer,
         loop_settings(components),
         world=world,
         hooks=hooks,
         run_logger=run_logger,
         folder=folder,
-        config=config,
+        config=start.config,
         first_step=first_step,
     )
     if world.first:
@@ -155,14 +160,21 @@ def _train(
     return RunResult(folder, result.step, components.context.total_steps, result.stopped_by, result.last)
 
 
+def _build_optimizer(components: Components) -> torch.optim.Optimizer:
+    """Move the method to its device and make the optimiser of its parameters there."""
+    settings, world, method = components.settings, components.world, components.method
+    method.to(world.device)
+    if settings.channels_last:
+        method.to(memory_format=torch.channels_last)
+    return build_optimizer(method, settings.optimizer, batch_size=settings.batch_size, device=world.device)
+
+
 def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> None:
     """Write the weights under the names of the library that loads them (torchvision, timm)."""
-    state = {name: value.contiguous().cpu() for name, value in backbone.export_state().items()}
     about = {"arch": settings.arch, "method": settings.method, "hapicl": __version__, "format": "pt"}
     # what the file needs to be built again without the run folder around it
     about |= {"stem": backbone.stem, "image_size": str(settings.image_size)}
-    with atomic_write(path) as part:
-        part.write_bytes(safetensors.torch.save(state, metadata=about))
+    write_safetensors(backbone.export_state(), path, about)
 
 
 def _channels_last(batch: Batch) -> Batch:

@@ -15,14 +15,16 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
+from ...engine.checkpoint import write_torch
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
 from ...models.weights import MATCH_REQUIRED, State, load_backbone
+from ...models.write_weights import write_safetensors
 from .detectron import detectron_name, read_detectron, write_detectron
 
 TARGETS = ("torchvision", "timm", "detectron2", "safetensors")
@@ -70,7 +72,7 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
         raise UserError(f"{target} has no network of the form of {info.arch}; use --to timm or safetensors")
     writer = {"torchvision": _write_torch, "detectron2": write_detectron}.get(target)
     if writer is None:
-        _write_safetensors(state, path, {"arch": info.arch, "stem": info.stem, "method": info.method})
+        write_safetensors(state, path, {"arch": info.arch, "stem": info.stem, "method": info.method})
     else:
         writer(state, path)
     _check[target](backbone, path, info.arch)
@@ -81,13 +83,7 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
 def _write_torch(state: State, path: Path) -> None:
     """A plain state_dict."""
     with atomic_write(path) as part:
-        torch.save(state, part)
-
-
-def _write_safetensors(state: State, path: Path, metadata: dict[str, str]) -> None:
-    """Tensors with what is needed to build the network again."""
-    with atomic_write(path) as part:
-        save_file(state, part, metadata=metadata)
+        write_torch(state, part)
 
 
 def _check_torchvision(backbone: Backbone, path: Path, arch: str) -> None:
