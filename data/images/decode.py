@@ -7,6 +7,7 @@ Shape legend: H, W pixels of the upright image.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -29,6 +30,7 @@ from PIL import (
 )
 
 from ...common.errors import UserError
+from .quiet import quiet_codecs, quiet_pillow
 
 # 50 million pixels decode to 150 MB; with the file, an upright copy and libraries a worker stays under 600 MB
 MAX_PIXELS = 50_000_000
@@ -144,7 +146,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 def _open(path: str, flags: int) -> int:
     """Open as `open` does, but do not wait for a writer where the file is a named pipe."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise ImageError(os.fspath(path), "not a plain file") from error
+        raise
 
 
 def decode_image(
@@ -200,7 +207,9 @@ def _header(file: IO[bytes], name: str) -> Header:
         raise ImageError(name, f"not an image of a known kind ({', '.join(_FORMATS)})")
     file.seek(0)
     try:
-        image: Image.Image = _FORMATS[kind][0](file)
+        with quiet_pillow():
+            image: Image.Image = _FORMATS[kind][0](file)
+            orientation = _orientation(image)
     except (SyntaxError, OSError, ValueError, OverflowError) as error:  # what Pillow's plugins raise
         raise ImageError(name, f"damaged {kind} header: {error}") from error
     width, height = image.size
@@ -208,7 +217,6 @@ def _header(file: IO[bytes], name: str) -> Header:
         raise ImageError(name, f"damaged {kind} header: {width} x {height} pixels")
     if image.mode in ("F", "I"):
         raise ImageError(name, f"pixels of 32 bits ({image.mode}) have no agreed range; give 8 or 16 bits")
-    orientation = _orientation(image)
     if orientation >= 5 and kind != "TIFF":  # Pillow's TIFF plugin already gives the upright size
         width, height = height, width
     return Header(kind, (height, width), orientation, bool(image.info.get("progressive")))
@@ -235,7 +243,8 @@ def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[
     if header.kind != "TIFF":  # libtiff turns half of the orientations itself, so OpenCV has to do the rest
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with quiet_codecs():
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise ImageError(name, f"cannot be decoded: {error.err}") from error
     if decoded is None:

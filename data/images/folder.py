@@ -18,7 +18,8 @@ def find_images(root: str | os.PathLike[str]) -> list[str]:
     """List the images under a folder, flat or nested to any depth.
 
     Linked files count; a linked folder is followed unless it was already walked, so loops end. Hidden names
-    (a leading dot) are left out, a broken link is listed so that it can be reported.
+    (a leading dot) are left out. What cannot be read is listed so that it can be reported: a broken link, a
+    link to itself, a folder (by its own name) that this user may not open.
 
     Args:
         root: the image folder.
@@ -27,7 +28,7 @@ def find_images(root: str | os.PathLike[str]) -> list[str]:
         Paths relative to `root`, with forward slashes, sorted by their bytes.
 
     Raises:
-        UserError: if `root` or a folder in it is missing or cannot be read.
+        UserError: if `root` is missing or cannot be read, or a folder in it vanishes meanwhile.
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
@@ -55,14 +56,25 @@ def _walk(root: Path, folder: str, found: list[str], links: list[str], seen: set
                     if entry.name.startswith("."):
                         continue
                     path = f"{relative}/{entry.name}" if relative else entry.name
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         (links if entry.is_symlink() else stack).append(path)
                     elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path per file is slow)
                         found.append(path)
         except OSError as error:
+            if relative and isinstance(error, PermissionError):
+                found.append(relative)
+                continue
             raise UserError(
                 f"cannot read the image folder {root / relative}: {error.strerror}; give a readable folder"
             ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link to itself does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 class Folder:

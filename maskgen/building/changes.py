@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from ...data.masks.reader import MaskReader
 from ...data.path_keys import encode_path
 from .merge import save_unfinished
 from .plan import BuildRequest, PartFiles, Plan
+from .worker import file_bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def compare(reader: MaskReader, request: BuildRequest) -> Difference:
         changed = [
             path
             for path in request.paths
-            if path in there and old[path] != _file_bytes(f"{request.image_root}/{path}")
+            if path in there and old[path] != file_bytes(f"{request.image_root}/{path}")
         ]
     return Difference(new, gone, changed)
 
@@ -119,11 +119,3 @@ def _plan(request: BuildRequest, *, fresh: bool) -> Plan:
     work = sorted([*difference.new, *difference.changed], key=encode_path)
     drop = [*difference.gone, *difference.changed]
     return Plan(request.image_root, request.recipe, work, base.attributes["content_digest"], drop)
-
-
-def _file_bytes(path: str) -> int:
-    """Size of a file, 0 for a broken link."""
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 (a Path for each of a million files is slow)
-    except OSError:
-        return 0

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -79,10 +80,13 @@ class Runner:
     def started(self) -> Iterator[None]:
         """Hold the worker processes; on leaving, however, they end."""
         if self.backend == "loky":
-            try:
-                yield
-            finally:
-                get_reusable_executor().shutdown(wait=True, kill_workers=True)
+            with warnings.catch_warnings():
+                # that a worker died is handled here; that one is stopped on the way out is meant
+                warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+                try:
+                    yield
+                finally:
+                    get_reusable_executor().shutdown(wait=True, kill_workers=True)
         else:
             with _cluster(self.backend, self.workers, self.settings.scheduler):
                 yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def segmented_row(root: str, path: str, recipe: MaskRecipe, find: Callable[[Pixe
         header = read_header(data, path)
         image = decode_image(data, path, reduce_to=recipe.work_size, header=header)
     except ImageError as error:
-        return MaskRow(path=path, reason=error.reason, file_bytes=_file_bytes(Path(root, path)))
+        return MaskRow(path=path, reason=error.reason, file_bytes=file_bytes(f"{root}/{path}"))
     found = find(image)
     return pack_mask(
         path,
@@ -124,10 +125,14 @@ def read_listed(root: str, path: str) -> bytes:
     except OSError as error:
         broken_link = file.is_symlink() and Path(root).is_dir()
         if error.errno in _OWN_FAULT or broken_link:
-            raise ImageError(path, f"cannot be read: {error.strerror}") from error
+            what = "a folder that cannot be read" if file.is_dir() else "cannot be read"
+            raise ImageError(path, f"{what}: {error.strerror}") from error
         raise UserError(f"{file} was listed but cannot be read any more ({error.strerror})") from error
 
 
-def _file_bytes(file: Path) -> int:
-    """Size of a file, 0 for a broken link."""
-    return file.stat().st_size if file.exists() else 0
+def file_bytes(path: str) -> int:
+    """Size of a file, 0 where it cannot be asked: a broken link, a folder without permission on the way."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 (a Path for each of a million files is slow)
+    except OSError:
+        return 0

@@ -7,15 +7,18 @@ https://github.com/TranNhiem/Heuristic_Attention_Represenation_Learning_SSL_Pyto
 from __future__ import annotations
 
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
 import cv2
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
@@ -30,6 +33,10 @@ from ..building.settings import BuildSettings
 from ..building.worker import read_listed
 
 _MASK_SUFFIXES = (".png", ".npz")
+LONGEST_NAME = 255  # bytes of a file's name that every common file system takes
+# what numpy and zipfile raise for files that are damaged, crafted, encrypted or packed in another way
+_NPZ_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, SyntaxError, TokenError,
+               BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class TreeRows:
         candidates = [
             Path(self.masks, f"{name}{suffix}") for name in (stem, path) for suffix in _MASK_SUFFIXES
         ]
-        return next((file for file in candidates if file.is_file()), None)
+        # os.path says no where a name is too long or a folder may not be read; Path would raise
+        return next((file for file in candidates if os.path.isfile(file)), None)  # noqa: PTH113
 
 
 def import_tree(
@@ -138,6 +146,9 @@ def export_tree(
         raise UserError(f"{folder} is not an empty folder; choose another --out")
     reasons = reader.reasons()
     names = export_names(reader.paths)
+    long = next((name for name in names if max(map(len, os.fsencode(name).split(b"/"))) > LONGEST_NAME), None)
+    if long is not None:
+        raise UserError(f"{long} is too long a name for a file; rename that image and build its mask again")
     refuse_unwritable(folder / names[0])
     for path, name in zip(reader.paths, names, strict=True):
         if path in reasons:
@@ -189,22 +200,29 @@ def read_mask(file: Path, path: str) -> NDArray[np.bool_]:
 
 
 def read_npz(file: Path) -> NDArray[Any]:
-    """Read the only array of an npz, or the one called `mask`.
+    """Read the only array of an npz, or the one called `mask`. Pickled objects are never loaded.
 
     Raises:
-        ImageError: if there is no such array, or it is not (H, W).
+        ImageError: if there is no such array, or it is not (H, W) of finite numbers.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            name = "mask" if "mask" in arrays.files else arrays.files[0] if len(arrays.files) == 1 else None
-            if name is None:
-                raise ImageError(str(file), f"holds {arrays.files}; expected one array, or one called `mask`")
-            values: NDArray[Any] = arrays[name]
-    except (OSError, ValueError, BadZipFile) as error:
+        arrays = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, NpzFile):
+            raise ImageError(str(file), "holds a bare array; save it with np.savez")
+        with arrays:
+            names = arrays.files
+            name = "mask" if "mask" in names else names[0] if len(names) == 1 else None
+            values = None if name is None else np.squeeze(arrays[name])
+    except ImageError:
+        raise
+    except _NPZ_DAMAGE as error:
         raise ImageError(str(file), f"cannot be read as npz: {error}") from error
-    values = np.squeeze(values)
-    if values.ndim != 2:
-        raise ImageError(str(file), f"an array of shape {values.shape} is no mask")
+    if values is None:
+        raise ImageError(str(file), f"holds {names}; expected one array, or one called `mask`")
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "biuf":
+        raise ImageError(str(file), f"an array of {values.dtype} of shape {values.shape} is no mask")
+    if not np.isfinite(values).all():
+        raise ImageError(str(file), "holds values that are no numbers (nan or inf)")
     return values
 
 

@@ -343,7 +343,6 @@ def test_worker_processes_make_the_same_file(tmp_path, many, small_parts, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_an_image_that_kills_its_worker_becomes_a_row(tmp_path, many, small_parts):
     shutil.copy(many / "class0" / "image00.png", many / "class1" / "killer.png")
     summary = build_rows(many, tmp_path / "masks.h5", ThresholdRows(), BuildSettings(workers=2))
@@ -352,7 +351,6 @@ def test_an_image_that_kills_its_worker_becomes_a_row(tmp_path, many, small_part
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_workers_that_die_on_everything_stop_the_build(tmp_path, many, monkeypatch):
     monkeypatch.setattr("hapicl.maskgen.building.pool._TOO_MANY_DEATHS", 2)
     for path in list(many.rglob("*.png")):
