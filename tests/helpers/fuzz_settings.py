@@ -1,4 +1,4 @@
-"""Values that users may type: for every key of a run, its optimiser and schedule, and the methods' configs."""
+"""Values that users may type, for every key of a run, its optimiser, its schedule and the methods' Config."""
 
 import json
 import random
