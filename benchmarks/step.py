@@ -58,8 +58,7 @@ class Setup:
         config = kind.Config()
         torch.manual_seed(0)
         backbone = build_backbone(options.arch, image_size=options.image_size)
-        side = options.image_size // backbone.stride
-        self.needs = kind.needs(config, image_size=options.image_size, grid=side)
+        self.needs = kind.needs(config, backbone, image_size=options.image_size)
         context = Context(
             data_set_size=100_000, batch_size=options.batch_size, total_steps=1000, steps_per_epoch=100
         )

@@ -55,8 +55,7 @@ def assemble(settings: RunSettings, world: World) -> Components:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
-    grid = cells_per_side(backbone, settings.image_size)
-    needs = kind.needs(config, image_size=settings.image_size, grid=grid)
+    needs = kind.needs(config, backbone, image_size=settings.image_size)
     micro_batch = settings.batch_size // settings.grad_accum_steps
     loader = Loader(
         settings.images,
@@ -89,15 +88,6 @@ def assemble(settings: RunSettings, world: World) -> Components:
     method = kind(config, context, backbone)
     method = synchronise_batch_norm(method, world.device)
     return Components(settings, world, loader, needs, method, context, micro_batch)
-
-
-def cells_per_side(backbone: Backbone, image_size: int) -> int:
-    """Cells per side of the last map, found by running one blank image."""
-    was_training = backbone.training
-    with torch.no_grad():
-        maps = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
-    backbone.train(was_training)
-    return int(maps[backbone.last].shape[-1])
 
 
 def loop_settings(components: Components) -> LoopSettings:

@@ -25,6 +25,19 @@ class Backbone(nn.Module):
     stride: int
     stem: str
 
+    def stride_of(self, level: str) -> int:
+        """Image pixels per cell of a map; backbones whose maps differ in it say so here."""
+        return self.stride
+
+    def cells_per_side(self, image_size: int, level: str | None = None) -> int:
+        """Cells per side of a map of square images; a border that fills no whole cell gives one more.
+
+        Args:
+            image_size: side of the images, pixels.
+            level: the map's name; None takes `last`.
+        """
+        return -(-image_size // self.stride_of(level or self.last))
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images to maps (B, C, S, S) by name."""
         raise TypeError(f"{type(self).__name__} has no forward")

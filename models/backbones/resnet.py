@@ -37,6 +37,10 @@ class ResNetBackbone(Backbone):
         self.stride = STEM_STRIDE[stem]
         self.stem = stem
 
+    def stride_of(self, level: str) -> int:
+        """Each layer halves the map of the one before it."""
+        return self.stride >> (4 - int(level.removeprefix("layer")))
+
     def zero_init_residual(self) -> None:
         """Start the last BatchNorm of every residual block at weight 0, so that each block is the identity.
 

@@ -173,20 +173,25 @@ def build_vit(arch: str, *, image_size: int, stem: Stem = "auto") -> ViTBackbone
     if stem != "auto":
         if not re.fullmatch(r"patch[1-9]\d*", stem):
             raise UserError(f"a ViT's stem is its patch size, such as patch8 or patch16, not {stem!r}")
-        sizes["patch_size"] = int(stem.removeprefix("patch"))
+        sizes["patch_size"] = int(stem.removeprefix("patch")[:9])
+        _check_divides(image_size, sizes["patch_size"])
     trunk: Any = create_model(arch, pretrained=False, **sizes)
     if not _is_plain(trunk):
         raise UserError(
             f"{arch} is no plain Vision Transformer with a class token and position embeddings; choose one "
             "such as vit_tiny_patch16_224, vit_small_patch16_224 or vit_base_patch16_224"
         )
-    patch = trunk.patch_embed.patch_size[0]
+    _check_divides(image_size, trunk.patch_embed.patch_size[0])
+    return ViTBackbone(trunk)
+
+
+def _check_divides(image_size: int, patch: int) -> None:
+    """Refuse images that are cut into patches with a rest."""
     if image_size % patch:
         raise UserError(
             f"--image-size {image_size} is no multiple of the patch of {patch} pixels; choose another size, "
             "or another patch by --set stem=patchP"
         )
-    return ViTBackbone(trunk)
 
 
 def _is_plain(trunk: Any) -> bool:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...common.config import build, merge
 from ...common.errors import UserError
 from ...engine.run_logger import CONFIG, read_config
+from ...models.backbones.build import build_backbone
 from ..methods.registry import method_class
 from .recipe_files import default_recipe, load_recipe
 from .settings import RunSettings, Start, parse_overrides, without_effect
@@ -45,7 +48,9 @@ def resolve(
     settings = build(RunSettings, given)
     kind = method_class(settings.method)
     config = build(kind.Config, settings.config, where="config.")
-    needs = kind.needs(config, image_size=settings.image_size, grid=7)
+    with torch.device("meta"):  # its shapes, without its weights
+        backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
+    needs = kind.needs(config, backbone, image_size=settings.image_size)
     if settings.masks is None and (needs.masks or settings.images is None):
         raise UserError(
             f"{settings.method} needs masks: give --masks FILE (made by `hapicl masks build --images DIR`)"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...common.types import Pixels
 from ...data.loading.batch import Batch, Needs
+from ...models.backbones.base import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,13 @@ class Method(nn.Module):
     config: Any  # an instance of `Config`
 
     @classmethod
-    def needs(cls, config: Any, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: Any, backbone: Backbone, *, image_size: int) -> Needs:
         """State what a batch must hold.
 
         Args:
             config: an instance of `Config`; it holds the method's own crop scale and photometric policy.
+            backbone: tells how many cells its maps have (`cells_per_side`).
             image_size: side of the views, pixels.
-            grid: cells per side of the backbone's last map at that size.
         """
         raise TypeError(f"{cls.__name__} does not state its needs")
 

@@ -40,7 +40,7 @@ class BYOL(Method):
     Config: ClassVar[type[BYOLConfig]] = BYOLConfig
 
     @classmethod
-    def needs(cls, config: BYOLConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: BYOLConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views of two policies; no masks."""
         return Needs(
             views=(

@@ -57,16 +57,17 @@ class DenseCL(MomentumContrast):
     steps_done: Tensor
 
     @classmethod
-    def needs(cls, config: DenseCLConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: DenseCLConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views of one policy; masks only for matching within the mask labels, without redraws."""
-        if config.grid is None and grid < 2:
+        grid = config.grid or backbone.cells_per_side(image_size)
+        if grid < 2:
             raise UserError(
                 f"DenseCL matches cells, but --image-size {image_size} leaves a map of 1 x 1; with stride 32 "
                 "use 96 pixels (3 x 3) or 128 (4 x 4), or a stem of smaller stride"
             )
         return Needs(
             views=(config.view(image_size),) * 2,
-            grid=(config.grid or grid) if config.matching == "foreground" else None,
+            grid=grid if config.matching == "foreground" else None,
             min_foreground=0.0,
         )
 

@@ -34,9 +34,9 @@ class HAPiCL(Method):
     Config: ClassVar[type[HAPiCLConfig]] = HAPiCLConfig
 
     @classmethod
-    def needs(cls, config: HAPiCLConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HAPiCLConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views with masks."""
-        return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
+        return config.pixel_needs((config.view(image_size),) * 2, backbone, image_size=image_size)
 
     def __init__(self, config: HAPiCLConfig, context: Context, backbone: Backbone) -> None:
         """Build encoder and pixel head; warn of the trivial optimum."""

@@ -42,9 +42,9 @@ class HAPiCLM(MomentumContrast):
     config: HAPiCLMConfig
 
     @classmethod
-    def needs(cls, config: HAPiCLMConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HAPiCLMConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views with masks."""
-        return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
+        return config.pixel_needs((config.view(image_size),) * 2, backbone, image_size=image_size)
 
     def __init__(self, config: HAPiCLMConfig, context: Context, backbone: Backbone) -> None:
         """Build what MoCo v2 has, then the pixel heads."""

@@ -36,9 +36,9 @@ class HAPiCLS(Method):
     Config: ClassVar[type[HAPiCLSConfig]] = HAPiCLSConfig
 
     @classmethod
-    def needs(cls, config: HAPiCLSConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HAPiCLSConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views with masks."""
-        return config.pixel_needs((config.view(image_size),) * 2, image_size=image_size, grid=grid)
+        return config.pixel_needs((config.view(image_size),) * 2, backbone, image_size=image_size)
 
     def __init__(self, config: HAPiCLSConfig, context: Context, backbone: Backbone) -> None:
         """Build the encoder and head as SimCLR does, then the pixel head."""

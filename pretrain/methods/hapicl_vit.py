@@ -43,11 +43,11 @@ class HAPiCLViT(MoCoV3):
     config: HAPiCLViTConfig
 
     @classmethod
-    def needs(cls, config: MoCoV3Config, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MoCoV3Config, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views with masks."""
         assert isinstance(config, HAPiCLViTConfig)
         views = (config.view(image_size), config.view(image_size, config.photometric_second))
-        return config.pixel_needs(views, image_size=image_size, grid=grid)
+        return config.pixel_needs(views, backbone, image_size=image_size)
 
     def __init__(self, config: HAPiCLViTConfig, context: Context, backbone: Backbone) -> None:
         """Build what MoCo v3 has, then the pixel heads."""

@@ -47,11 +47,11 @@ class HARL(Method):
     beta: Tensor
 
     @classmethod
-    def needs(cls, config: HARLConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: HARLConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views with masks on the last map's grid."""
         return Needs(
             views=(config.view(image_size), config.view(image_size, config.photometric_second)),
-            grid=grid,
+            grid=backbone.cells_per_side(image_size),
             min_foreground=config.min_foreground,
             redraws=config.redraws,
         )

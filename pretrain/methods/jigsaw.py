@@ -43,7 +43,7 @@ class Jigsaw(Method):
     orders: Tensor
 
     @classmethod
-    def needs(cls, config: JigsawConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: JigsawConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Jigsaw patches alone; no masks."""
         return Needs(views=(), jigsaw=jigsaw_policy(image_size, config.hflip, config.photometric))
 

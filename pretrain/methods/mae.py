@@ -62,9 +62,9 @@ class MAE(Method):
     Config: ClassVar[type[MAEConfig]] = MAEConfig
 
     @classmethod
-    def needs(cls, config: MAEConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MAEConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """One view; masks only where they decide which patches are hidden."""
-        masks = grid if config.foreground_bias else None
+        masks = backbone.cells_per_side(image_size) if config.foreground_bias else None
         return Needs(views=(config.view(image_size),), grid=masks, min_foreground=0.0)
 
     def __init__(self, config: MAEConfig, context: Context, backbone: Backbone) -> None:

@@ -88,7 +88,7 @@ class MoCoV2(MomentumContrast):
     config: MoCoV2Config
 
     @classmethod
-    def needs(cls, config: MoCoV2Config, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MoCoV2Config, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views of one policy; no masks."""
         return Needs(views=(config.view(image_size),) * 2)
 

@@ -49,7 +49,7 @@ class MoCoV3(Method):
     Config: ClassVar[type[Any]] = MoCoV3Config
 
     @classmethod
-    def needs(cls, config: MoCoV3Config, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: MoCoV3Config, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views of two policies; no masks."""
         return Needs(views=(config.view(image_size), config.view(image_size, config.photometric_second)))
 

@@ -32,7 +32,7 @@ class NPID(Method):
     Config: ClassVar[type[NPIDConfig]] = NPIDConfig
 
     @classmethod
-    def needs(cls, config: NPIDConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: NPIDConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """One view; no masks."""
         return Needs(views=(config.view(image_size),))
 

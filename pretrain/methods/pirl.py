@@ -39,7 +39,7 @@ class PIRL(Method):
     Config: ClassVar[type[PIRLConfig]] = PIRLConfig
 
     @classmethod
-    def needs(cls, config: PIRLConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: PIRLConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """The image, and its Jigsaw patches or a second crop to rotate; no masks."""
         view = config.view(image_size)
         if config.transform == "rotation":

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+import torch
+
 from ...common.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # names alone must not cost torch's two seconds: shells complete them
-    from .base import Method
+    from ...models.backbones.build import build_backbone
+from .base import Method
 
 # name -> (module beside this file, class)
 METHODS = {
@@ -47,10 +50,12 @@ def method_class(name: str) -> type[Method]:
 
 def method_rows() -> list[tuple[str, str, str]]:
     """Give name, needs and source of every method."""
+    with torch.device("meta"):
+        backbone = build_backbone("resnet18", image_size=224)
     rows = []
     for name in sorted(METHODS):
         kind = method_class(name)
-        needs = kind.needs(kind.Config(), image_size=224, grid=7)
+        needs = kind.needs(kind.Config(), backbone, image_size=224)
         words = [f"{len(needs.views)} view{'s' if len(needs.views) != 1 else ''}"]
         words += ["masks"] if needs.masks else []
         words += ["jigsaw patches"] if needs.jigsaw else []

@@ -38,7 +38,7 @@ class Rotation(Method):
     Config: ClassVar[type[RotationConfig]] = RotationConfig
 
     @classmethod
-    def needs(cls, config: RotationConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: RotationConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """One view; no masks."""
         return Needs(views=(config.view(image_size),))
 

@@ -91,13 +91,13 @@ class SiameseIM(Method):
     Config: ClassVar[type[Any]] = SiameseIMConfig
 
     @classmethod
-    def needs(cls, config: SiameseIMConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: SiameseIMConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views; masks only where they decide which patches are hidden."""
         first = config.view(image_size, None if config.colour else NO_PHOTOMETRIC)
         second = config.view(image_size, config.photometric_second if config.colour else NO_PHOTOMETRIC)
         if config.views == "same":
             second = dataclasses.replace(second, same_geometry_as=0)
-        masks = grid if config.foreground_bias else None
+        masks = backbone.cells_per_side(image_size) if config.foreground_bias else None
         return Needs(views=(first, second), grid=masks, min_foreground=0.0)
 
     def __init__(self, config: SiameseIMConfig, context: Context, backbone: Backbone) -> None:

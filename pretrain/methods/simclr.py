@@ -39,7 +39,7 @@ class SimCLR(Method):
     Config: ClassVar[type[SimCLRConfig]] = SimCLRConfig
 
     @classmethod
-    def needs(cls, config: SimCLRConfig, *, image_size: int, grid: int) -> Needs:
+    def needs(cls, config: SimCLRConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views of one policy; no masks."""
         return Needs(views=(config.view(image_size),) * 2)
 

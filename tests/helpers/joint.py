@@ -34,6 +34,9 @@ class TinyBackbone(Backbone):
         self.channels, self.last, self.stride = {"layer3": 6, "layer4": 8}, "layer4", 16
         self.stem = "tiny"
 
+    def stride_of(self, level):
+        return {"layer3": 8, "layer4": 16}[level]
+
     def forward(self, images):
         first = self.first(images)
         return {"layer3": first, "layer4": self.second(first)}
@@ -61,7 +64,7 @@ def build(name, **config):
     method = kind(settings, context, backbone).double()
     method = batchnorm.synchronise_batch_norm(method, CPU)
     method.before_training(PATHS)
-    return method, kind.needs(settings, image_size=SIZE, grid=SIZE // backbone.stride)
+    return method, kind.needs(settings, backbone, image_size=SIZE)
 
 
 def made_up_batch(needs, step=0):

@@ -43,7 +43,7 @@ def small_method(name: str, *, image_size: int = SIDE, total_steps: int = 10, **
 def batch_for(method: Method, *, images: int = 8, seed: int = 0, step: int = 0) -> Batch:
     """Smooth random pictures, so that there is something to predict, with what the method asks for."""
     draw = torch.Generator().manual_seed(seed)
-    needs = type(method).needs(method.config, image_size=SIDE, grid=GRID)
+    needs = type(method).needs(method.config, method.backbone, image_size=SIDE)
 
     def geometry() -> ViewGeometry:
         corners = torch.randint(0, 20, (2, images), generator=draw)

@@ -5,7 +5,6 @@ Shape legend: B images of this process, D embedding, S cells per side, P = S*S.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal, Self
 
 import torch
@@ -63,11 +62,10 @@ class PixelConfig(ViewConfig):
             raise ValueError("pixel_head=released fixes pixel_hidden and pixel_dim: leave those out")
         return self
 
-    def pixel_needs(self, views: tuple[ViewPolicy, ...], *, image_size: int, grid: int) -> Needs:
+    def pixel_needs(self, views: tuple[ViewPolicy, ...], backbone: Backbone, *, image_size: int) -> Needs:
         """Masks on the grid of the chosen feature level, with foreground-aware redraws."""
-        if self.feature_level == "layer3":
-            stride = max(2, 2 ** round(math.log2(image_size / grid)))
-            grid = math.ceil(image_size / (stride // 2))
+        level = "layer3" if self.feature_level == "layer3" else None
+        grid = backbone.cells_per_side(image_size, level)
         return Needs(views=views, grid=grid, min_foreground=self.min_foreground, redraws=self.redraws)
 
 

@@ -61,3 +61,14 @@ def test_zero_init_residual_makes_every_block_the_identity(arch, norm):
     assert f"layer3.1.{norm}.weight" in ours
     values = torch.rand(2, backbone.channels["layer1"], 4, 4)
     torch.testing.assert_close(backbone.trunk.layer1[1](values), values)
+
+
+@pytest.mark.parametrize("size", [32, 33, 63, 64, 65, 97, 224])
+@pytest.mark.parametrize("stem", ["imagenet", "no_pool", "stride1"])
+def test_cells_per_side_are_those_of_the_maps(size, stem):
+    backbone = build_backbone("resnet18", image_size=size, stem=stem).eval()
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, size, size))
+    for level, values in maps.items():
+        assert backbone.cells_per_side(size, level) == values.shape[-1]
+    assert backbone.cells_per_side(size) == maps["layer4"].shape[-1]

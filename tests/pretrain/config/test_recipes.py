@@ -22,7 +22,9 @@ def test_a_recipe_builds_its_method(name, scale):
     assert settings.method == name
     kind = method_class(name)
     config = build(kind.Config, settings.config, where="config.")
-    needs = kind.needs(config, image_size=settings.image_size, grid=7 if settings.image_size == 224 else 4)
+    with torch.device("meta"):
+        backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
+    needs = kind.needs(config, backbone, image_size=settings.image_size)
     assert needs.masks == (name in MASKED)
     assert set(settings.about) >= {"paper", "command", "hardware", "expected", "measured"}
     assert f"--recipe {name}_{scale}" in settings.about["command"]

@@ -25,8 +25,7 @@ def test_a_recipe_builds_its_method(name: str) -> None:
         backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
         method = kind(config, context, backbone)
     assert sum(value.numel() for value in method.parameters()) > 5e6
-    grid = settings.image_size // backbone.stride
-    needs = kind.needs(config, image_size=settings.image_size, grid=grid)
+    needs = kind.needs(config, backbone, image_size=settings.image_size)
     assert needs.masks == (settings.method == "hapicl_vit")
     assert set(settings.about) >= {"paper", "command", "hardware", "expected", "measured"}
     assert name in settings.about["command"]

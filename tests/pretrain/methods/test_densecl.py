@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from joint import TinyBackbone
 
 from hapicl.common.config import build
 from hapicl.common.errors import UserError
@@ -120,8 +121,12 @@ def test_foreground_matching_stays_within_the_mask_label(make_method, make_batch
     m1, m2 = (grid.flatten(1) >= 0.5 for grid in batch.occupancy)
     assert torch.equal(m2.gather(1, match), m1)
     config = method_class("densecl").Config(matching="foreground")
-    assert method_class("densecl").needs(config, image_size=64, grid=4).grid == 4
-    assert not method_class("densecl").needs(method_class("densecl").Config(), image_size=64, grid=4).masks
+    assert method_class("densecl").needs(config, TinyBackbone(), image_size=64).grid == 4
+    assert (
+        not method_class("densecl")
+        .needs(method_class("densecl").Config(), TinyBackbone(), image_size=64)
+        .masks
+    )
 
 
 def test_another_grid_pools_features_and_head_alike(make_method, make_batch):
@@ -159,7 +164,7 @@ def test_warm_up_is_at_most_a_twentieth_of_the_run(total, steps):
 def test_a_map_of_one_cell_is_refused_with_the_size_that_would_do(make_method, make_batch):
     config = method_class("densecl").Config()
     with pytest.raises(UserError, match=r"96 pixels \(3 x 3\) or 128 \(4 x 4\)"):
-        method_class("densecl").needs(config, image_size=32, grid=1)
+        method_class("densecl").needs(config, TinyBackbone(), image_size=16)
     with pytest.raises(UserError, match="the map is 1 x 1"):
         make_method("densecl")(make_batch(side=16))
 

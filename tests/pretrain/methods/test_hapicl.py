@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from joint import TinyBackbone
 
 from hapicl.common.config import build
 from hapicl.common.errors import UserError
@@ -130,12 +131,13 @@ def test_every_option_trains_every_parameter(make_method, make_batch, system, co
 def test_layer3_asks_for_a_grid_twice_as_fine_and_has_its_channels(make_method, make_batch):
     method = make_method("hapicl_s", feature_level="layer3")
     assert method.pixel_head[0].in_channels == 6
-    needs = method.needs(method.config, image_size=64, grid=4)
+    needs = method.needs(method.config, method.backbone, image_size=64)
     assert needs.grid == 8
     assert torch.isfinite(method(make_batch(grid=8)).loss)
     config = method_class("hapicl_m").Config(feature_level="layer3")
-    assert method_class("hapicl_m").needs(config, image_size=224, grid=7).grid == 14
-    assert method_class("hapicl_m").needs(config, image_size=128, grid=4).grid == 8
+    for size, cells in ((224, 14), (128, 8)):
+        backbone = build_backbone("resnet18", image_size=size)
+        assert method_class("hapicl_m").needs(config, backbone, image_size=size).grid == cells
 
 
 @pytest.mark.parametrize(
@@ -244,6 +246,6 @@ def test_a_backbone_without_that_level_is_refused():
 
 def test_needs_name_views_masks_and_redraws():
     config = method_class("hapicl_m").Config(min_foreground=0.2, redraws=3, vflip=0.5, crop_scale=(0.3, 1.0))
-    needs = method_class("hapicl_m").needs(config, image_size=96, grid=6)
+    needs = method_class("hapicl_m").needs(config, TinyBackbone(), image_size=96)
     assert (needs.grid, needs.min_foreground, needs.redraws, needs.masks) == (6, 0.2, 3, True)
     assert [(view.size, view.vflip, view.scale) for view in needs.views] == [(96, 0.5, (0.3, 1.0))] * 2

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_vit import GRID, SIDE, batch_for, small_method, train
+from small_vit import GRID, SIDE, batch_for, small_method, small_vit, train
 
 from hapicl.common.config import build
 from hapicl.common.errors import UserError
@@ -60,7 +60,7 @@ def test_the_loss_falls_on_one_batch() -> None:
 
 
 def test_needs_masks_on_the_patch_grid() -> None:
-    needs = HAPiCLViT.needs(HAPiCLViTConfig(), image_size=SIDE, grid=GRID)
+    needs = HAPiCLViT.needs(HAPiCLViTConfig(), small_vit(), image_size=SIDE)
     assert needs.grid == GRID
     assert needs.views[0].scale == (0.08, 1.0)
     assert needs.views[1].photometric.solarize == 0.2

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from joint import TinyBackbone
 
 from hapicl.common.errors import UserError
 from hapicl.engine import batchnorm
@@ -125,7 +126,7 @@ def test_byol_momentum_rises_and_the_target_follows(make_method, make_batch):
 
 
 def test_byol_views_differ_in_blur_and_solarisation():
-    needs = method_class("byol").needs(method_class("byol").Config(), image_size=224, grid=7)
+    needs = method_class("byol").needs(method_class("byol").Config(), TinyBackbone(), image_size=224)
     first, second = (view.photometric for view in needs.views)
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
 
@@ -197,7 +198,7 @@ def test_every_method_says_what_it_is_and_needs(name):
     kind = method_class(name)
     assert kind.name == name
     assert kind.source
-    needs = kind.needs(kind.Config(), image_size=224, grid=14 if "vit" in name else 7)
+    needs = kind.needs(kind.Config(), TinyBackbone(), image_size=224)
     assert needs.views or needs.jigsaw
 
 

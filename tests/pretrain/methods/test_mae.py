@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_vit import GRID, batch_for, small_method, train
+from small_vit import GRID, batch_for, small_method, small_vit, train
 
 from hapicl.common.config import build
 from hapicl.common.errors import UserError
@@ -79,11 +79,11 @@ def test_the_loss_falls_on_one_batch() -> None:
 
 
 def test_needs_one_view_without_colour_and_no_masks() -> None:
-    needs = MAE.needs(MAEConfig(), image_size=48, grid=6)
+    needs = MAE.needs(MAEConfig(), small_vit(), image_size=48)
     (view,) = needs.views
     assert (view.scale, view.hflip, view.photometric) == ((0.2, 1.0), 0.5, NO_PHOTOMETRIC)
     assert not needs.masks
-    biased = MAE.needs(MAEConfig(foreground_bias=-1.0), image_size=48, grid=6)
+    biased = MAE.needs(MAEConfig(foreground_bias=-1.0), small_vit(), image_size=48)
     assert biased.grid == 6
     method = small_method("mae", foreground_bias=-1.0, mask_pattern="block")
     assert method(batch_for(method)).loss.isfinite()

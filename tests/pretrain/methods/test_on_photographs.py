@@ -29,9 +29,10 @@ CASES = [
 def test_a_flat_folder_without_masks_is_enough(flat_folder, name, config):
     kind = method_class(name)
     settings = kind.Config(**config)
-    needs = kind.needs(settings, image_size=32, grid=4)
+    backbone = build_backbone("resnet18", image_size=32)
+    needs = kind.needs(settings, backbone, image_size=32)
     context = Context(data_set_size=12, batch_size=4, total_steps=10, steps_per_epoch=3)
-    method = kind(settings, context, build_backbone("resnet18", image_size=32))
+    method = kind(settings, context, backbone)
     with Loader(flat_folder, None, needs, LoaderOptions(batch_size=4, seed=0, workers=0)) as loader:
         method.before_training(list(loader.paths))
         batch = next(iter(loader.batches(0)))

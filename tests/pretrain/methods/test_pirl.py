@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from joint import TinyBackbone
 
 from hapicl.common.config import build
 from hapicl.common.errors import UserError
@@ -223,7 +224,7 @@ def test_jigsaw_classifies_the_drawn_order(make_method, make_batch):
 
 def test_jigsaw_asks_for_patches_alone():
     config = method_class("jigsaw").Config(permutations=10)
-    needs = method_class("jigsaw").needs(config, image_size=128, grid=4)
+    needs = method_class("jigsaw").needs(config, TinyBackbone(), image_size=128)
     assert (needs.views, needs.masks, needs.jigsaw.size) == ((), False, 147)
 
 

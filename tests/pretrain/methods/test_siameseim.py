@@ -133,7 +133,7 @@ def test_pixel_target_is_the_normalised_second_view() -> None:
 
 def test_views_and_colour_switches_change_what_is_asked_of_the_loader() -> None:
     def views(**config):
-        return SiameseIM.needs(SiameseIMConfig(**config), image_size=SIDE, grid=GRID).views
+        return SiameseIM.needs(SiameseIMConfig(**config), small_vit(), image_size=SIDE).views
 
     first, second = views()
     assert (first.scale, first.hflip, second.same_geometry_as) == ((0.08, 1.0), 0.5, None)
@@ -194,12 +194,12 @@ def test_the_copy_follows_at_zero_and_stays_at_one(momentum) -> None:
 
 
 def test_a_foreground_bias_asks_for_masks() -> None:
-    needs = SiameseIM.needs(SiameseIMConfig(foreground_bias=1.0), image_size=SIDE, grid=GRID)
+    needs = SiameseIM.needs(SiameseIMConfig(foreground_bias=1.0), small_vit(), image_size=SIDE)
     assert needs.grid == GRID
     assert needs.min_foreground == 0
     method = small_method("siameseim", foreground_bias=1.0)
     assert method(batch_for(method)).loss.isfinite()
-    assert not SiameseIM.needs(SiameseIMConfig(), image_size=SIDE, grid=GRID).masks
+    assert not SiameseIM.needs(SiameseIMConfig(), small_vit(), image_size=SIDE).masks
 
 
 def test_the_picture_shows_four_tiles_a_sample() -> None:
