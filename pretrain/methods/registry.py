@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-import torch
-
 from ...common.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # names alone must not cost torch's two seconds: shells complete them
-    from ...models.backbones.build import build_backbone
-from .base import Method
+    from .base import Method
 
 # name -> (module beside this file, class)
 METHODS = {
@@ -50,6 +47,10 @@ def method_class(name: str) -> type[Method]:
 
 def method_rows() -> list[tuple[str, str, str]]:
     """Give name, needs and source of every method."""
+    import torch
+
+    from ...models.backbones.build import build_backbone
+
     with torch.device("meta"):
         backbone = build_backbone("resnet18", image_size=224)
     rows = []
