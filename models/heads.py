@@ -29,23 +29,25 @@ def projection_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
-def batch_norm_head(*widths: int, last: Literal["plain", "scaled", "none"] = "plain") -> nn.Sequential:
+def batch_norm_head(
+    *widths: int, last: Literal["plain", "scaled", "bias", "none"] = "plain"
+) -> nn.Sequential:
     """Linear layers without bias, BatchNorm after each, ReLU between them, on pooled vectors.
 
     Args:
         widths: of the input, of every hidden layer, and D.
         last: what follows the last layer: `plain` BatchNorm without weight and bias (MoCo v3), BatchNorm
-            `scaled` by a weight but not shifted (SimCLR), or `none`.
+            `scaled` by a weight but not shifted (SimCLR), its own `bias` alone, or `none` of these.
     """
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
+    *hidden, width, out = widths
+    for before, after in pairwise([*hidden, width]):
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
-    del layers[-2:]
-    if last == "plain":
-        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
-    elif last == "scaled":
-        norm = nn.BatchNorm1d(widths[-1])
-        norm.bias.requires_grad_(False)  # it stays at its initial 0
+    layers.append(nn.Linear(width, out, bias=last == "bias"))
+    if last in ("plain", "scaled"):
+        norm = nn.BatchNorm1d(out, affine=last == "scaled")
+        if norm.affine:
+            norm.bias.requires_grad_(False)  # it stays at its initial 0
         layers.append(norm)
     return nn.Sequential(*layers)
 

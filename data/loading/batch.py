@@ -36,9 +36,11 @@ class PhotometricPolicy(Settings):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     grey: Fraction = 0.2
     blur: Fraction = 0.5
-    blur_sigma: Sigmas = (0.1, 2.0)  # pixels
+    # pixels of a view of 224; a view of S pixels is blurred with S / 224 of it
+    blur_sigma: Sigmas = (0.1, 2.0)
     solarize: Fraction = 0.0
-    # PIRL (arXiv 1912.01991): with this probability one of posterize, sharpness, solarize, autocontrast
+    # with this probability posterize (4 to 8 bits), sharpness, solarize and autocontrast, one after the other
+    # (PIRL, VISSL's ImgPilRandomPhotometric)
     pirl_extra: Fraction = 0.0
 
 
@@ -61,14 +63,20 @@ class ViewPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class JigsawPolicy:
-    """PIRL's Jigsaw view: its own crop to `size`, cut into grid x grid cells, one patch in each."""
+    """PIRL's Jigsaw view: its own crop to `size`, cut into grid x grid cells, one patch in each.
+
+    `image_size` is the side of the views that it stands beside, pixels; patches are blurred as those are.
+    `photometric_per_patch` draws the photometric augmentation for each patch (PIRL) or once for all (Jigsaw).
+    """
 
     size: int = 255
+    image_size: int = 224
     patch: int = 64
     grid: int = 3
     scale: tuple[float, float] = (0.6, 1.0)
     hflip: float = 0.5
     photometric: PhotometricPolicy = field(default_factory=PhotometricPolicy)
+    photometric_per_patch: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

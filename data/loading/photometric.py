@@ -3,7 +3,7 @@
 The worker draws one row of numbers for each view (`draw_row`); `augment` applies the rows of a batch to uint8
 views on the CPU or a GPU. Per sample the result agrees with torchvision's v2 functional operations on float
 images to 1e-3 (tests/data/loading/test_photometric.py).
-Order: colour jitter (brightness, contrast, saturation, hue in the row's own order), PIRL's extra operation,
+Order: colour jitter (brightness, contrast, saturation, hue in the row's own order), PIRL's extra operations,
 grey, blur, solarize, normalise.
 
 Shape legend: B images, S side in pixels, R columns of a row.
@@ -30,18 +30,17 @@ GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma with torchvision's digits
 
 # Columns of a row. Switches are 0 or 1; a sigma of 0 is no blur.
 JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(6)
-GREYED, SIGMA, SOLARIZE, EXTRA, STRENGTH = range(6, 11)
-COLUMNS = 11
+GREYED, SIGMA, SOLARIZE, EXTRA, BITS, SHARPNESS, THRESHOLD = range(6, 13)
+COLUMNS = 13
 
 # ORDER indexes this table; entries are 0 brightness, 1 contrast, 2 saturation, 3 hue
 ORDERS = np.array(list(itertools.permutations(range(4))))
-# EXTRA of PIRL (arXiv 1912.01991); the paper gives no strengths, the ranges in `_draw_extra` are ours
-NO_EXTRA, POSTERIZE, SHARPNESS, EXTRA_SOLARIZE, AUTOCONTRAST = range(5)
+BLUR_SIDE = 224  # pixels; the views that a policy's blur_sigma speaks of
 
 Row = npt.NDArray[np.float32]
 
 
-def draw_row(generator: np.random.Generator, policy: PhotometricPolicy) -> Row:
+def draw_row(generator: np.random.Generator, policy: PhotometricPolicy, side: int = BLUR_SIDE) -> Row:
     """Draw the parameters of one view.
 
     The generator is advanced by the same amount whatever the outcome.
@@ -49,11 +48,13 @@ def draw_row(generator: np.random.Generator, policy: PhotometricPolicy) -> Row:
     Args:
         generator: counter-based generator of this (seed, epoch, sample, view), purpose "photometric".
         policy: probabilities and strengths.
+        side: of the view, pixels. The published widths of the blur are for 224 pixels and scale with the
+            view; in pixels they would take all detail from a view of 64 (SimCLR's code scales its kernel).
 
     Returns:
         (R,) float32, columns as named at the top of this file.
     """
-    draws = generator.random(13).tolist()
+    draws = generator.random(14).tolist()
     row = [0.0] * COLUMNS  # plain floats: cheaper to set one by one than an array
     row[JITTER] = draws[0] < policy.jitter
     row[ORDER] = int(draws[1] * len(ORDERS))
@@ -64,23 +65,14 @@ def draw_row(generator: np.random.Generator, policy: PhotometricPolicy) -> Row:
     row[HUE] = (2 * draws[5] - 1) * policy.hue
     row[GREYED] = draws[6] < policy.grey
     low, high = policy.blur_sigma
-    row[SIGMA] = (low + draws[8] * (high - low)) if draws[7] < policy.blur else 0.0
+    row[SIGMA] = (low + draws[8] * (high - low)) * side / BLUR_SIDE if draws[7] < policy.blur else 0.0
     row[SOLARIZE] = draws[9] < policy.solarize
-    if draws[10] < policy.pirl_extra:
-        row[EXTRA], row[STRENGTH] = _draw_extra(draws[11], draws[12])
+    # PIRL's four, all or none, with the ranges of VISSL's pil_photometric_transforms_lib.py
+    row[EXTRA] = draws[10] < policy.pirl_extra
+    row[BITS] = 4 + int(draws[11] * 5)
+    row[SHARPNESS] = 0.1 + 1.8 * draws[12]
+    row[THRESHOLD] = int(draws[13] * 257) / 255  # of 256 there is nothing to turn
     return np.array(row, np.float32)
-
-
-def _draw_extra(kind_draw: float, strength_draw: float) -> tuple[int, float]:
-    """One of PIRL's four, equally likely, and its strength: bits 4..7, factor .1..1.9, threshold 0..1."""
-    kind = POSTERIZE + int(kind_draw * 4)
-    strength = {
-        POSTERIZE: 4.0 + int(strength_draw * 4),
-        SHARPNESS: 0.1 + 1.8 * strength_draw,
-        EXTRA_SOLARIZE: strength_draw,
-        AUTOCONTRAST: 0.0,
-    }[kind]
-    return kind, strength
 
 
 def augment(batch: Batch) -> Batch:
@@ -213,21 +205,17 @@ def _solarize(images: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def _extras(values: Tensor, host: Row) -> None:
-    """PIRL's extra operation of each image, in place."""
-    operations = {
-        POSTERIZE: _posterize,
-        SHARPNESS: _sharpness,
-        EXTRA_SOLARIZE: _solarize,
-        AUTOCONTRAST: _autocontrast,
-    }
-    for kind, operation in operations.items():
+    """Posterize, sharpen, solarize and stretch the contrast of the chosen images, in place."""
+    chosen = host[:, EXTRA] > 0
+    for operation, column in ((_posterize, BITS), (_sharpness, SHARPNESS), (_solarize, THRESHOLD)):
         _update(
             values,
-            host[:, EXTRA] == kind,
-            lambda part, positions, operation=operation: operation(  # type: ignore[misc]
-                part, _column(host, positions, STRENGTH, part)
+            chosen,
+            lambda part, positions, operation=operation, column=column: operation(  # type: ignore[misc]
+                part, _column(host, positions, column, part)
             ),
         )
+    _update(values, chosen, lambda part, _: _autocontrast(part))
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -246,7 +234,7 @@ def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
     return images.clamp_(0, 1)
 
 
-def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
+def _autocontrast(images: Tensor) -> Tensor:
     lowest, highest = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     spread = highest - lowest
     stretched = (images - lowest) / torch.where(spread == 0, 1.0, spread)

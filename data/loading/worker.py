@@ -145,7 +145,9 @@ class ChunkMaker(Dataset[object]):
             views.cut_view(image, size, draw.geometry, policy.size, chunk.pixels[number][slot])
             if mask is not None and needs.grid is not None:
                 chunk.occupancy[number, slot] = mask.crop(draw.geometry, needs.grid)
-            row = photometric.draw_row(counter.generator(number, "photometric"), policy.photometric)
+            row = photometric.draw_row(
+                counter.generator(number, "photometric"), policy.photometric, policy.size
+            )
             chunk.photometric[number, slot] = row
         if jigsaw is not None:
             self._jigsaw(chunk, slot, counter, image, size, jigsaw)
@@ -179,8 +181,11 @@ class ChunkMaker(Dataset[object]):
         chunk.patches[slot] = torch.from_numpy(views.cut_patches(image, size, policy, draw))
         chunk.permutation[slot] = draw.permutation
         for cell in range(policy.grid**2):
-            generator = counter.generator(cell, "patch photometric")
-            chunk.patch_photometric[slot, cell] = photometric.draw_row(generator, policy.photometric)
+            number = cell if policy.photometric_per_patch else 0
+            generator = counter.generator(number, "patch photometric")
+            chunk.patch_photometric[slot, cell] = photometric.draw_row(
+                generator, policy.photometric, policy.image_size
+            )
 
 
 class Chunk:

@@ -41,17 +41,6 @@ class ResNetBackbone(Backbone):
         """Each layer halves the map of the one before it."""
         return self.stride >> (4 - int(level.removeprefix("layer")))
 
-    def zero_init_residual(self) -> None:
-        """Start the last BatchNorm of every residual block at weight 0, so that each block is the identity.
-
-        Goyal et al. (arXiv 1706.02677), section 5.1; torchvision's option of the same name.
-        """
-        for block in self.trunk.modules():
-            if isinstance(block, BasicBlock):
-                nn.init.zeros_(block.bn2.weight)
-            elif isinstance(block, Bottleneck):
-                nn.init.zeros_(block.bn3.weight)
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) to `layer1` .. `layer4`, each (B, C, S, S)."""
         trunk = self.trunk
@@ -94,3 +83,20 @@ def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBa
             )
         stem = fitting[0]
     return ResNetBackbone(arch, stem)
+
+
+def zero_init_residual(backbone: Backbone) -> None:
+    """Start the last BatchNorm of every residual block at weight 0, so that each block is the identity.
+
+    Goyal et al. (arXiv 1706.02677), section 5.1; torchvision's option of the same name.
+
+    Raises:
+        UserError: if the backbone has no residual blocks.
+    """
+    if not isinstance(backbone, ResNetBackbone):
+        raise UserError("zero_init_residual is of ResNets: leave it out, or choose one by --arch")
+    for block in backbone.trunk.modules():
+        if isinstance(block, BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
+        elif isinstance(block, Bottleneck):
+            nn.init.zeros_(block.bn3.weight)

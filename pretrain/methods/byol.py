@@ -13,6 +13,7 @@ from torch import Tensor
 from ...common.config import AreaRange, Fraction, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
+from ...models.backbones.resnet import zero_init_residual
 from ...models.heads import global_average_pool, projection_head
 from ..losses import negative_cosine
 from ..losses.common import l2_normalize
@@ -26,6 +27,7 @@ class BYOLConfig(ViewConfig):
 
     hidden: Width = 4096
     dim: Width = 256
+    zero_init_residual: bool = False  # the authors' ResNet starts so; the recipes say which
     momentum: Fraction = 0.996  # 0.99 for 300 epochs and fewer (appendix); rises to 1 by a cosine
     crop_scale: AreaRange = (0.08, 1.0)
     photometric: PhotometricPolicy = BYOL_FIRST
@@ -54,6 +56,8 @@ class BYOL(Method):
         super().__init__()
         self.config = config
         self.backbone: Backbone = backbone
+        if config.zero_init_residual:
+            zero_init_residual(backbone)
         width = backbone.channels[backbone.last]
         self.projector = projection_head(width, config.hidden, config.dim, batch_norm=True)
         self.predictor = projection_head(config.dim, config.hidden, config.dim, batch_norm=True)

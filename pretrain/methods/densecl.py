@@ -66,7 +66,7 @@ class DenseCL(MomentumContrast):
                 "use 96 pixels (3 x 3) or 128 (4 x 4), or a stem of smaller stride"
             )
         return Needs(
-            views=(config.view(image_size),) * 2,
+            views=config.views(image_size),
             grid=grid if config.matching == "foreground" else None,
             min_foreground=0.0,
         )
@@ -110,7 +110,7 @@ class DenseCL(MomentumContrast):
         key_features, key, key_dense, key_pooled = self.keys(second, batch)
         check_map(features)
         match = self.match(features, key_features, dense, key_dense, batch)
-        instance = instance_output([(query, key)], self.queue, self.config.temperature)
+        instance = instance_output([(query, key)], self.queues, self.config.temperature)
         dense_loss = dense_info_nce(
             dense.flatten(2),
             key_dense.flatten(2),

@@ -15,7 +15,7 @@ from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool
 from ..modules.momentum import encode_shuffled, make_momentum_encoder
 from .base import Context, Output
-from .moco_v2 import MoCoConfig, MomentumContrast, instance_output
+from .moco_v2 import MomentumContrast, SymmetricConfig, instance_output
 from .shared.pixel_term import (
     PixelConfig,
     add_pixel_loss,
@@ -26,7 +26,7 @@ from .shared.pixel_term import (
 )
 
 
-class HAPiCLMConfig(MoCoConfig, PixelConfig):
+class HAPiCLMConfig(SymmetricConfig, PixelConfig):
     """MoCo v2's settings and the pixel term's; pixel_weight 0 is MoCo v2, symmetric.
 
     The authors' script has temperature 0.1; 0.2 is MoCo v2's.
@@ -44,7 +44,7 @@ class HAPiCLM(MomentumContrast):
     @classmethod
     def needs(cls, config: HAPiCLMConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views with masks."""
-        return config.pixel_needs((config.view(image_size),) * 2, backbone, image_size=image_size)
+        return config.pixel_needs(config.views(image_size), backbone, image_size=image_size)
 
     def __init__(self, config: HAPiCLMConfig, context: Context, backbone: Backbone) -> None:
         """Build what MoCo v2 has, then the pixel heads."""
@@ -56,6 +56,10 @@ class HAPiCLM(MomentumContrast):
             self.key_pixel_head = make_momentum_encoder(self.pixel_head)
             self.followed.append((self.key_pixel_head, self.pixel_head))
 
+    def has_second_queue(self) -> bool:
+        """Two queues for two directions, unless the config joins them."""
+        return self.config.queue_per_view
+
     def step(self, batch: Batch) -> Output:
         """Let each view be the query of the other's keys, for images and for cells."""
         first, second = batch.views
@@ -63,7 +67,7 @@ class HAPiCLM(MomentumContrast):
         k2, v2 = self.keys(second, batch)
         z2, u2 = self.queries(second)
         k1, v1 = self.keys(first, batch)
-        instance = instance_output([(z1, k2), (z2, k1)], self.queue, self.config.temperature)
+        instance = instance_output([(z1, k2), (z2, k1)], self.queues, self.config.temperature)
         if u1 is None or u2 is None or v1 is None or v2 is None:
             return instance
         m1, m2 = view_labels(batch, self.config)

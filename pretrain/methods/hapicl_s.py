@@ -11,7 +11,8 @@ import torch
 
 from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
-from ...models.heads import global_average_pool, projection_head
+from ...models.backbones.resnet import zero_init_residual
+from ...models.heads import global_average_pool
 from .base import Context, Method, Output
 from .shared.pixel_term import (
     PixelConfig,
@@ -21,7 +22,7 @@ from .shared.pixel_term import (
     pixel_output,
     view_labels,
 )
-from .simclr import SimCLRConfig, batch_output
+from .simclr import SimCLRConfig, batch_output, build_head
 
 
 class HAPiCLSConfig(SimCLRConfig, PixelConfig):
@@ -45,8 +46,9 @@ class HAPiCLS(Method):
         super().__init__()
         self.config = config
         self.backbone: Backbone = backbone
-        width = backbone.channels[backbone.last]
-        self.head = projection_head(width, width, config.dim, batch_norm=True)
+        if config.zero_init_residual:
+            zero_init_residual(backbone)
+        self.head = build_head(config, backbone.channels[backbone.last])
         self.pixel_head = None
         if config.pixel_weight > 0:
             self.pixel_head = build_pixel_head(config, backbone, released=(1024, 2048))

@@ -22,16 +22,20 @@ from ..losses.common import to_float32
 from ..modules.counter_draws import draw_integers, step_key
 from .base import Context, Method, Output
 from .shared.pretext import CELLS, distant_permutations, jigsaw_policy, ordered
-from .shared.views import PIRL, ViewConfig
+from .shared.views import VISSL_JIGSAW, ViewConfig
 
 
 class JigsawConfig(ViewConfig):
-    """Jigsaw as PIRL is compared with it; the heads' width is this project's."""
+    """Jigsaw as PIRL is compared with it (VISSL, jigsaw_8gpu_resnet.yaml).
+
+    The crop is PIRL's, .6 to 1 of the area; VISSL's is a square of 255 pixels of an image whose short side
+    is 256. The permutations are chosen by our own greedy search; VISSL loads its list from a file.
+    """
 
     # maximally distant; 1,000 in the paper, 2,000 in PIRL's comparison
     permutations: Annotated[int, Field(ge=2, le=10_000)] = 2000
     hidden: Width = 1000  # outputs per patch
-    photometric: PhotometricPolicy = PIRL
+    photometric: PhotometricPolicy = VISSL_JIGSAW  # one draw for all patches of an image
 
 
 class Jigsaw(Method):
@@ -45,7 +49,8 @@ class Jigsaw(Method):
     @classmethod
     def needs(cls, config: JigsawConfig, backbone: Backbone, *, image_size: int) -> Needs:
         """Jigsaw patches alone; no masks."""
-        return Needs(views=(), jigsaw=jigsaw_policy(image_size, config.hflip, config.photometric))
+        policy = jigsaw_policy(image_size, config.hflip, config.photometric, per_patch=False)
+        return Needs(views=(), jigsaw=policy)
 
     def __init__(self, config: JigsawConfig, context: Context, backbone: Backbone) -> None:
         """Build trunk, heads and the fixed set of orders."""

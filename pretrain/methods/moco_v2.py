@@ -12,14 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from ...common.config import Count, Fraction, Positive, Width
-from ...data.loading.batch import Batch, Needs
+from ...data.loading.batch import Batch, Needs, PhotometricPolicy, ViewPolicy
 from ...engine.batchnorm import split_batch_norm
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool, projection_head
 from ..losses import info_nce
 from ..losses.common import l2_normalize
 from ..modules.memory import Queue, QueueLength, queue_length
-from ..modules.momentum import batch_norm_groups, encode_shuffled, make_momentum_encoder, update_momentum
+from ..modules.momentum import (
+    batch_norm_groups,
+    cosine_momentum,
+    encode_shuffled,
+    make_momentum_encoder,
+    update_momentum,
+)
 from .base import Context, Method, Output
 from .shared.views import ViewConfig
 
@@ -30,13 +36,30 @@ class MoCoConfig(ViewConfig):
     dim: Width = 128  # MoCo v2, section 3
     temperature: Positive = 0.2  # MoCo v2, table 2
     momentum: Fraction = 0.999  # MoCo, section 4.1
+    momentum_end: Fraction | None = None  # the momentum goes there by a cosine; None: constant (MoCo)
     queue_length: QueueLength | None = None  # published 65,536; None: see memory.queue_length
     # published 8 GPUs of 32 images; None: see momentum.batch_norm_groups
     batch_norm_groups: Count | None = None
+    photometric_second: PhotometricPolicy | None = None  # None: both views by one policy (MoCo v2)
+
+    def views(self, image_size: int) -> tuple[ViewPolicy, ViewPolicy]:
+        """Give the policies of both views."""
+        return self.view(image_size), self.view(image_size, self.photometric_second)
 
 
-class MoCoV2Config(MoCoConfig):
-    """MoCo v2 as published; `symmetric` also lets the second view be the query (MoCo v2+)."""
+class SymmetricConfig(MoCoConfig):
+    """What methods share that let each view be the query of the other's keys."""
+
+    # the keys of each view in a queue of their own, as in HAPiCLR's code and the MoCo v2+ it is built on;
+    # false: all in one
+    queue_per_view: bool = True
+
+
+class MoCoV2Config(SymmetricConfig):
+    """MoCo v2 as published; `symmetric` also lets the second view be the query (MoCo v2+).
+
+    `queue_per_view` counts with `symmetric` alone: one direction has the keys of one view.
+    """
 
     symmetric: bool = False
 
@@ -62,6 +85,9 @@ class MomentumContrast(Method):
         self.key_backbone = make_momentum_encoder(self.backbone)
         self.key_head = make_momentum_encoder(self.head)
         self.queue = Queue(length, config.dim, seed=context.seed)
+        self.second_queue: Queue | None = None
+        if self.has_second_queue():  # of the same random rows at first
+            self.second_queue = Queue(length, config.dim, seed=context.seed)
         # copies and what they follow; subclasses add their own
         self.followed: list[tuple[nn.Module, nn.Module]] = [
             (self.key_backbone, self.backbone),
@@ -72,11 +98,23 @@ class MomentumContrast(Method):
         """Build the instance head on C = `width` channels; C hidden units, no BatchNorm (MoCo v2)."""
         return projection_head(width, width, self.config.dim, batch_norm=False)
 
+    def has_second_queue(self) -> bool:
+        """Whether the keys of the first view have a queue beside that of the second's."""
+        return False
+
+    @property
+    def queues(self) -> tuple[Queue, Queue]:
+        """The queues of the second view's keys and of the first's; one twice where they share it."""
+        return self.queue, self.second_queue or self.queue
+
     def after_step(self, step: int, total: int) -> dict[str, float]:
         """Let the copies follow, so that the next step's keys come from the newer copy, as published."""
+        momentum, end = self.config.momentum, self.config.momentum_end
+        if end is not None:
+            momentum = cosine_momentum(momentum, step, total, end)
         copies, online = zip(*self.followed, strict=True)
-        update_momentum(copies, online, self.config.momentum)
-        return {"schedule/momentum": self.config.momentum}
+        update_momentum(copies, online, momentum)
+        return {"schedule/momentum": momentum}
 
 
 class MoCoV2(MomentumContrast):
@@ -90,7 +128,11 @@ class MoCoV2(MomentumContrast):
     @classmethod
     def needs(cls, config: MoCoV2Config, backbone: Backbone, *, image_size: int) -> Needs:
         """Two views of one policy; no masks."""
-        return Needs(views=(config.view(image_size),) * 2)
+        return Needs(views=config.views(image_size))
+
+    def has_second_queue(self) -> bool:
+        """Two queues for two directions, unless the config joins them."""
+        return self.config.symmetric and self.config.queue_per_view
 
     def step(self, batch: Batch) -> Output:
         """Contrast queries with keys, in one direction or both; then enqueue the keys."""
@@ -98,7 +140,7 @@ class MoCoV2(MomentumContrast):
         pairs = [(self.queries(first), self.keys(second, batch))]
         if self.config.symmetric:
             pairs.append((self.queries(second), self.keys(first, batch)))
-        return instance_output(pairs, self.queue, self.config.temperature)
+        return instance_output(pairs, self.queues, self.config.temperature)
 
     def queries(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to (B, D), with gradient."""
@@ -114,20 +156,31 @@ class MoCoV2(MomentumContrast):
         return encode_shuffled(encode, images, batch, seed=self.seed, deal=self.groups > 1)[0]
 
 
-def instance_output(pairs: list[tuple[Tensor, Tensor]], queue: Queue, temperature: float) -> Output:
-    """Mean InfoNCE over (query, key) pairs (B, D), with what is worth logging; enqueues the keys."""
-    losses = [info_nce(query, key, queue.rows, temperature=temperature) for query, key in pairs]
+def instance_output(
+    pairs: list[tuple[Tensor, Tensor]], queues: tuple[Queue, ...], temperature: float
+) -> Output:
+    """Mean InfoNCE over (query, key) pairs (B, D), with what is worth logging; enqueues the keys.
+
+    Args:
+        pairs: of one direction or two.
+        queues: of each direction, of keys of the view that its keys are of.
+        temperature: of the contrast.
+    """
+    losses = [
+        info_nce(query, key, queue.rows, temperature=temperature)
+        for (query, key), queue in zip(pairs, queues, strict=False)
+    ]
     loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
     with torch.no_grad():
         query = l2_normalize(pairs[0][0])
         positive = (query * l2_normalize(pairs[0][1])).sum(dim=1).mean()
-        negative = query.mean(dim=0) @ queue.rows.to(query.dtype).mean(dim=0)
-    for _, key in pairs:
+        negative = query.mean(dim=0) @ queues[0].rows.to(query.dtype).mean(dim=0)
+    for (_, key), queue in zip(pairs, queues, strict=False):
         queue.enqueue(key)
     return Output(
         loss=loss,
         loss_terms={"instance": loss.detach()},
         metrics={"similarity/positive": positive, "similarity/negative": negative},
         embeddings=query,
-        references={"instance": math.log(len(queue.rows) + 1)},
+        references={"instance": math.log(len(queues[0].rows) + 1)},
     )

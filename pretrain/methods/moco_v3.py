@@ -15,7 +15,7 @@ from ...common.config import AreaRange, Fraction, Positive, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import gather, rank
 from ...models.backbones.base import Backbone
-from ...models.backbones.resnet import ResNetBackbone
+from ...models.backbones.resnet import ResNetBackbone, zero_init_residual
 from ...models.backbones.vit import ViTBackbone
 from ...models.heads import batch_norm_head, global_average_pool
 from ..losses.batch import batch_info_nce
@@ -63,7 +63,7 @@ class MoCoV3(Method):
             backbone.initialise_as_moco_v3()
             backbone.freeze_patch_embedding()  # section 4.2: without it training is unstable
         elif isinstance(backbone, ResNetBackbone):
-            backbone.zero_init_residual()
+            zero_init_residual(backbone)
         self.temperature = config.temperature or (VIT_TEMPERATURE if is_vit else RESNET_TEMPERATURE)
         width, hidden = backbone.channels[backbone.last], config.hidden
         self.projector = batch_norm_head(width, *[hidden] * (2 if is_vit else 1), config.dim)

@@ -9,19 +9,24 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from ...data.loading.batch import Batch, Needs
+from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool
 from ..losses.common import l2_normalize
 from .base import Context, Method, Output
-from .shared.bank_term import BankConfig, BankContrast, Negatives
+from .shared.bank_term import BankConfig, BankContrast, Negatives, settle_groups
+from .shared.views import VISSL_NPID
 
 
 class NPIDConfig(BankConfig):
-    """NPID as published: NCE with 4,096 negatives (section 4)."""
+    """NPID as published, NCE with 4,096 negatives (section 4), with the augmentation of VISSL's config.
+
+    The paper's own code crops .2 to 1 of the area and greys with probability .2.
+    """
 
     negatives: Negatives = 4096
     loss: Literal["infonce", "nce"] = "nce"
+    photometric: PhotometricPolicy = VISSL_NPID
 
 
 class NPID(Method):
@@ -39,8 +44,7 @@ class NPID(Method):
     def __init__(self, config: NPIDConfig, context: Context, backbone: Backbone) -> None:
         """Build trunk, head and bank."""
         super().__init__()
-        self.config = config
-        self.backbone: Backbone = backbone
+        self.config, self.backbone = settle_groups(config, context, backbone)
         self.image_head = nn.Linear(backbone.channels[backbone.last], config.dim)
         self.contrast = BankContrast(config, context)
 

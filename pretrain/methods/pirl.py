@@ -17,14 +17,18 @@ from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool, projection_head
 from ..losses.common import l2_normalize
 from .base import Context, Method, Output
-from .shared.bank_term import BankConfig, BankContrast
+from .shared.bank_term import BankConfig, BankContrast, settle_groups
 from .shared.pretext import CELLS, jigsaw_policy, ordered, rotate_images, rotate_patches
 
 logger = logging.getLogger(__name__)
 
 
 class PIRLConfig(BankConfig):
-    """PIRL as published."""
+    """PIRL as published (VISSL, pirl_jigsaw_4node_resnet50.yaml).
+
+    The crop that is cut into patches is flipped as a whole, as in PyContrast; VISSL flips each patch by
+    itself. VISSL's published models used the NCE form; InfoNCE is PyContrast's and the default here.
+    """
 
     transform: Literal["jigsaw", "rotation", "rotation_jigsaw"] = "jigsaw"
     lambda_transform: Fraction = 0.5  # weight of the transformed image; 0 is NPID
@@ -49,8 +53,7 @@ class PIRL(Method):
     def __init__(self, config: PIRLConfig, context: Context, backbone: Backbone) -> None:
         """Build trunk, heads and bank; f and g share nothing."""
         super().__init__()
-        self.config = config
-        self.backbone: Backbone = backbone
+        self.config, self.backbone = settle_groups(config, context, backbone)
         width = backbone.channels[backbone.last]
         self.image_head = self.linear(width)
         self.transform_head = self.linear(width)  # for each patch, or for the rotated image

@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...common.config import AreaRange
-from ...data.loading.batch import Batch, Needs, PhotometricPolicy
+from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool
 from ..losses.common import to_float32
 from .base import Context, Method, Output
 from .shared.pretext import rotate_images
-from .shared.views import PIRL, ViewConfig
+from .shared.views import ViewConfig
 
 
 class RotationConfig(ViewConfig):
-    """Rotation with the augmentation of PIRL, which it is compared with."""
+    """Rotation as PIRL is compared with it (VISSL, rotnet_8gpu_resnet.yaml): crop and flip alone."""
 
     crop_scale: AreaRange = (0.08, 1.0)
-    photometric: PhotometricPolicy = PIRL
+    photometric: PhotometricPolicy = NO_PHOTOMETRIC
 
 
 class Rotation(Method):

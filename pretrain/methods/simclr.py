@@ -6,16 +6,18 @@ Shape legend: B images of this process, D embedding.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from ...common.config import AreaRange, Positive, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import gather
 from ...models.backbones.base import Backbone
-from ...models.heads import global_average_pool, projection_head
+from ...models.backbones.resnet import zero_init_residual
+from ...models.heads import batch_norm_head, global_average_pool
 from ..losses import nt_xent
 from ..losses.common import l2_normalize
 from .base import Context, Method, Output
@@ -23,9 +25,16 @@ from .shared.views import SIMCLR, ViewConfig
 
 
 class SimCLRConfig(ViewConfig):
-    """SimCLR; temperature 0.1 is the paper's for 4096 images, 0.2 the HAPiCL comparison's for 1024."""
+    """SimCLR; temperature 0.1 is the paper's for 4096 images, 0.2 the HAPiCL comparison's for 1024.
+
+    The head is that of the authors' code (google-research/simclr, model_util.py): BatchNorm on every layer,
+    no bias after the last. The paper speaks of two layers, the code's default is three.
+    """
 
     dim: Width = 128  # section 4.2
+    head_layers: Annotated[int, Field(ge=1, le=8)] = 3
+    last_batch_norm: bool = True  # false: a plain last layer with bias, as in HAPiCLR's SimCLR form
+    zero_init_residual: bool = False  # the authors' ResNet starts so; the recipes say which
     temperature: Positive = 0.2
     crop_scale: AreaRange = (0.08, 1.0)  # appendix A
     photometric: PhotometricPolicy = SIMCLR
@@ -48,14 +57,21 @@ class SimCLR(Method):
         super().__init__()
         self.config = config
         self.backbone: Backbone = backbone
-        width = backbone.channels[backbone.last]
-        self.head = projection_head(width, width, config.dim, batch_norm=True)
+        if config.zero_init_residual:
+            zero_init_residual(backbone)
+        self.head = build_head(config, backbone.channels[backbone.last])
 
     def step(self, batch: Batch) -> Output:
         """Encode both views at once (BatchNorm over both, as published) and contrast."""
         features = self.backbone(torch.cat(batch.views))[self.backbone.last]
         z1, z2 = self.head(global_average_pool(features)).chunk(2)
         return batch_output(z1, z2, self.config.temperature)
+
+
+def build_head(config: SimCLRConfig, width: int) -> nn.Sequential:
+    """Build the projection head on C = `width` pooled channels."""
+    widths = [width] * config.head_layers
+    return batch_norm_head(*widths, config.dim, last="scaled" if config.last_batch_norm else "bias")
 
 
 def batch_output(z1: Tensor, z2: Tensor, temperature: float) -> Output:

@@ -44,12 +44,12 @@ def update_momentum(copies: Sequence[nn.Module], online: Sequence[nn.Module], mo
         get_ema_multi_avg_fn(momentum)(targets, sources, 0)  # type: ignore[no-untyped-call]
 
 
-def cosine_momentum(base: float, step: int, total: int) -> float:
-    """Momentum rising from `base` to 1 over the run (BYOL, arXiv 2006.07733, section 3.2)."""
-    return 1 - (1 - base) * (math.cos(math.pi * step / max(1, total)) + 1) / 2
+def cosine_momentum(base: float, step: int, total: int, end: float = 1.0) -> float:
+    """Momentum going from `base` to `end` over the run by a cosine (BYOL, arXiv 2006.07733, section 3.2)."""
+    return end - (end - base) * (math.cos(math.pi * step / max(1, total)) + 1) / 2
 
 
-def batch_norm_groups(requested: int | None, batch_size: int) -> int:
+def batch_norm_groups(requested: int | None, batch_size: int, *, least: int = 2) -> int:
     """How many groups of the global batch have BatchNorm statistics of their own.
 
     Keys whose statistics come from the same samples as the queries' give the answer away (MoCo, section
@@ -59,6 +59,8 @@ def batch_norm_groups(requested: int | None, batch_size: int) -> int:
         requested: the config's number; None takes groups of 32 samples as published, at least two, and
             one for batches under 16, whose statistics would be noise.
         batch_size: global batch.
+        least: groups at least, where the batch has 16 samples: two for keys and queries, which would share
+            their statistics otherwise; one where nothing leaks, as with a memory bank.
 
     Raises:
         UserError: if the groups do not divide the batch.
@@ -73,14 +75,16 @@ def batch_norm_groups(requested: int | None, batch_size: int) -> int:
     if batch_size < SAMPLES_PER_GROUP // 2:
         return 1
     processes = world_size()
-    wanted = max(2, batch_size // SAMPLES_PER_GROUP)
+    wanted = max(least, batch_size // SAMPLES_PER_GROUP)
+    if wanted == 1:
+        return 1
     fitting = [
         groups for groups in range(wanted, 0, -1) if batch_size % groups == 0 and groups % processes == 0
     ]
     if not fitting and batch_size % processes == 0:
         return processes
     groups = fitting[0] if fitting else 1
-    if groups == 1:
+    if groups == 1 and least > 1:
         logger.warning(
             "a batch of %d does not split into BatchNorm groups: keys and queries share statistics, "
             "which MoCo-like methods can exploit; choose a multiple of %d",

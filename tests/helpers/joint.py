@@ -164,6 +164,9 @@ VARIANTS = {
     "geometry, no warm-up": ("densecl", {"matching": "geometry", "warm_up_steps": 0, "grid": 2}),
     "foreground matches": ("densecl", {"matching": "foreground", "warm_up_steps": 0}),
     "rotation, NCE": ("pirl", {"transform": "rotation", "loss": "nce"}),
+    "groups of the bank's network": ("pirl", {"batch_norm_groups": 4}),
+    "one queue": ("hapicl_m", {"queue_per_view": False, "batch_norm_groups": 2, **PIXEL}),
+    "two layers": ("simclr", {"head_layers": 2}),
     "shared negatives": ("pirl", {"transform": "rotation_jigsaw", "shared_negatives": True}),
     "background, fixed beta": ("harl", {"alpha": 0.3, "beta": 0.5, "beta_end": None, **BYOL}),
 }

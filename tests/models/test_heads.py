@@ -37,13 +37,15 @@ def test_pooling_is_the_mean_over_cells():
 
 
 @pytest.mark.parametrize(
-    ("last", "ends"), [("plain", [False, False]), ("scaled", [True, False]), ("none", None)]
+    ("last", "ends"), [("plain", [False, False]), ("scaled", [True, False]), ("none", None), ("bias", None)]
 )
 def test_what_follows_the_last_layer(last, ends):
     head = batch_norm_head(6, 5, 5, 4, last=last)
     kinds = [type(layer).__name__ for layer in head]
     assert kinds[:7] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
-    assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
+    *hidden, final = (layer for layer in head if isinstance(layer, nn.Linear))
+    assert all(layer.bias is None for layer in hidden)
+    assert (final.bias is not None) == (last == "bias")
     assert kinds[7:] == ([] if ends is None else ["BatchNorm1d"])
     if ends is not None:
         weights = (head[-1].weight, head[-1].bias)

@@ -6,19 +6,22 @@ Shape legend: B images of this process, D embedding, n images of the data set, N
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ....common.config import AreaRange, Fraction, Positive, Width
+from ....common.config import AreaRange, Count, Fraction, Positive, Width
 from ....common.errors import UserError
 from ....data.loading.batch import Batch, PhotometricPolicy
+from ....engine.batchnorm import split_batch_norm
 from ....engine.distributed import rank, reduce_mean
+from ....models.backbones.base import Backbone
 from ...losses.bank import bank_scores, partition_estimate, scores_info_nce, scores_nce
 from ...modules.counter_draws import draw_integers, step_key
 from ...modules.memory import Bank
+from ...modules.momentum import batch_norm_groups
 from ..base import Context
 from .views import PIRL, ViewConfig
 
@@ -34,8 +37,13 @@ class BankConfig(ViewConfig):
     shared_negatives: bool = False  # one draw for the whole batch: less memory, correlated negatives
     loss: Literal["infonce", "nce"] = "infonce"
     bank_momentum: Fraction = 0.5
+    # VISSL ran GPUs of 32 images with a BatchNorm each; None: groups of 32, see momentum.batch_norm_groups
+    batch_norm_groups: Count | None = None
     crop_scale: AreaRange = (0.08, 1.0)
     photometric: PhotometricPolicy = PIRL
+
+
+AnyBankConfig = TypeVar("AnyBankConfig", bound=BankConfig)
 
 
 class BankContrast(nn.Module):
@@ -116,3 +124,11 @@ class BankContrast(nn.Module):
     def chance(self) -> float:
         """Give the loss when all similarities are equal; only InfoNCE has a closed form."""
         return math.log(self.negatives + 1)
+
+
+def settle_groups(
+    config: AnyBankConfig, context: Context, backbone: Backbone
+) -> tuple[AnyBankConfig, Backbone]:
+    """Split the backbone's BatchNorms into groups, and keep their number in the config for a resumed run."""
+    groups = batch_norm_groups(config.batch_norm_groups, context.batch_size, least=1)
+    return config.replace(batch_norm_groups=groups), split_batch_norm(backbone, groups)

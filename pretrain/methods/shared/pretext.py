@@ -18,11 +18,21 @@ GRID = 3
 CELLS = GRID * GRID
 
 
-def jigsaw_policy(image_size: int, hflip: float, photometric: PhotometricPolicy) -> JigsawPolicy:
+def jigsaw_policy(
+    image_size: int, hflip: float, photometric: PhotometricPolicy, *, per_patch: bool = True
+) -> JigsawPolicy:
     """PIRL's Jigsaw (255 pixels, patches of 64 in cells of 85, for images of 224) for any image size."""
     cell = max(2, round(255 / 224 * image_size / GRID))
     patch = max(1, round(64 / 85 * cell))
-    return JigsawPolicy(size=GRID * cell, patch=patch, grid=GRID, hflip=hflip, photometric=photometric)
+    return JigsawPolicy(
+        size=GRID * cell,
+        image_size=image_size,
+        patch=patch,
+        grid=GRID,
+        hflip=hflip,
+        photometric=photometric,
+        photometric_per_patch=per_patch,
+    )
 
 
 def ordered(values: Tensor, permutation: Tensor) -> Tensor:

@@ -16,8 +16,12 @@ SIMCLR = PhotometricPolicy(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2
 # BYOL, arXiv 2006.07733, table 6: the two views differ in blur and solarisation
 BYOL_FIRST = PhotometricPolicy(saturation=0.2, blur=1.0)
 BYOL_SECOND = PhotometricPolicy(saturation=0.2, blur=0.1, solarize=0.2)
-# PIRL, arXiv 1912.01991 (VISSL's configs): jitter always, then one extra with probability 0.66
+# PIRL, arXiv 1912.01991 (VISSL, pirl_jigsaw_4node_resnet50.yaml): jitter always, extras in two of three
 PIRL = PhotometricPolicy(jitter=1.0, hue=0.2, grey=0.2, blur=0.0, pirl_extra=0.66)
+# NPID (VISSL, npid_8gpu_resnet.yaml); its first code had a crop of .2 to 1 and grey with probability .2
+VISSL_NPID = PhotometricPolicy(jitter=1.0, hue=0.4, grey=0.0, blur=0.0)
+# Jigsaw (VISSL, jigsaw_8gpu_resnet.yaml)
+VISSL_JIGSAW = PhotometricPolicy(jitter=0.0, grey=0.66, blur=0.0)
 
 # how often a crop without enough foreground is drawn again
 Redraws = Annotated[int, Field(ge=0, le=100)]

@@ -17,6 +17,7 @@ from hapicl.data.images.folder import find_images
 from hapicl.data.loading import stream, views
 from hapicl.data.loading.batch import JigsawPolicy, Needs, PhotometricPolicy, ViewPolicy
 from hapicl.data.loading.loader import Loader, LoaderOptions, default_workers
+from hapicl.data.loading.photometric import SIGMA
 from hapicl.data.loading.worker import ChunkMaker
 from hapicl.data.masks.reader import MaskReader
 from hapicl.data.masks.writer import MaskRow, pack_mask, write_masks
@@ -390,3 +391,18 @@ def test_odd_originals_load(odd_originals):
         for batch in loader.batches(0):
             assert torch.isfinite(batch.views[0]).all()
         assert loader.replaced == 0
+
+
+def test_views_and_patches_are_blurred_by_their_share_of_224_pixels(flat_folder):
+    policy = PhotometricPolicy(blur=1.0)
+    needs = Needs(
+        views=(ViewPolicy(size=32, photometric=policy), ViewPolicy(size=56, photometric=policy)),
+        jigsaw=JigsawPolicy(size=27, image_size=24, patch=7, photometric=policy, photometric_per_patch=False),
+    )
+    with Loader(flat_folder, None, needs, LoaderOptions(batch_size=12, seed=0, workers=0)) as loader:
+        (batch,) = loader.batches(0)
+    for rows, side in zip(batch.photometric, (32, 56), strict=True):
+        assert 0.1 * side / 224 < rows[:, SIGMA].min() < rows[:, SIGMA].max() < 2 * side / 224
+    patches = batch.patch_photometric
+    assert patches[..., SIGMA].max() < 2 * 24 / 224
+    assert torch.equal(patches, patches[:, :1].expand_as(patches))  # one draw for all patches of an image

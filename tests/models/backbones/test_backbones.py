@@ -7,6 +7,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from hapicl.common.errors import UserError
 from hapicl.models.backbones.build import build_backbone
+from hapicl.models.backbones.resnet import zero_init_residual
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_unknown_names_and_too_small_images_are_refused():
 @pytest.mark.parametrize(("arch", "norm"), [("resnet18", "bn2"), ("resnet50", "bn3")])
 def test_zero_init_residual_makes_every_block_the_identity(arch, norm):
     backbone = build_backbone(arch, image_size=32, stem="stride1")
-    backbone.zero_init_residual()
+    zero_init_residual(backbone)
     theirs = torchvision.models.get_model(arch, zero_init_residual=True)
     ours = {name for name, value in backbone.trunk.named_parameters() if not value.any()}
     assert ours == {name for name, value in theirs.named_parameters() if not value.any() and "fc" not in name}

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 from joint import TinyBackbone
 
 from hapicl.common.config import build
@@ -101,11 +102,47 @@ def test_keys_follow_only_after_the_step(make_method, make_batch):
         torch.testing.assert_close(new, old + 0.1, rtol=0, atol=1e-6)
 
 
-def test_the_queue_takes_the_keys_of_both_views(make_method, make_batch):
-    method = make_method("hapicl_m", data_set_size=100)
-    assert len(method.queue.rows) == 48
+def test_each_view_has_a_queue_of_its_own_keys_as_released(make_method, make_batch):
+    method, batch = make_method("hapicl_m", data_set_size=100, batch_norm_groups=1), make_batch()
+    queue, second = method.queues
+    assert len(queue.rows) == len(second.rows) == 48
+    method(batch)
+    assert (queue.pointer, second.pointer) == (8, 8)
+    with torch.no_grad():
+        k1, k2 = (method.keys(view, batch)[0] for view in batch.views)
+    torch.testing.assert_close(queue.rows[:8], F.normalize(k2, dim=1))
+    torch.testing.assert_close(second.rows[:8], F.normalize(k1, dim=1))
+    queries = [method.queries(view)[0] for view in batch.views]
+    expected = [
+        info_nce(query, key, row.rows, temperature=0.2)
+        for query, key, row in zip(queries, (k2, k1), (queue, second), strict=True)
+    ]
+    assert not torch.equal(queue.rows, second.rows)
+    found = method(batch).loss_terms["instance"]
+    torch.testing.assert_close(found, torch.stack(expected).mean().detach())
+
+
+def test_one_queue_takes_the_keys_of_both_views_where_asked(make_method, make_batch):
+    method = make_method("hapicl_m", data_set_size=100, queue_per_view=False)
+    assert method.second_queue is None
     method(make_batch())
     assert method.queue.pointer == 16
+
+
+def test_momentum_goes_from_099_to_0999_by_a_cosine_as_in_the_authors_script(make_method):
+    method = make_method("hapicl_m", momentum=0.99, momentum_end=0.999)
+    found = [method.after_step(step, 10)["schedule/momentum"] for step in (0, 5, 10)]
+    assert found == [pytest.approx(0.99), pytest.approx(0.9945), pytest.approx(0.999)]
+
+
+def test_the_second_view_has_a_photometric_policy_of_its_own_where_asked():
+    kind = method_class("hapicl_m")
+    second = {"blur": 0.1, "solarize": 0.2}
+    for config, expected in (({}, (0.5, 0.0)), ({"photometric_second": second}, (0.1, 0.2))):
+        needs = kind.needs(build(kind.Config, config), TinyBackbone(), image_size=224)
+        policy = needs.views[1].photometric
+        assert (policy.blur, policy.solarize) == expected
+        assert needs.views[0].photometric.blur == 0.5
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

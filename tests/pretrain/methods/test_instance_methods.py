@@ -11,8 +11,10 @@ from joint import TinyBackbone
 
 from hapicl.common.errors import UserError
 from hapicl.engine import batchnorm
+from hapicl.models.backbones.build import build_backbone
 from hapicl.models.heads import global_average_pool
 from hapicl.pretrain.losses import info_nce
+from hapicl.pretrain.methods.base import Context
 from hapicl.pretrain.methods.harl import three_vectors
 from hapicl.pretrain.methods.registry import METHODS, method_class
 from hapicl.pretrain.modules import momentum
@@ -42,6 +44,36 @@ def test_every_trained_parameter_has_a_gradient_and_no_copy_has(make_method, mak
 def test_simclr_references_its_chance_level(make_method, make_batch):
     output = make_method("simclr")(make_batch())
     assert output.references == {"instance": pytest.approx(math.log(15))}
+
+
+def test_simclrs_head_ends_in_batch_norm_without_a_bias(make_method, make_batch):
+    """As in the authors' code: three layers, BatchNorm on each; two by option, and HAPiCLR's plain end."""
+    kinds = lambda **config: [  # noqa: E731
+        type(layer).__name__ for layer in make_method("simclr", **config).head
+    ]
+    one = ["Linear", "BatchNorm1d", "ReLU"]
+    assert kinds() == [*one, *one, "Linear", "BatchNorm1d"]
+    assert kinds(head_layers=2) == [*one, "Linear", "BatchNorm1d"]
+    assert kinds(head_layers=2, last_batch_norm=False) == [*one, "Linear"]
+    method = make_method("simclr")
+    method(make_batch()).loss.backward()
+    assert method.head[-1].weight.grad is not None
+    assert method.head[-1].bias.grad is None
+    assert not method.head[-1].bias.any()
+    assert [layer.out_features for layer in method.head if hasattr(layer, "out_features")] == [8, 8, 128]
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol", "hapicl_s"])
+def test_residual_blocks_start_as_the_identity_where_the_recipe_says_so(name):
+    kind = method_class(name)
+    context = Context(data_set_size=8, batch_size=4, total_steps=1, steps_per_epoch=1)
+    for zero in (True, False):
+        config = kind.Config(zero_init_residual=zero)
+        method = kind(config, context, build_backbone("resnet18", image_size=32))
+        blocks = [*method.backbone.trunk.layer1, *method.backbone.trunk.layer4]
+        assert [bool(block.bn2.weight.any()) for block in blocks] == [not zero] * 4
+    with pytest.raises(UserError, match="zero_init_residual is of ResNets"):
+        kind(kind.Config(zero_init_residual=True), context, TinyBackbone())
 
 
 def test_simclr_logs_the_mean_similarity_of_negatives(make_method, make_batch):
@@ -203,5 +235,5 @@ def test_every_method_says_what_it_is_and_needs(name):
 
 
 def test_an_unknown_method_names_the_known_ones():
-    with pytest.raises(UserError, match=r"unknown method 'moco'; choose one of .*moco_v2"):
+    with pytest.raises(UserError, match=r"unknown method 'moco'; did you mean .*moco_v"):
         method_class("moco")

@@ -13,7 +13,7 @@ from joint import TinyBackbone
 
 from hapicl.common.config import build
 from hapicl.common.errors import UserError
-from hapicl.data.loading.batch import PhotometricPolicy
+from hapicl.data.loading.batch import NO_PHOTOMETRIC, PhotometricPolicy
 from hapicl.pretrain.losses import bank_info_nce
 from hapicl.pretrain.methods.registry import method_class
 from hapicl.pretrain.methods.shared.pretext import (
@@ -220,6 +220,37 @@ def test_jigsaw_classifies_the_drawn_order(make_method, make_batch):
     assert output.references["permutation"] == pytest.approx(math.log(20))
     batch.step = 3
     assert not torch.equal(method.draw_labels(batch), labels)
+
+
+@pytest.mark.parametrize("name", ["pirl", "npid"])
+def test_the_bank_methods_normalised_over_the_whole_batch(make_method, name):
+    """VISSL ran GPUs of 32 images with a BatchNorm each; the number of groups is kept for a resumed run."""
+    for batch_size, groups in ((8, 1), (32, 1), (64, 2), (96, 3), (1024, 32)):
+        method = make_method(name, batch_size=batch_size)
+        assert method.config.batch_norm_groups == groups
+        norm = method.backbone.first[1]
+        assert (norm.groups if groups > 1 else type(norm)) == (groups if groups > 1 else torch.nn.BatchNorm2d)
+    assert make_method(name, batch_size=64, batch_norm_groups=4).backbone.first[1].groups == 4
+
+
+def test_jigsaws_patch_layer_has_batch_norm_as_vissls(make_method):
+    kinds = [type(layer).__name__ for layer in make_method("jigsaw", permutations=20, hidden=8).patch_head]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"]
+
+
+def test_the_pretext_tasks_had_pirls_augmentation():
+    """As in VISSL's configs: Jigsaw greys two images of three, as a whole; Rotation only crops and flips."""
+    needs = lambda name: method_class(name).needs(  # noqa: E731
+        method_class(name).Config(), TinyBackbone(), image_size=224
+    )
+    jigsaw = needs("jigsaw").jigsaw
+    assert not jigsaw.photometric_per_patch
+    assert jigsaw.photometric == PhotometricPolicy(jitter=0.0, grey=0.66, blur=0.0)
+    assert needs("pirl").jigsaw.photometric_per_patch
+    assert needs("rotation").views[0].photometric == NO_PHOTOMETRIC
+    npid = needs("npid").views[0]
+    assert npid.scale == (0.08, 1.0)
+    assert npid.photometric == PhotometricPolicy(jitter=1.0, hue=0.4, grey=0.0, blur=0.0)
 
 
 def test_jigsaw_asks_for_patches_alone():
