@@ -118,9 +118,14 @@ def describe(components: Components) -> dict[str, Any]:
     """Everything that config.json holds, JSON-able."""
     settings = components.settings.replace(config=components.method.config.model_dump())
     digest = hashlib.sha256("\n".join(components.loader.paths).encode("utf-8", "surrogateescape")).hexdigest()
+    masks = components.loader.masks
     return {
         "settings": settings.model_dump(mode="json"),
-        "data": {"images": len(components.loader.paths), "paths_sha256": digest},
+        "data": {
+            "images": len(components.loader.paths),
+            "paths_sha256": digest,
+            "masks_digest": masks.content_digest if masks is not None and components.needs.masks else None,
+        },
         "needs": _plain(dataclasses.asdict(components.needs)),
         "total_steps": components.context.total_steps,
         "steps_per_epoch": components.context.steps_per_epoch,

@@ -51,16 +51,24 @@ def check_same_training(
     Raises:
         UserError: naming the settings or the data that differ.
     """
+    if not isinstance(before.get("settings"), dict) or not isinstance(before.get("data"), dict):
+        raise UserError(f"{checkpoint} does not say of which training it is; give a checkpoint of this run")
     old, new = dict(flatten(before["settings"])), dict(flatten(now["settings"]))
     differing = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if key.split(".")[0] not in SESSION and old.get(key) != new.get(key)
+        for key in sorted(old.keys() | new.keys(), key=str)
+        if str(key).split(".")[0] not in SESSION and old.get(key) != new.get(key)
     ]
-    if before["data"] != now["data"]:
+    then, data = before["data"], now["data"]
+    if any(then.get(name) != data[name] for name in ("images", "paths_sha256")):
         differing.append(
-            f"the images are others ({before['data']['images']} then, {now['data']['images']} now"
+            f"the images are others ({then.get('images')} then, {data['images']} now"
             f"{': ' if images_differ_in else ''}{images_differ_in})"
+        )
+    if then.get("masks_digest") != data["masks_digest"]:
+        differing.append(
+            f"{now['settings']['masks']} holds other masks (content digest {then.get('masks_digest')} then, "
+            f"{data['masks_digest']} now)"
         )
     if differing:
         raise UserError(

@@ -74,6 +74,7 @@ class Loader:
     Attributes:
         wait_seconds: how long the last batch was waited for.
         replaced: images replaced so far because they could not be read.
+        masks: the reader of the mask file; None without one.
         maker: what the workers run; `hapicl doctor` times it.
 
     Raises:
@@ -104,6 +105,7 @@ class Loader:
             limit=options.limit,
         )
         self.selection = selection
+        self.masks = reader
         self.paths = PathList(selection.paths)
         self.options = options
         self.augment = options.augment

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, or started twice: nothing is lost, and nothing is written over."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import small_run
 
 from hapicl.common.errors import UserError
 from hapicl.common.locks import hold_folder
+from hapicl.data.masks.reader import MaskReader
 from hapicl.engine.checkpoint import load_checkpoint
 from hapicl.pretrain.config.resolve import resolve
 from hapicl.pretrain.train import pretrain
@@ -85,3 +87,19 @@ def test_a_finished_run_holds_nothing(tmp_path, masks):
     run(masks, out, steps=2, checkpoint_every=1)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     assert load_checkpoint(out / "previous.pt")["step"] == 1
+
+
+def test_another_mask_file_is_another_training(tmp_path, masks, flat_folder):
+    """A mask file that was built again by another recipe went unnoticed on resume."""
+    out = tmp_path / "run"
+    run(masks, out, stop_after=1)
+    digest = MaskReader(masks).content_digest
+    assert load_checkpoint(out / "last.pt")["config"]["data"]["masks_digest"] == digest
+    assert json.loads((out / "config.json").read_text())["data"]["masks_digest"] == digest
+    small_run.write_box_masks(flat_folder, tmp_path / "masks.h5", border=3)
+    with pytest.raises(
+        UserError, match=rf"another training: {masks} holds other masks .*digest {digest} then"
+    ):
+        run(masks, out, resume="auto")
+    small_run.write_box_masks(flat_folder, tmp_path / "masks.h5")  # the same again
+    assert run(masks, out, resume="auto").step == 4
