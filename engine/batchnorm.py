@@ -148,6 +148,17 @@ def one_group(module: nn.Module) -> Iterator[None]:
             part.groups = number
 
 
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Give a module its buffers (BatchNorm's running statistics) back at the end of the block."""
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, value in module.named_buffers():
+            value.copy_(before[name])
+
+
 def synchronise_batch_norm(module: AnyModule, device: torch.device) -> AnyModule:
     """Replace every plain BatchNorm by one over all processes; with one process nothing changes."""
     if world_size() == 1:

@@ -56,22 +56,7 @@ def assemble(settings: RunSettings, world: World) -> Components:
         torch.backends.cudnn.benchmark = True
     backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
     needs = kind.needs(config, backbone, image_size=settings.image_size)
-    micro_batch = settings.batch_size // settings.grad_accum_steps
-    loader = Loader(
-        settings.images,
-        settings.masks,
-        needs,
-        LoaderOptions(
-            batch_size=micro_batch,
-            seed=settings.seed,
-            workers=settings.workers,
-            rank=world.rank,
-            world_size=world.size,
-            missing_masks=settings.missing_masks,
-            limit=settings.limit,
-        ),
-        device=world.device,
-    )
+    loader = build_loader(settings, needs, world)
     steps_per_epoch = loader.steps_per_epoch // settings.grad_accum_steps
     if steps_per_epoch == 0:
         raise UserError(
@@ -80,14 +65,34 @@ def assemble(settings: RunSettings, world: World) -> Components:
     epochs = settings.epochs or DEFAULT_EPOCHS
     context = Context(
         data_set_size=len(loader.paths),
-        batch_size=micro_batch,
+        batch_size=loader.batch_size,
         total_steps=settings.steps or max(1, round(epochs * steps_per_epoch)),
         steps_per_epoch=steps_per_epoch,
         seed=settings.seed,
     )
     method = kind(config, context, backbone)
     method = synchronise_batch_norm(method, world.device)
-    return Components(settings, world, loader, needs, method, context, micro_batch)
+    return Components(settings, world, loader, needs, method, context, loader.batch_size)
+
+
+def build_loader(settings: RunSettings, needs: Needs, world: World, *, every_image: bool = False) -> Loader:
+    """Make the run's loader, for what its method needs or for another purpose."""
+    return Loader(
+        settings.images,
+        settings.masks,
+        needs,
+        LoaderOptions(
+            batch_size=settings.batch_size // settings.grad_accum_steps,
+            seed=settings.seed,
+            workers=settings.workers,
+            rank=world.rank,
+            world_size=world.size,
+            missing_masks=settings.missing_masks,
+            limit=settings.limit,
+            every_image=every_image,
+        ),
+        device=world.device,
+    )
 
 
 def loop_settings(components: Components) -> LoopSettings:

@@ -27,6 +27,7 @@ from ..models.write_weights import write_safetensors
 from .components import Components, assemble, describe, device_name, loop_settings
 from .config.settings import RunSettings
 from .diagnose.online_knn import OnlineKnn
+from .first_pass import run_first_pass
 from .modules.memory import path_difference, remembered_paths
 from .report.views import KEPT, save_method_pictures, save_views
 from .resume import check_same_training, find_checkpoint, refuse_unusable_folder
@@ -138,6 +139,7 @@ def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
     hooks = Hooks(after_step=method.after_step, on_first_batch=keep_a_few)
     if settings.channels_last:
         hooks = replace(hooks, prepare=_channels_last)
+    run_first_pass(components, prepare=hooks.prepare, info=run_logger.info)
     if start.knn is not None:
         hooks = replace(hooks, validate=start.knn)
     result = fit(

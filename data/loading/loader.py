@@ -8,6 +8,7 @@ the number of workers or processes, so a resumed run draws the same crops.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class LoaderOptions:
         use_low_confidence: whether masks of low confidence count.
         limit: train on the first so many paths only.
         augment: False leaves the views uint8, for measuring and looking.
+        every_image: fill the last batch of an epoch up with its first images, instead of leaving it out.
     """
 
     batch_size: int
@@ -54,6 +56,7 @@ class LoaderOptions:
     use_low_confidence: bool = True
     limit: int | None = None
     augment: bool = True
+    every_image: bool = False
 
 
 class Loader:
@@ -112,6 +115,8 @@ class Loader:
         self.batch_size = options.batch_size
         self.steps_per_epoch = len(selection.paths) // max(1, options.batch_size)
         self._check_batch()
+        if options.every_image:
+            self.steps_per_epoch = math.ceil(len(selection.paths) / options.batch_size)
         self.device = torch.device(device or "cpu")
         asked = options.workers
         self.workers = default_workers(self.device, options.world_size) if asked is None else asked
@@ -129,7 +134,7 @@ class Loader:
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Give the epoch's batches from `first_step` on, drop-last, on the device.
+        """Give the epoch's whole batches from `first_step` on, on the device.
 
         Workers go on into the next epoch by themselves, so there is no gap between epochs.
 

@@ -98,9 +98,11 @@ class ChunkMaker(Dataset[object]):
 
     def __getitem__(self, task: Task) -> Chunk | UserError:
         """Make one chunk; a user's mistake is returned, so that it crosses the process border as it is."""
-        begin = task.step * self.batch_size
+        begin, order = task.step * self.batch_size, self.order(task.epoch)
+        # what goes past the end, in the last batch of `LoaderOptions.every_image`, is the epoch's beginning
+        places = np.arange(begin + task.start, begin + task.stop) % len(order)
         try:
-            return self._make(task, self.order(task.epoch)[begin + task.start : begin + task.stop])
+            return self._make(task, order[places])
         except UserError as error:
             return error
 

@@ -7,7 +7,7 @@ import json
 import torch
 from torch import Tensor
 
-from ...engine.batchnorm import one_group
+from ...engine.batchnorm import buffers_kept, one_group
 from ...engine.distributed import processes
 from ...models.backbones.base import Backbone
 from ..components import Components, assemble, describe, loop_settings
@@ -76,15 +76,13 @@ def activation_bytes(backbone: Backbone, size: int) -> int:
         return value
 
     was_training = backbone.training
-    state = {name: value.clone() for name, value in backbone.named_buffers()}
     backbone.train()
     # two images do not split into the BatchNorm groups of a batch, and keep as much in one group
-    with one_group(backbone), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+    saved = torch.autograd.graph.saved_tensors_hooks(note, lambda value: value)
+    with one_group(backbone), buffers_kept(backbone), saved:
         maps = backbone(torch.zeros(PROBE, 3, size, size, device=next(backbone.parameters()).device))
     del maps
     backbone.train(was_training)
-    for name, value in backbone.named_buffers():  # the probe leaves no trace in BatchNorm's statistics
-        value.copy_(state[name])
     return sum(kept.values())
 
 

@@ -81,6 +81,20 @@ class Method(nn.Module):
     def before_training(self, index_paths: list[str]) -> None:
         """Run once before the first step (also after a resume): banks check their paths here."""
 
+    def first_pass_needs(self, needs: Needs) -> Needs | None:
+        """State what a batch of the pass over all images before the first step holds; None: no such pass.
+
+        Args:
+            needs: of a step, as `needs` stated them.
+        """
+        return None
+
+    def first_pass(self, batch: Batch) -> None:
+        """Take in one batch of that pass; called without gradient, in train mode."""
+
+    def end_first_pass(self) -> None:
+        """Remember, in a buffer, that every image has been taken in."""
+
     def pictures(self, batch: Batch) -> dict[str, Pixels]:
         """Draw what the method has learnt on a few samples, for the run's report; changes nothing.
 

@@ -11,10 +11,9 @@ from torch import nn
 
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
-from ...models.heads import global_average_pool
 from ..losses.common import l2_normalize
-from .base import Context, Method, Output
-from .shared.bank_term import BankConfig, BankContrast, Negatives, settle_groups
+from .base import Context, Output
+from .shared.bank_term import BankConfig, BankMethod, Negatives
 from .shared.views import VISSL_NPID
 
 
@@ -29,7 +28,7 @@ class NPIDConfig(BankConfig):
     photometric: PhotometricPolicy = VISSL_NPID
 
 
-class NPID(Method):
+class NPID(BankMethod):
     """Trunk, one linear head, memory bank."""
 
     name = "npid"
@@ -43,14 +42,12 @@ class NPID(Method):
 
     def __init__(self, config: NPIDConfig, context: Context, backbone: Backbone) -> None:
         """Build trunk, head and bank."""
-        super().__init__()
-        self.config, self.backbone = settle_groups(config, context, backbone)
+        super().__init__(config, context, backbone)
         self.image_head = nn.Linear(backbone.channels[backbone.last], config.dim)
-        self.contrast = BankContrast(config, context)
 
     def step(self, batch: Batch) -> Output:
         """Bring the image to its own bank row, away from other rows."""
-        image = self.image_head(global_average_pool(self.backbone(batch.views[0])[self.backbone.last]))
+        image = self.embed(batch.views[0])
         (loss,) = self.contrast([image], batch)
         self.contrast.remember(batch.index, image)
         return Output(
@@ -59,12 +56,3 @@ class NPID(Method):
             embeddings=l2_normalize(image.detach()),
             references={"image": self.contrast.chance()} if self.config.loss == "infonce" else {},
         )
-
-    def before_training(self, index_paths: list[str]) -> None:
-        """Check that the bank's rows belong to these images."""
-        self.contrast.bank.check_paths(index_paths)
-
-    def after_step(self, step: int, total: int) -> dict[str, float]:
-        """Let the head write its rows."""
-        self.contrast.write()
-        return {}

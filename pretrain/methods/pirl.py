@@ -16,8 +16,8 @@ from ...data.loading.batch import Batch, Needs
 from ...models.backbones.base import Backbone
 from ...models.heads import global_average_pool, projection_head
 from ..losses.common import l2_normalize
-from .base import Context, Method, Output
-from .shared.bank_term import BankConfig, BankContrast, settle_groups
+from .base import Context, Output
+from .shared.bank_term import BankConfig, BankMethod
 from .shared.pretext import CELLS, jigsaw_policy, ordered, rotate_images, rotate_patches
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,13 @@ class PIRLConfig(BankConfig):
     mlp: bool = False  # heads with a hidden layer, as the first author's later configs (with temperature 0.1)
 
 
-class PIRL(Method):
+class PIRL(BankMethod):
     """Trunk, image head f, transform head g, memory bank written by f alone."""
 
     name = "pirl"
     source = "Misra and van der Maaten, Pretext-Invariant Representations, arXiv 1912.01991"
     Config: ClassVar[type[PIRLConfig]] = PIRLConfig
+    config: PIRLConfig
 
     @classmethod
     def needs(cls, config: PIRLConfig, backbone: Backbone, *, image_size: int) -> Needs:
@@ -52,15 +53,13 @@ class PIRL(Method):
 
     def __init__(self, config: PIRLConfig, context: Context, backbone: Backbone) -> None:
         """Build trunk, heads and bank; f and g share nothing."""
-        super().__init__()
-        self.config, self.backbone = settle_groups(config, context, backbone)
+        super().__init__(config, context, backbone)
         width = backbone.channels[backbone.last]
         self.image_head = self.linear(width)
         self.transform_head = self.linear(width)  # for each patch, or for the rotated image
         self.join_head = None
         if config.transform != "rotation":
             self.join_head = nn.Linear(CELLS * config.dim, config.dim)
-        self.contrast = BankContrast(config, context)
 
     def linear(self, width: int) -> nn.Module:
         """Linear(C, D), or its variant with a hidden layer."""
@@ -70,7 +69,7 @@ class PIRL(Method):
 
     def step(self, batch: Batch) -> Output:
         """Bring image and transform to the image's bank row, away from other rows."""
-        image = self.image_head(global_average_pool(self.backbone(batch.views[0])[self.backbone.last]))
+        image = self.embed(batch.views[0])
         transform = self.transformed(batch)
         image_loss, transform_loss = self.contrast([image, transform], batch)
         weight = self.config.lambda_transform
@@ -107,12 +106,3 @@ class PIRL(Method):
         each = self.transform_head(features).unflatten(0, (-1, CELLS))
         joined: Tensor = self.join_head(ordered(each, batch.permutation).flatten(1))
         return joined
-
-    def before_training(self, index_paths: list[str]) -> None:
-        """Check that the bank's rows belong to these images."""
-        self.contrast.bank.check_paths(index_paths)
-
-    def after_step(self, step: int, total: int) -> dict[str, float]:
-        """Let the image head write its rows."""
-        self.contrast.write()
-        return {}

@@ -89,13 +89,21 @@ class Bank(nn.Module):
     """
 
     rows: Tensor
+    filled: Tensor
 
     def __init__(self, size: int, dim: int, *, momentum: float, seed: int) -> None:
-        """Fill with random unit rows (PIRL, arXiv 1912.01991)."""
+        """Make random unit rows (PIRL, arXiv 1912.01991), for `fill` to replace."""
         super().__init__()
         self.momentum = momentum
         self.paths: list[str] = []
         self.register_buffer("rows", random_rows(size, dim, seed, "bank"))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def fill(self, index: Tensor, embeddings: Tensor) -> None:
+        """Replace the rows `index` (B,) by unit embeddings (B, D) of all processes."""
+        fresh = l2_normalize(gather(embeddings.detach())).to(self.rows.dtype)
+        self.rows.index_copy_(0, gather(index), fresh)
 
     @torch.no_grad()
     def write(self, index: Tensor, embeddings: Tensor) -> None:

@@ -116,6 +116,10 @@ def two_steps(name, rank=0, size=1, **config):
     method, needs = build(name, **config)
     trained = method if size == 1 else distributed.DataParallel(method, CPU)
     losses = []
+    if (first_needs := method.first_pass_needs(needs)) is not None:
+        with torch.no_grad():
+            method.first_pass(slice_of(made_up_batch(first_needs, 9), rank, size))
+        method.end_first_pass()
     for step in range(2):
         torch.manual_seed(step)  # what a method draws from torch's generator is not of this comparison
         output = trained(slice_of(made_up_batch(needs, step), rank, size))

@@ -5,8 +5,9 @@ Shape legend: B images of this process, D embedding, n images of the data set, N
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -14,15 +15,16 @@ from torch import Tensor, nn
 
 from ....common.config import AreaRange, Count, Fraction, Positive, Width
 from ....common.errors import UserError
-from ....data.loading.batch import Batch, PhotometricPolicy
+from ....data.loading.batch import Batch, Needs, PhotometricPolicy
 from ....engine.batchnorm import split_batch_norm
 from ....engine.distributed import rank, reduce_mean
 from ....models.backbones.base import Backbone
+from ....models.heads import global_average_pool
 from ...losses.bank import bank_scores, partition_estimate, scores_info_nce, scores_nce
 from ...modules.counter_draws import draw_integers, step_key
 from ...modules.memory import Bank
 from ...modules.momentum import batch_norm_groups
-from ..base import Context
+from ..base import Context, Method
 from .views import PIRL, ViewConfig
 
 Negatives = Annotated[int, Field(ge=1, le=10**6)]
@@ -41,9 +43,6 @@ class BankConfig(ViewConfig):
     batch_norm_groups: Count | None = None
     crop_scale: AreaRange = (0.08, 1.0)
     photometric: PhotometricPolicy = PIRL
-
-
-AnyBankConfig = TypeVar("AnyBankConfig", bound=BankConfig)
 
 
 class BankContrast(nn.Module):
@@ -126,9 +125,45 @@ class BankContrast(nn.Module):
         return math.log(self.negatives + 1)
 
 
-def settle_groups(
-    config: AnyBankConfig, context: Context, backbone: Backbone
-) -> tuple[AnyBankConfig, Backbone]:
-    """Split the backbone's BatchNorms into groups, and keep their number in the config for a resumed run."""
-    groups = batch_norm_groups(config.batch_norm_groups, context.batch_size, least=1)
-    return config.replace(batch_norm_groups=groups), split_batch_norm(backbone, groups)
+class BankMethod(Method):
+    """What PIRL and NPID share: trunk, image head and the bank that this head alone writes."""
+
+    config: BankConfig
+    image_head: nn.Module
+
+    def __init__(self, config: BankConfig, context: Context, backbone: Backbone) -> None:
+        """Take the trunk, with its BatchNorm groups settled in the config, and build the bank."""
+        super().__init__()
+        groups = batch_norm_groups(config.batch_norm_groups, context.batch_size, least=1)
+        # a run that is resumed on another number of processes must not choose anew
+        self.config = config.replace(batch_norm_groups=groups)
+        self.backbone: Backbone = split_batch_norm(backbone, groups)
+        self.contrast = BankContrast(config, context)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Image head's embeddings of (B, 3, S, S), (B, D)."""
+        vectors: Tensor = self.image_head(global_average_pool(self.backbone(images)[self.backbone.last]))
+        return vectors
+
+    def before_training(self, index_paths: list[str]) -> None:
+        """Check that the bank's rows belong to these images."""
+        self.contrast.bank.check_paths(index_paths)
+
+    def first_pass_needs(self, needs: Needs) -> Needs | None:
+        """One view of every image, unless the bank is filled."""
+        if self.contrast.bank.filled:
+            return None
+        return dataclasses.replace(needs, views=needs.views[:1], jigsaw=None)
+
+    def first_pass(self, batch: Batch) -> None:
+        """Put the images' embeddings into the bank."""
+        self.contrast.bank.fill(batch.index, self.embed(batch.views[0]))
+
+    def end_first_pass(self) -> None:
+        """Note that the bank is filled."""
+        self.contrast.bank.filled.fill_(True)
+
+    def after_step(self, step: int, total: int) -> dict[str, float]:
+        """Let the image head write its rows."""
+        self.contrast.write()
+        return {}
