@@ -11,7 +11,7 @@ import joint
 import torch
 from torch import nn
 
-from hapicl.common.config import Settings
+from hapicl.common.config import Settings, build
 from hapicl.common.errors import UserError
 from hapicl.data.loading.photometric import draw_row
 from hapicl.engine.optimizers import build_optimizer
@@ -117,6 +117,10 @@ def outcome(case: Case) -> str:
         if not str(error) or "\n" in str(error):
             raise ValueError(f"not one line: {error}") from error
         return "refused"
+    except OSError as error:
+        if error.filename is None:  # `cli.main` says in one line what the system says of a file
+            raise
+        return "refused"
     return "accepted"
 
 
@@ -139,6 +143,10 @@ def _train_a_step(name: str, settings: RunSettings, changes: dict[str, Any]) -> 
         config = method_class(name).Config(**settings.config)
         small = {key: value for key, value in joint.CONFIGS[name].items() if key not in changes}
         chosen = {key: getattr(config, key) for key in changes}
+        try:
+            build(method_class(name).Config, small | chosen)
+        except UserError:  # the tiny sizes do not go with this value, the method's own do
+            small = {}
         method, needs = joint.build(name, **small, **chosen)
         for view in needs.views:
             draw_row(joint.counter_generator(0, 0, 0, 0, "fuzz"), view.photometric)
