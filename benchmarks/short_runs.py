@@ -78,6 +78,7 @@ def random_row(arch: str, options: argparse.Namespace) -> float:
         image_size=options.image_size,
         knn_train=str(options.knn_train),
         knn_val=str(options.knn_val),
+        seed=options.seed,
     )
     knn = OnlineKnn.from_settings(settings, backbone, World(device=torch.device(options.device)))
     assert knn is not None

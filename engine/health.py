@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from .run_logger import LOSS
 
+# a collapse or a loss at chance must last this fraction of the run, at most so many steps
+PATIENCE, LONGEST_PATIENCE = 0.1, 1000
+
 
 @torch.no_grad()
 def collapse_metrics(embeddings: Tensor) -> dict[str, Tensor]:
@@ -81,6 +84,50 @@ def health_warnings(
                 "raise the learning rate or check the augmentation"
             )
     return found
+
+
+class HealthWatch:
+    """Decides when a warning is given: once it has lasted, and once a session.
+
+    A slow copy starts as the online network's equal and a queue full of random rows, so the embeddings are
+    nearly one point at first and the loss climbs through its chance level while the queue fills. Neither is
+    ill unless it stays. Waiting for data is said at once, but not of a session's first line, which holds the
+    start of the workers.
+
+    Args:
+        total_steps: of the run.
+        workers: loader workers, for the advice.
+    """
+
+    def __init__(self, *, total_steps: int, workers: int | None = None) -> None:
+        self._total, self._workers = total_steps, workers
+        self._patience = min(LONGEST_PATIENCE, PATIENCE * total_steps)
+        self._since: dict[str, int] = {}  # step at which each kind began
+        self._given: set[str] = set()
+        self._begun = False
+
+    def judge(self, step: int, values: dict[str, float], references: dict[str, float]) -> list[str]:
+        """Take one line of the log; give the sentences that are due now.
+
+        Args:
+            step: optimiser steps done.
+            values, references: as for `health_warnings`.
+        """
+        if not self._begun:
+            values = {name: value for name, value in values.items() if name != "speed/data_wait_fraction"}
+            self._begun = True
+        sentences = health_warnings(values, references, progress=step / self._total, workers=self._workers)
+        found = {sentence.split(":")[0]: sentence for sentence in sentences}
+        self._since = {kind: self._since.get(kind, step) for kind in found}
+        due = [kind for kind in found if kind not in self._given and self._has_lasted(kind, step)]
+        self._given.update(due)
+        return [found[kind] for kind in due]
+
+    def _has_lasted(self, kind: str, step: int) -> bool:
+        """Whether a kind of warning holds long enough, and not only since the beginning of the run."""
+        if kind == "starving":
+            return True
+        return step - self._since[kind] >= self._patience and step > 2 * self._patience
 
 
 def _at_collapse(name: str, value: float, level: float, rank: float) -> list[str]:

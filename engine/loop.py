@@ -19,7 +19,7 @@ from .batchnorm import average_running_statistics
 from .checkpoint import save_checkpoint
 from .distributed import DataParallel, World, any_process, barrier, host_group
 from .guard import FiniteGuard
-from .health import collapse_metrics, health_warnings
+from .health import HealthWatch, collapse_metrics
 from .interfaces import FitResult, Hooks, LoopSettings, Result, Source
 from .meter import Meter
 from .optimizers import mask_updates, set_lr
@@ -117,8 +117,7 @@ class _Fit:
         self.host_group = host_group()
         self.result: Result | None = None  # of the newest batch
         self.first_batch_seen = False
-        self.warned: set[str] = set()  # kinds of warnings given in this session
-        self.logged = False
+        self.health = HealthWatch(total_steps=settings.total_steps, workers=settings.workers)
 
     def run(self, stop: StopRequest, trace: Callable[[], None]) -> FitResult:
         """Step until the last step or a signal; `trace` is called after every step."""
@@ -215,6 +214,7 @@ class _Fit:
         if not self.settings.validate_every:
             return
         if self.world.first:
+            self.run_logger.show_activity("validating")
             self.run_logger.record(self.step, self.hooks.validate())
         barrier()
         self.meter.restart()
@@ -230,22 +230,8 @@ class _Fit:
         values |= {CHANCE + name: value for name, value in self.result.references.items()}
         self.last = values
         self.run_logger.record(self.step, values)
-        self.warn(values)
-        self.logged = True
-
-    def warn(self, values: dict[str, float]) -> None:
-        """Say in words what the numbers mean, once per kind and session; the metrics hold every line."""
-        assert self.result is not None
-        if not self.logged:  # the first line of a session holds the start of the workers
-            values = {name: value for name, value in values.items() if name != "speed/data_wait_fraction"}
-        progress = self.step / self.settings.total_steps
-        for sentence in health_warnings(
-            values, self.result.references, progress=progress, workers=self.settings.workers
-        ):
-            kind = sentence.split(":")[0]
-            if kind not in self.warned:
-                self.warned.add(kind)
-                self.run_logger.info(f"warning at step {self.step}: {sentence}")
+        for sentence in self.health.judge(self.step, values, self.result.references):
+            self.run_logger.info(f"warning at step {self.step}: {sentence}")
 
     def save(self, *, keep: bool) -> None:
         """Write a checkpoint from the first process; never one of a state after a bad loss."""

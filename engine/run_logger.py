@@ -63,6 +63,8 @@ class RunLogger:
                 TextColumn("{task.description}"),
                 console=self._console,
                 refresh_per_second=4,
+                # the remaining time counts pauses too (checkpoints, a kNN), and outlives them
+                speed_estimate_period=3600,
             )
             self._bar.add_task("", total=self._total, completed=self._start)
             self._bar.start()
@@ -80,6 +82,11 @@ class RunLogger:
         """Move the bar to `step` done."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def show_activity(self, text: str) -> None:
+        """Say on the bar what else goes on, beside the loss, until the next numbers are recorded."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=f"{one_line(self._shown)}  {text}".strip())
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one line of numbers for `step` optimiser steps done."""

@@ -74,6 +74,7 @@ class RunSettings(Start):
     knn_train: PathText | None = None  # folders of class folders for the online kNN
     knn_val: PathText | None = None
     knn_every: CountOrZero = 0  # optimiser steps; 0: once an epoch
+    knn_images: CountOrZero = 2000  # of each of the two folders, drawn by seed; 0: all
     about: dict[str, Any] = Field(default_factory=dict)  # the recipe's words: source, expected, measured
 
     @model_validator(mode="after")
@@ -105,7 +106,7 @@ SESSION = frozenset(
         "compile",
     }
     | {"log_every", "checkpoint_every", "keep_every", "stop_after", "profile"}
-    | {"knn_train", "knn_val", "knn_every"}
+    | {"knn_train", "knn_val", "knn_every", "knn_images"}
 )
 
 
@@ -274,8 +275,9 @@ def without_effect(settings: RunSettings, given: Mapping[str, Any], *, uses_mask
             found.append(f"schedule.{name} has no effect with the {settings.schedule.name} schedule")
     if not uses_masks and "missing_masks" in given:
         found.append(f"--missing-masks has no effect: {settings.method} reads no masks")
-    if settings.knn_train is None and "knn_every" in given:
-        found.append("knn_every has no effect without --knn-train and --knn-val")
+    for name in ("knn_every", "knn_images"):
+        if settings.knn_train is None and name in given:
+            found.append(f"{name} has no effect without --knn-train and --knn-val")
     if settings.precision == "fp32" and settings.device == "cpu" and "precision" in given:
         found.append("precision=fp32 has no effect on the CPU, where it is the default")
     return found

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from hapicl.engine.health import collapse_metrics, health_warnings
+from hapicl.engine.health import HealthWatch, collapse_metrics, health_warnings
 
 
 def test_an_even_spread_and_one_point_have_their_known_values():
@@ -50,3 +50,35 @@ def test_a_healthy_run_gets_no_warning():
     assert (
         health_warnings({"instance": 4.159}, {"instance": 4.159}, progress=0.05) == []
     )  # early on chance is due
+
+
+def told(values_by_step, *, total=100):
+    """The (step, sentence) of all that a watch says of these lines."""
+    watch = HealthWatch(total_steps=total)
+    return [
+        (step, sentence)
+        for step, values in values_by_step
+        for sentence in watch.judge(step, values, {"instance": 4.159})
+    ]
+
+
+def test_a_loss_that_climbs_through_chance_while_the_queue_fills_is_no_warning():
+    climbing = [(step, {"loss/instance": 3.0 + 0.03 * step}) for step in range(1, 60)]
+    falling = [(step, {"loss/instance": 5.3 - 0.03 * (step - 50)}) for step in range(60, 101)]
+    assert any(abs(values["loss/instance"] / 4.159 - 1) < 0.005 for step, values in climbing if step > 20)
+    assert told(climbing + falling) == []
+
+
+def test_a_loss_that_stays_at_chance_is_told_once_after_a_tenth_of_the_run():
+    lines = [(step, {"loss/instance": 4.16}) for step in range(1, 101)]
+    ((step, sentence),) = told(lines)
+    assert sentence.startswith("not learning: instance")
+    assert 21 <= step <= 31
+
+
+def test_embeddings_near_one_point_at_the_start_are_no_collapse_unless_they_stay():
+    point, spread = {"embedding/std": 0.01}, {"embedding/std": 0.8}
+    assert told([(step, point if step < 15 else spread) for step in range(1, 101)]) == []
+    ((step, sentence),) = told([(step, point) for step in range(1, 101)])
+    assert sentence.startswith("collapse")
+    assert step == 21
