@@ -264,7 +264,7 @@ def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
     Without SOURCES: the part files that `masks build --shard` left beside OUT. With SOURCES: mask
     files, or .parts folders, made by one recipe.
     """
-    from .building.merge import finish, merge_files
+    from .building.merge import join_part_files, merge_files
     from .building.plan import PartFiles
 
     if sources:
@@ -276,7 +276,7 @@ def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
                 f"{parts.path} holds no part files; run `hapicl masks build --shard i/n --out {out}` first"
             )
         with parts.locked():
-            rows = finish(out, parts)
+            rows = join_part_files(out, parts)
             parts.remove()
     click.echo(f"wrote {out}: {rows} images")
 

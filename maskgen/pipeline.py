@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ..common.errors import UserError
 from ..common.iou import iou
+from ..common.types import Mask, Pixels
 from .recipes import MaskRecipe, get_recipe
-from .saliency.barrier import barrier_saliency, unit_scaled
+from .saliency.barrier import barrier_saliency, minmax_scale
 from .saliency.boundary import boundary_saliency
 from .saliency.ranking import SIGMA_SQUARED, ranking_saliency
 from .saliency.spectral import spectral_saliency
@@ -33,12 +34,12 @@ class Foreground(NamedTuple):
         confidence: in [0, 1]; how clearly the image falls into two parts. 0 for an empty mask.
     """
 
-    mask: NDArray[np.bool_]
+    mask: Mask
     saliency: NDArray[np.float32]
     confidence: float
 
 
-def working_image(image: NDArray[np.uint8], work_size: int) -> NDArray[np.uint8]:
+def resize_to_work_size(image: Pixels, work_size: int) -> Pixels:
     """Shrink (never enlarge) to a long side of `work_size` pixels by area averaging."""
     height, width = image.shape[:2]
     factor = work_size / max(height, width)
@@ -48,7 +49,7 @@ def working_image(image: NDArray[np.uint8], work_size: int) -> NDArray[np.uint8]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def segment(image: NDArray[np.uint8], recipe: str | MaskRecipe = "quality") -> Foreground:
+def segment(image: Pixels, recipe: str | MaskRecipe = "quality") -> Foreground:
     """Find the foreground of an image at the working size.
 
     Args:
@@ -76,11 +77,11 @@ def segment(image: NDArray[np.uint8], recipe: str | MaskRecipe = "quality") -> F
     if not recipe.maps:
         return _largest_inner_region(work, lab, recipe)
     saliency, superpixels = saliency_map(work, lab, recipe)
-    return binarised(work, lab, saliency, superpixels, recipe)
+    return binarize(work, lab, saliency, superpixels, recipe)
 
 
 def saliency_map(
-    work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: MaskRecipe
+    work: Pixels, lab: NDArray[np.float32], recipe: MaskRecipe
 ) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
     """Compute and fuse a recipe's maps.
 
@@ -109,12 +110,12 @@ def saliency_map(
                 width = SIGMA_SQUARED * (2 if name == "ranking_wide" else 1)
                 nodes = ranking_saliency(graph, width, recipe.bottom)
             values = nodes[graph.labels]
-        fused += np.float32(weight) * unit_scaled(values)
-    return unit_scaled(fused), None if graph is None else graph.labels
+        fused += np.float32(weight) * minmax_scale(values)
+    return minmax_scale(fused), None if graph is None else graph.labels
 
 
-def binarised(
-    work: NDArray[np.uint8],
+def binarize(
+    work: Pixels,
     lab: NDArray[np.float32],
     saliency: NDArray[np.float32],
     superpixels: NDArray[np.int32] | None,
@@ -141,12 +142,12 @@ def binarised(
             mask = cut if agreed >= recipe.cut_agreement else mask
         if iteration == 0:  # later ones see their own mask, and would be too sure
             agreement, separation = agreed, between
-        seen = unit_scaled(saliency + mask.astype(np.float32))
+        seen = minmax_scale(saliency + mask.astype(np.float32))
     return Foreground(mask, means[labels], confidence(lab, mask, separation, agreement))
 
 
 def _regions(
-    work: NDArray[np.uint8],
+    work: Pixels,
     saliency: NDArray[np.float32],
     superpixels: NDArray[np.int32] | None,
     recipe: MaskRecipe,
@@ -160,7 +161,7 @@ def _regions(
     return _felzenszwalb(work, recipe)
 
 
-def foreground(image: NDArray[np.uint8], recipe: str | MaskRecipe = "quality") -> NDArray[np.bool_]:
+def foreground(image: Pixels, recipe: str | MaskRecipe = "quality") -> Mask:
     """Find the foreground of an image.
 
     Args:
@@ -181,20 +182,20 @@ def foreground(image: NDArray[np.uint8], recipe: str | MaskRecipe = "quality") -
     mask = segment(image, recipe).mask
     height, width = image.shape[:2]
     enlarged = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    full: NDArray[np.bool_] = enlarged > 0.5
+    full: Mask = enlarged > 0.5
     return full
 
 
-def preprocess(image: NDArray[np.uint8], recipe: MaskRecipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def preprocess(image: Pixels, recipe: MaskRecipe) -> tuple[Pixels, NDArray[np.float32]]:
     """Check an image and return the working image in RGB and in CIE Lab."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
-    work = working_image(image, recipe.work_size)
+    work = resize_to_work_size(image, recipe.work_size)
     lab = cv2.cvtColor(work.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
     return work, lab.astype(np.float32, copy=False)
 
 
-def lacks_contrast(work: NDArray[np.uint8]) -> bool:
+def lacks_contrast(work: Pixels) -> bool:
     """Say whether an image is too thin or too flat to have a foreground."""
     if min(work.shape[:2]) < SMALLEST_SIDE:
         return True
@@ -202,20 +203,18 @@ def lacks_contrast(work: NDArray[np.uint8]) -> bool:
     return max(high - low for low, high in ends) < 2
 
 
-def empty_foreground(work: NDArray[np.uint8]) -> Foreground:
+def empty_foreground(work: Pixels) -> Foreground:
     """Return the empty answer."""
     return Foreground(np.zeros(work.shape[:2], bool), np.zeros(work.shape[:2], np.float32), 0.0)
 
 
-def _felzenszwalb(work: NDArray[np.uint8], recipe: MaskRecipe) -> NDArray[np.int32]:
+def _felzenszwalb(work: Pixels, recipe: MaskRecipe) -> NDArray[np.int32]:
     return felzenszwalb(
         work, scale=recipe.region_scale, sigma=recipe.region_sigma, min_size=recipe.region_min_size
     )
 
 
-def _largest_inner_region(
-    work: NDArray[np.uint8], lab: NDArray[np.float32], recipe: MaskRecipe
-) -> Foreground:
+def _largest_inner_region(work: Pixels, lab: NDArray[np.float32], recipe: MaskRecipe) -> Foreground:
     """Take the largest region that does not touch the border; its confidence is its colour contrast."""
     labels = _felzenszwalb(work, recipe)
     area = np.bincount(labels.ravel())

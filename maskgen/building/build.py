@@ -24,7 +24,7 @@ from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow, write_masks
 from ..recipes import MaskRecipe, get_recipe
 from .changes import is_up_to_date, plan_build
-from .merge import describe, finish, save_unfinished
+from .merge import describe, join_part_files, save_unfinished
 from .plan import BuildRequest, PartFiles, Plan, as_json
 from .pool import Runner
 from .settings import BuildSettings
@@ -131,7 +131,7 @@ def build_rows(
             missing = build.plan.part_files - len(parts.finished())
             seconds = time.monotonic() - start
             return BuildSummary(request.out, built, seconds, {}, build.failures(), missing_part_files=missing)
-        finish(request.out, parts)
+        join_part_files(request.out, parts)
         parts.remove()
     return summarize(request.out, built, start)
 

@@ -45,7 +45,7 @@ def describe(
     }
 
 
-def finish(out: Path, parts: PartFiles) -> int:
+def join_part_files(out: Path, parts: PartFiles) -> int:
     """Join all part files of a finished plan (and the file it adds to) into `out`; they stay.
 
     Returns:

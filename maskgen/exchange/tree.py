@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
+from ...common.types import Mask
 from ...data.images.decode import ImageError, read_header, read_image
 from ...data.images.folder import find_images
 from ...data.masks.format import MAX_MASK_SIDE
@@ -174,7 +175,7 @@ def export_names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     """Bring a mask to (H, W) pixels: area average when smaller, linear when larger, then above one half."""
     shrinks = size[0] < mask.shape[0]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -182,12 +183,12 @@ def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bo
     return np.asarray(resized > 0.5)
 
 
-def binary(values: NDArray[Any]) -> NDArray[np.bool_]:
+def binary(values: NDArray[Any]) -> Mask:
     """Foreground of a grey map: above half of its largest value."""
     return np.asarray(values > values.max() / 2)
 
 
-def read_mask(file: Path, path: str) -> NDArray[np.bool_]:
+def read_mask(file: Path, path: str) -> Mask:
     """Read an image's mask from a PNG or npz.
 
     Raises:
@@ -232,7 +233,7 @@ def aspect_differs(mask: tuple[int, ...], size: tuple[int, int]) -> bool:
     return abs(height * size[1] - width * size[0]) > max(height, width, *size)
 
 
-def reduced(mask: NDArray[np.bool_], long_side: int | None) -> NDArray[np.bool_]:
+def reduced(mask: Mask, long_side: int | None) -> Mask:
     """Return a mask at a long side of at most so many pixels."""
     factor = min(long_side or MAX_MASK_SIDE, MAX_MASK_SIDE) / max(mask.shape)
     if factor >= 1:

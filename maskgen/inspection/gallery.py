@@ -19,6 +19,7 @@ from ...common.errors import UserError
 from ...common.page import encode_image
 from ...common.randomness import counter_generator
 from ...common.terminal import printable
+from ...common.types import Mask, Pixels
 from ...data.images.decode import ImageError, read_image
 from ...data.masks.format import MaskStatus
 from ...data.masks.reader import MaskReader
@@ -27,10 +28,9 @@ from ..exchange.tree import resize_mask
 TILE_SIDE = 192  # long side of an image in a sheet, pixels
 _LABEL_HEIGHT = 15
 _TINT = np.array((255, 64, 32), np.float32)
-Picture = NDArray[np.uint8]
 
 
-def overlay(image: Picture, mask: NDArray[np.bool_]) -> Picture:
+def overlay(image: Pixels, mask: Mask) -> Pixels:
     """Show a mask on its image: foreground tinted and outlined, background darkened.
 
     Args:
@@ -48,7 +48,7 @@ def overlay(image: Picture, mask: NDArray[np.bool_]) -> Picture:
     return shown
 
 
-def tile(pictures: Sequence[Picture], label: str, side: int = TILE_SIDE) -> Picture:
+def tile(pictures: Sequence[Pixels], label: str, side: int = TILE_SIDE) -> Pixels:
     """Lay pictures of one image side by side, each brought to a long side of `side`, above a label."""
     shrunk = [shrink(picture, side) for picture in pictures]
     height = max(picture.shape[0] for picture in shrunk)
@@ -61,13 +61,13 @@ def tile(pictures: Sequence[Picture], label: str, side: int = TILE_SIDE) -> Pict
     return write_label(canvas, label, height)
 
 
-def sheet(tiles: Sequence[Picture], width: int = 1600, gap: int = 8) -> Picture:
+def contact_sheet(tiles: Sequence[Pixels], width: int = 1600, gap: int = 8) -> Pixels:
     """Arrange tiles in rows of at most `width` pixels.
 
     Returns:
         (H, W, 3) uint8 on white.
     """
-    rows: list[list[Picture]] = [[]]
+    rows: list[list[Pixels]] = [[]]
     for each in tiles:
         if rows[-1] and sum(one.shape[1] + gap for one in rows[-1]) + each.shape[1] > width:
             rows.append([])
@@ -85,7 +85,7 @@ def sheet(tiles: Sequence[Picture], width: int = 1600, gap: int = 8) -> Picture:
     return canvas
 
 
-def shrink(picture: Picture, side: int) -> Picture:
+def shrink(picture: Pixels, side: int) -> Pixels:
     """Bring a picture to a long side of `side` pixels (small ones are enlarged), three channels."""
     if picture.ndim == 2:
         picture = np.repeat(picture[:, :, None], 3, axis=2)
@@ -95,7 +95,7 @@ def shrink(picture: Picture, side: int) -> Picture:
     return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.uint8)
 
 
-def write_label(canvas: Picture, text: str, top: int) -> Picture:
+def write_label(canvas: Pixels, text: str, top: int) -> Pixels:
     """Write small text into a picture at a height, cut at its right edge."""
     image = Image.fromarray(canvas)
     font = ImageFont.load_default()
@@ -103,7 +103,7 @@ def write_label(canvas: Picture, text: str, top: int) -> Picture:
     return np.asarray(image)
 
 
-def mask_tiles(reader: MaskReader, root: Path, paths: Sequence[str], side: int = TILE_SIDE) -> list[Picture]:
+def mask_tiles(reader: MaskReader, root: Path, paths: Sequence[str], side: int = TILE_SIDE) -> list[Pixels]:
     """Make the tiles of some rows: the image, and the image under its mask.
 
     Raises:
@@ -175,7 +175,7 @@ def gallery_png(
     if not chosen:
         raise UserError(f"{reader.path} holds no mask to show")
     root = Path(reader.image_root if images is None else images)
-    picture = sheet(mask_tiles(reader, root, chosen))
+    picture = contact_sheet(mask_tiles(reader, root, chosen))
     with atomic_write(out) as part:
         part.write_bytes(encode_image(picture))
     return chosen

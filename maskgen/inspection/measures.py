@@ -8,17 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.types import Mask
+
 BETA_SQUARED = 0.3  # Achanta et al., CVPR 2009: precision counts more than recall
 _TINY = np.finfo(np.float64).eps
-Map = NDArray[np.floating] | NDArray[np.bool_]
+Map = NDArray[np.floating] | Mask
 
 
-def mean_absolute_error(saliency: Map, truth: NDArray[np.bool_]) -> float:
+def mean_absolute_error(saliency: Map, truth: Mask) -> float:
     """Mean absolute difference between map and truth (Perazzi et al., CVPR 2012)."""
     return float(np.abs(saliency.astype(np.float64) - truth).mean())
 
 
-def f_beta_curve(saliency: Map, truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+def f_beta_curve(saliency: Map, truth: Mask) -> NDArray[np.float64]:
     """F-beta at the thresholds t / 255, t = 1 to 255: foreground is saliency of at least t / 255, in 8 bits.
 
     (t = 0 would make every map all foreground.) With an empty truth F is 1 where a threshold leaves no
@@ -38,7 +40,7 @@ def f_beta_curve(saliency: Map, truth: NDArray[np.bool_]) -> NDArray[np.float64]
     return np.asarray(f_beta, np.float64)
 
 
-def adaptive_f_beta(saliency: Map, truth: NDArray[np.bool_]) -> float:
+def adaptive_f_beta(saliency: Map, truth: Mask) -> float:
     """F-beta at twice the map's mean, at most 1 (Achanta et al. 2009); empty truths as in `f_beta_curve`."""
     values = np.asarray(saliency, np.float64)
     mask = values >= min(2 * values.mean(), 1.0)
@@ -53,7 +55,7 @@ def adaptive_f_beta(saliency: Map, truth: NDArray[np.bool_]) -> float:
     return (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
 
 
-def s_measure(saliency: Map, truth: NDArray[np.bool_], alpha: float = 0.5) -> float:
+def s_measure(saliency: Map, truth: Mask, alpha: float = 0.5) -> float:
     """Structure measure (Fan et al., ICCV 2017): alpha object plus (1 - alpha) region similarity."""
     values = np.asarray(saliency, np.float64)
     fraction = float(truth.mean())
@@ -80,7 +82,7 @@ def _object_similarity(values: NDArray[np.float64]) -> float:
     return float(2 * mean / (mean * mean + 1 + deviation + _TINY))
 
 
-def _region_similarity(values: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+def _region_similarity(values: NDArray[np.float64], truth: Mask) -> float:
     """Structural similarity of the four blocks around the truth's centroid, weighted by area (eq. 7)."""
     rows, columns = np.nonzero(truth)
     row, column = round(rows.mean()) + 1, round(columns.mean()) + 1

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.page import Block, Picture, Section, Table, figure_picture, page
 from ...data.masks.reader import MaskReader
-from .gallery import extreme_paths, mask_tiles, masked_rows, random_paths, sheet
+from .gallery import contact_sheet, extreme_paths, mask_tiles, masked_rows, random_paths
 from .info import describe_file
 
 _FAILURES_SHOWN = 50
@@ -47,7 +47,9 @@ def gallery_page(
         if chosen:
             tiles = mask_tiles(reader, root, chosen)
             caption = "image, and its mask: foreground share, confidence (c), name"
-            sections.append(Section(heading, [Picture(sheet(tiles), caption, alt=heading, lossy=True)]))
+            sections.append(
+                Section(heading, [Picture(contact_sheet(tiles), caption, alt=heading, lossy=True)])
+            )
     sections.append(Section("Images without a mask", _failures(reader)))
     text = page(f"Masks: {Path(reader.path).name}", sections, lead=f"Foreground masks of {root}.")
     with atomic_write(out) as part:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...common.errors import UserError
 from ...common.iou import iou
+from ...common.types import Mask, Pixels
 from ...data.images.decode import read_image
 from ...data.images.folder import find_images
 from ...data.masks.reader import MaskReader
@@ -157,7 +158,7 @@ def _map_source(
 
 def _recorded_method(
     reader: MaskReader, images: str | os.PathLike[str], first_masks: str | os.PathLike[str] | None
-) -> Callable[[NDArray[np.uint8]], Foreground]:
+) -> Callable[[Pixels], Foreground]:
     """Return what made a file's masks, of an image.
 
     Raises:
@@ -196,11 +197,11 @@ def recorded_recipe(reader: MaskReader) -> MaskRecipe:
     )
 
 
-def _fit(saliency: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _fit(saliency: NDArray[np.float32], truth: Mask) -> NDArray[np.float32]:
     """A map at the truth's size, in [0, 1]."""
     resized = cv2.resize(saliency, (truth.shape[1], truth.shape[0]), interpolation=cv2.INTER_LINEAR)
     return np.clip(resized, 0, 1).astype(np.float32)
 
 
-def _size(truth: NDArray[np.bool_]) -> tuple[int, int]:
+def _size(truth: Mask) -> tuple[int, int]:
     return truth.shape[0], truth.shape[1]

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.types import Pixels
 from ..segmentation.regions import felzenszwalb
 
 # (scale, smallest region in pixels) of Felzenszwalb's segmentation at 160 pixels, fine to coarse
@@ -20,7 +21,7 @@ BAND = 0.08  # width of the border band that stands for background, as a share o
 CHANNELS = 6  # L, a, b, gradient, fine texture, coarse texture
 
 
-def channel_stack(work: NDArray[np.uint8]) -> NDArray[np.float32]:
+def channel_stack(work: Pixels) -> NDArray[np.float32]:
     """Colour and texture of each pixel, scaled to similar ranges; (H, W, 6) float32."""
     lab = cv2.cvtColor(work.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     light = np.ascontiguousarray(lab[:, :, 0])
@@ -150,7 +151,7 @@ def _backgroundness(
     return np.column_stack([to_sides, like_sides, alike @ fraction, texture])
 
 
-def described_levels(work: NDArray[np.uint8]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+def describe_levels(work: Pixels) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """Segment at every level and describe; one (labels, descriptors) per level."""
     channels = channel_stack(work)
     levels = []

@@ -22,15 +22,16 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
+from ...common.types import Mask, Pixels
 from ...data.images.decode import read_image
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow
 from ..building.worker import segmented_row
-from ..pipeline import Foreground, binarised, empty_foreground, lacks_contrast, preprocess, saliency_map
+from ..pipeline import Foreground, binarize, empty_foreground, lacks_contrast, preprocess, saliency_map
 from ..recipes import MaskRecipe, get_recipe
-from ..saliency.barrier import unit_scaled
+from ..saliency.barrier import minmax_scale
 from ..segmentation.regions import region_means
-from .descriptors import described_levels
+from .descriptors import describe_levels
 
 TREES = 100  # of 15 leaves each
 LEAST_REGIONS = 200  # fewer regions than this train nothing
@@ -53,8 +54,8 @@ class RegionRegressor:
 
 
 def train_region_regressor(
-    images: Iterable[NDArray[np.uint8]],
-    masks: Iterable[NDArray[np.bool_]],
+    images: Iterable[Pixels],
+    masks: Iterable[Mask],
     *,
     recipe: str | MaskRecipe = "hybrid_drfi",
     seed: int = 0,
@@ -79,7 +80,7 @@ def train_region_regressor(
             continue
         size = work.shape[1], work.shape[0]
         target = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        for labels, descriptors in described_levels(work):
+        for labels, descriptors in describe_levels(work):
             described.append(descriptors)
             shares.append(region_means(labels, target))
             weights.append(np.bincount(labels.ravel()) / labels.size)
@@ -99,9 +100,9 @@ def train_region_regressor(
     return RegionRegressor(model, count, len(keep))
 
 
-def learned_saliency(work: NDArray[np.uint8], regressor: RegionRegressor) -> NDArray[np.float32]:
+def learned_saliency(work: Pixels, regressor: RegionRegressor) -> NDArray[np.float32]:
     """Predict every region of every level and average the levels; (h, w) float32 in [0, 1]."""
-    levels = described_levels(work)
+    levels = describe_levels(work)
     predicted = regressor.model.predict(np.concatenate([descriptors for _, descriptors in levels]))
     total = np.zeros(work.shape[:2], np.float32)
     start = 0
@@ -111,9 +112,7 @@ def learned_saliency(work: NDArray[np.uint8], regressor: RegionRegressor) -> NDA
     return np.clip(total / len(levels), 0, 1)
 
 
-def refine(
-    image: NDArray[np.uint8], regressor: RegionRegressor, recipe: str | MaskRecipe = "hybrid_drfi"
-) -> Foreground:
+def refine(image: Pixels, regressor: RegionRegressor, recipe: str | MaskRecipe = "hybrid_drfi") -> Foreground:
     """Segment as `segment` does, with the learned map averaged into the heuristic one.
 
     Args:
@@ -129,9 +128,9 @@ def refine(
     if lacks_contrast(work):
         return empty_foreground(work)
     heuristic, superpixels = saliency_map(work, lab, recipe)
-    learned = unit_scaled(learned_saliency(work, regressor))
+    learned = minmax_scale(learned_saliency(work, regressor))
     mixed = (1 - recipe.learned) * heuristic + recipe.learned * learned
-    return binarised(work, lab, mixed.astype(np.float32), superpixels, recipe)
+    return binarize(work, lab, mixed.astype(np.float32), superpixels, recipe)
 
 
 @dataclass(frozen=True)

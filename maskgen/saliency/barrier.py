@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...common.jit import jit
 
-BORDER_SHARE = 0.1  # width of the four border bands, as a share of the long side (section 3.2)
+BORDER_FRACTION = 0.1  # width of the four border bands, as a share of the long side (section 3.2)
 
 
 @jit("float32[:, ::1](float32[:, ::1], int64)")
@@ -82,7 +82,7 @@ def border_contrast(lab: NDArray[np.float32]) -> NDArray[np.float32]:
         (H, W) float32 in [0, 1].
     """
     height, width = lab.shape[:2]
-    band = max(1, round(BORDER_SHARE * max(height, width)))
+    band = max(1, round(BORDER_FRACTION * max(height, width)))
     maps = np.empty((4, height, width), np.float32)
     for number, colours in enumerate((lab[:band], lab[-band:], lab[:, :band], lab[:, -band:])):
         pixels = colours.reshape(-1, 3).astype(np.float64)
@@ -93,10 +93,10 @@ def border_contrast(lab: NDArray[np.float32]) -> NDArray[np.float32]:
         white = cv2.transform(lab, np.column_stack([whiten, shift]).astype(np.float32))
         maps[number] = np.sqrt(np.einsum("yxc,yxc->yx", white, white))
         maps[number] /= max(float(maps[number].max()), 1e-6)
-    return unit_scaled(maps.sum(axis=0) - maps.max(axis=0))
+    return minmax_scale(maps.sum(axis=0) - maps.max(axis=0))
 
 
-def unit_scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def minmax_scale(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Stretch to [0, 1]; a constant map becomes 0."""
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-6:
@@ -125,4 +125,4 @@ def barrier_saliency(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     planes = [np.ascontiguousarray(lab[:, :, channel]) for channel in range(3)]
     barrier = barrier_distance(planes[0]) + barrier_distance(planes[1]) + barrier_distance(planes[2])
-    return unit_scaled(smooth_by_reconstruction(unit_scaled(barrier) + border_contrast(lab)))
+    return minmax_scale(smooth_by_reconstruction(minmax_scale(barrier) + border_contrast(lab)))

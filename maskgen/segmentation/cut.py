@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.jit import jit
-from ...common.types import Mask
+from ...common.types import Mask, Pixels
 
 COMPONENTS = 5  # Gaussians on each side, as in the paper
 SAMPLE = 1500  # pixels that k-means sees, evenly spread; all pixels refine the components afterwards
@@ -175,7 +175,7 @@ def relaxed_cut(unary, weight, start, rounds, step):  # type: ignore[no-untyped-
     return u[1 : height + 1, 1 : width + 1].copy()
 
 
-def colour_cut(work: NDArray[np.uint8], mask: Mask, rounds: int, smoothness: float) -> Mask:
+def colour_cut(work: Pixels, mask: Mask, rounds: int, smoothness: float) -> Mask:
     """Cut along colour edges, starting from a mask.
 
     Pixels outside the mask on the top, left and right border are background for good; everything else may

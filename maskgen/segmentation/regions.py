@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.jit import jit
+from ...common.types import Pixels
 
 # Steps per grey level at which edge weights are sorted. Ties below this step are broken by position; coarser
 # than 1/2048 of a grey level gives visibly other regions.
@@ -115,9 +116,7 @@ def _felzenszwalb(image, scale, min_size):  # type: ignore[no-untyped-def]
     return labels
 
 
-def felzenszwalb(
-    image: NDArray[np.uint8], *, scale: float, sigma: float = 0.8, min_size: int
-) -> NDArray[np.int32]:
+def felzenszwalb(image: Pixels, *, scale: float, sigma: float = 0.8, min_size: int) -> NDArray[np.int32]:
     """Segment an image into regions that are flat inside and differ from their neighbours.
 
     Args:

@@ -24,8 +24,8 @@ HAPICL = [sys.executable, "-m", "hapicl"]
 WORK = (
     "building.build._Build.run",
     "building.merge.join_masks",
-    "inspection.gallery.sheet",
-    "inspection.page.sheet",
+    "inspection.gallery.contact_sheet",
+    "inspection.page.contact_sheet",
     "refinement.region_regressor.train_on_mask_file",
     "exchange.tree.resize_mask",
     "exchange.coco._read_coco",

@@ -247,10 +247,10 @@ def test_shards_join_to_the_same_file(tmp_path, many, here, small_parts):
     out = tmp_path / "masks.h5"
     assert build_rows(many, out, ThresholdRows(), BuildSettings(shard=(1, 3))).missing_part_files == 5
     with pytest.raises(UserError, match="5 of 8 part files are missing"):
-        merge.finish(out, plan.PartFiles(out))
+        merge.join_part_files(out, plan.PartFiles(out))
     assert build_rows(many, out, ThresholdRows(), BuildSettings(shard=(3, 3))).missing_part_files == 3
     assert build_rows(many, out, ThresholdRows(), BuildSettings(shard=(2, 3))).missing_part_files == 0
-    merge.finish(out, plan.PartFiles(out))
+    merge.join_part_files(out, plan.PartFiles(out))
     assert digests(out) == digests(tmp_path / "whole.h5")
 
 

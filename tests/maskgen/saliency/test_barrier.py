@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 from skimage import data
 
-from hapicl.maskgen.saliency.barrier import barrier_distance, barrier_saliency, border_contrast, unit_scaled
+from hapicl.maskgen.saliency.barrier import barrier_distance, barrier_saliency, border_contrast, minmax_scale
 
 
 def plain_barrier_distance(channel: np.ndarray, passes: int) -> np.ndarray:
@@ -59,5 +59,5 @@ def test_a_disc_stands_out() -> None:
     assert saliency[5, 5] < 0.1
 
 
-def test_unit_scaled_leaves_constants_at_zero() -> None:
-    assert not unit_scaled(np.full((3, 4), 5, np.float32)).any()
+def test_minmax_scale_leaves_constants_at_zero() -> None:
+    assert not minmax_scale(np.full((3, 4), 5, np.float32)).any()
