@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -35,3 +36,19 @@ def _compile(function: Callable[..., Any], signature: str | None = None) -> Any:
         if "no locator available" not in str(error):
             raise
         return numba.njit(signature, nogil=True)(function)
+
+
+def is_compiled(function: Any) -> bool:
+    """Tell whether a function of `@jit` has its machine code already, in this process or on disk.
+
+    On disk it must be newer than the function's file, since numba compiles again what has changed.
+    """
+    if function.signatures:
+        return True
+    folder, code = function.stats.cache_path, function.py_func.__code__
+    if folder is None:  # no folder can be written: every process compiles
+        return False
+    name = f"{function.py_func.__module__.split('.')[-1]}.{function.py_func.__qualname__}"
+    written = Path(code.co_filename).stat().st_mtime
+    kept = Path(folder).glob(f"{name}-{code.co_firstlineno}.*nbi")
+    return any(index.stat().st_mtime >= written for index in kept)

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.jit import jit
+from ..common.jit import is_compiled, jit
 
 TRIES = 10  # areas and aspects tried for one crop before the largest centred one is taken
 NUMBERS = 4 * TRIES + 2  # that one draw of a crop takes: area, aspect, top and left of each try, then flips
@@ -128,3 +128,16 @@ def average_cells(
             column = size - 1 - j if flips[0] else j
             cells[row, column] = np.float32(min(1.0, max(0.0, total / area)))
     return cells
+
+
+def kernels_are_compiled() -> bool:
+    """Tell whether the loader's workers find these kernels ready, or would wait for numba."""
+    return all(is_compiled(kernel) for kernel in (draw_crop, crop_share, average_cells))
+
+
+def compile_kernels() -> None:
+    """Compile them for the types that the loader gives, some seconds; the machine code stays on disk."""
+    table, whole = np.zeros((2, 2), np.int32), (0, 0, 8, 8)
+    draw_crop(np.full((1, NUMBERS), 0.5), (8, 8), (0.2, 1.0), (0.75, 4 / 3), table, 0.0)
+    crop_share(table, whole, (0.125, 0.125))
+    average_cells(table, whole, (0.125, 0.125), (False, False), 2)

@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..common.atomic_files import remove_leftovers
 from ..common.locks import hold_folder
+from ..data.crop_kernel import compile_kernels, kernels_are_compiled
 from ..data.loading.batch import Batch
 from ..engine.checkpoint import load_checkpoint, restore
 from ..engine.distributed import World, all_or_none, processes
@@ -129,6 +130,11 @@ def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
             if isinstance(module, Backbone):
                 module.compile()  # in place: names in checkpoints stay
     _log_start(components, first_step, run_logger)
+    if (
+        not kernels_are_compiled()
+    ):  # here and announced, not in the workers, as a long wait for the first batch
+        run_logger.info("compiling kernels, once")
+        compile_kernels()
     few: list[Batch] = []
 
     def keep_a_few(batch: Batch) -> None:
