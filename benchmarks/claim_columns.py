@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hapicl.data.images.folder import find_images
-from hapicl.evaluate.protocols import (
-    DetectionData,
-    Evaluated,
-    Request,
-    SegmentationData,
-    run_detect,
-    run_knn,
-    run_linear,
-    run_segment,
-)
+from hapicl.evaluate.classification.run import run_knn, run_linear
+from hapicl.evaluate.detection.run import DetectionData, run_detect
+from hapicl.evaluate.measure import Evaluated
+from hapicl.evaluate.segmentation.run import SegmentationData, run_segment
+from hapicl.evaluate.settings import Request
 
 # most telling first
 ORDER = (
@@ -35,7 +29,14 @@ ORDER = (
     "hapicl",
 )
 VIT = ("moco_v3", "mae", "siameseim", "hapicl_vit")
-RANDOM_ARCH = {"random": "resnet18", "random_vit": "vit_tiny_patch16_224"}
+# the rows of random weights: what `hapicl evaluate` takes for them, and their backbone; trained rows are held
+# against `random`, whose BatchNorm statistics come from the training images; a ViT has no BatchNorm, so its
+# one row is both forms
+RANDOM_ROWS = {
+    "random": ("random", "resnet18"),
+    "random-untouched": ("random-untouched", "resnet18"),
+    "random_vit": ("random", "vit_tiny_patch16_224"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def changed(
     request: Request, protocol: str, changes: dict[str, str], image_size: int | None = None
 ) -> Request:
     """The request for one protocol."""
-    return dataclasses.replace(request, protocol=protocol, changes=changes, image_size=image_size)
+    return request.replace(protocol=protocol, changes=changes, image_size=image_size)
 
 
 def columns(scale: Scale, data: Path, work: Path) -> list[Column]:

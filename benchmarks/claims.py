@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claim_columns import ORDER, RANDOM_ARCH, SCALES, VIT, Column, Scale, columns
+from claim_columns import ORDER, RANDOM_ROWS, SCALES, VIT, Column, Scale, columns
 from claims_table import ClaimsTable, render
 
 from hapicl.common.atomic_files import atomic_write
 from hapicl.common.errors import UserError
 from hapicl.data.images.folder import find_images
 from hapicl.engine.stop import EXIT_STOPPED
-from hapicl.evaluate.finetune import RunStopped, Runtime
-from hapicl.evaluate.protocols import Request
+from hapicl.evaluate.finetune import RunStopped
 from hapicl.evaluate.report.page import bars
 from hapicl.evaluate.result import read_result, write_result
+from hapicl.evaluate.settings import Request, Runtime
 from hapicl.pretrain.methods.registry import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -137,6 +137,13 @@ def cell_file(work: Path, column: Column, row: str, seed: int) -> Path:
     return work / "results" / slug(column.title) / f"{row}-s{seed}.json"
 
 
+def is_measured(path: Path, row: str) -> bool:
+    """Whether a cell is there; one of `random` from before its BatchNorm was re-estimated does not count."""
+    if not path.exists():
+        return False
+    return row != "random" or "batchnorm_images" in read_result(path)["weights"]
+
+
 def fill(
     work: Path, row: str, seed: int, weights: str, todo: list[Column], options: argparse.Namespace
 ) -> None:
@@ -145,14 +152,14 @@ def fill(
     vit = row in (*VIT, "random_vit")
     for column in todo:
         out = cell_file(work, column, row, seed)
-        if out.exists() or (vit and not column.for_vit):
+        if is_measured(out, row) or (vit and not column.for_vit):
             continue
         options.budget.left()
         start = time.perf_counter()
         request = Request(
             weights=weights,
             protocol="",
-            arch=RANDOM_ARCH.get(row),
+            arch=RANDOM_ROWS[row][1] if row in RANDOM_ROWS else None,
             stem=scale.vit_stem if vit else scale.resnet_stem,
             seed=seed,
             runtime=Runtime(
@@ -180,7 +187,7 @@ def rows_of(options: argparse.Namespace) -> list[str]:
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise UserError(f"--methods {unknown[0]}: choose of {', '.join(METHODS)}")
-    starts = ["random", "random_vit"] if any(name in VIT for name in chosen) else ["random"]
+    starts = list(RANDOM_ROWS) if any(name in VIT for name in chosen) else ["random", "random-untouched"]
     return [*starts, *(["supervised"] if options.supervised else []), *chosen]
 
 
@@ -191,8 +198,8 @@ def run_all(options: argparse.Namespace, todo: list[Column]) -> list[str]:
     for seed in range(options.seeds):
         for row in rows_of(options):
             try:
-                if row in RANDOM_ARCH:
-                    weights = "random"
+                if row in RANDOM_ROWS:
+                    weights = RANDOM_ROWS[row][0]
                 elif row == "supervised":
                     weights = f"supervised:{options.supervised}"
                 else:
@@ -235,7 +242,7 @@ def gather(options: argparse.Namespace, every: list[Column], failed: list[str]) 
         starts={
             row: "random_vit" if row in VIT else "random"
             for row in rows
-            if row not in RANDOM_ARCH and row != "supervised"
+            if row not in RANDOM_ROWS and row != "supervised"
         },
         costs=costs(options.work, rows),
         settings=describe(options),
@@ -252,7 +259,7 @@ def results(
         for column in every:
             for seed in range(options.seeds):
                 path = cell_file(options.work, column, row, seed)
-                if path.exists():
+                if is_measured(path, row):
                     yield row, column, read_result(path)
 
 

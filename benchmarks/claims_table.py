@@ -166,7 +166,10 @@ def _against_random(table: ClaimsTable) -> str:
     if not parts:
         return ""
     counts = "; ".join(parts)
-    return f"Rows whose mean is above the random initialisation of the same backbone, by column: {counts}."
+    return (
+        "Rows whose mean is above random weights of the same backbone (BatchNorm statistics re-estimated on "
+        f"the training images), by column: {counts}."
+    )
 
 
 def render(table: ClaimsTable, *, figure: str, command: str, date: str) -> str:

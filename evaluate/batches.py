@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..common.errors import UserError
 from ..common.randomness import counter_generator
+from .settings import Runtime
 
 
 class Samples(Protocol):
@@ -117,7 +118,13 @@ def ordered_batches(
         [(0, index) for index in range(start, min(start + batch_size, len(samples)))]
         for start in range(0, len(samples), batch_size)
     ]
-    loader = DataLoader(_Indexed(samples, 0), batch_sampler=rows, num_workers=workers, collate_fn=collate)
+    loader = DataLoader(
+        _Indexed(samples, 0),
+        batch_sampler=rows,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )
     for values in loader:
         yield to_device(values, torch.device(device))
 
@@ -131,3 +138,27 @@ def to_device(values: Any, device: torch.device) -> Any:
     if isinstance(values, tuple | list):
         return type(values)(to_device(value, device) for value in values)
     return values
+
+
+def shuffled_images(
+    samples: Samples,
+    *,
+    batch_size: int,
+    seed: int,
+    runtime: Runtime,
+    collate: Callable[[list[Any]], Any] = default_collate,
+) -> Iterator[Any]:
+    """One epoch of training batches in an order of their own, for BatchNorm's statistics.
+
+    Whole batches only, for a smaller last one would count as much as the others.
+    """
+    batches = TaskBatches(
+        samples,
+        batch_size=min(batch_size, len(samples)),
+        seed=seed,
+        workers=runtime.workers,
+        device=runtime.device,
+        collate=collate,
+    )
+    for batch in batches.batches(0):
+        yield batch.values

@@ -17,9 +17,10 @@ TABLE_FORMATS = ("md", "html", "csv")
 def evaluate() -> None:
     """Measure what a backbone is worth: kNN, linear, few labels, SVM, segmentation, detection.
 
-    WEIGHTS is a checkpoint or backbone.safetensors of ours, a torchvision or timm weight file, `random`, or
-    `supervised:FILE`. Under 95 % of matched keys is an error. Segmentation and detection are the numbers that
-    tell dense methods apart; kNN and linear are health checks.
+    WEIGHTS is a checkpoint or backbone.safetensors of ours, a torchvision or timm weight file,
+    `supervised:FILE`, or `random` (random weights, BatchNorm statistics from the training images;
+    `random-untouched` without). Under 95 % of matched keys is an error. Segmentation and detection are the
+    numbers that tell dense methods apart; kNN and linear are health checks.
     """
 
 
@@ -44,7 +45,7 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
             show_default=True,
             help="Seeds; mean and deviation are given.",
         )
-        @click.option("--seed", default=0, show_default=True, help="The first seed.")
+        @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first seed.")
         @click.option("--out", type=FOLDER, help=f"Result file.  [default: results/WEIGHTS-{task}.json]")
         @click.option("--report/--no-report", default=True, show_default=True, help="HTML beside it.")
         @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -72,12 +73,13 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
 def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
     """Make the request, run the command's function, write and print."""
     from ..common.atomic_files import refuse_unwritable
+    from ..common.config import build
     from ..common.locks import hold_file
     from ..engine.distributed import choose_device
     from ..engine.stop import EXIT_STOPPED
-    from .finetune import RunStopped, Runtime
-    from .protocols import Request
+    from .finetune import RunStopped
     from .report.output import default_out, finish
+    from .settings import Request, Runtime
 
     shared = ("weights", "protocol", "arch", "stem", "image_size", "runs", "seed")
     picked = {name: options.pop(name) for name in shared}
@@ -88,14 +90,12 @@ def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -
         raise click.UsageError(f"--out {out} is the result's JSON; the report gets its name with .html")
     for place in (out, page) if report else (out,):
         refuse_unwritable(place)
-    runtime = Runtime(
-        device=choose_device(options.pop("device")),
-        workers=options.pop("workers"),
-        precision=options.pop("precision"),
-        folder=out.with_suffix(".runs"),
-    )
+    how = {name: options.pop(name) for name in ("workers", "precision")}
+    how |= {"device": choose_device(options.pop("device")), "folder": out.with_suffix(".runs")}
     changes = _pairs(options.pop("changes"))
-    request = Request(**picked, changes=changes, runtime=runtime, say=click.echo)
+    request = build(
+        Request, {**picked, "changes": changes, "runtime": build(Runtime, how), "say": click.echo}
+    )
     try:
         with hold_file(out, advice="wait for it to end, or choose another --out"):
             result, runs = command(request, **options)
@@ -127,7 +127,7 @@ def class_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @common("knn", "knn-dino")
 def knn(request: Any, train: Path, test: Path) -> Any:
     """Nearest neighbours on frozen features: knn-dino or knn-instdisc."""
-    from .protocols import run_knn
+    from .classification.run import run_knn
 
     return run_knn(request, train=train, test=test)
 
@@ -138,12 +138,10 @@ def knn(request: Any, train: Path, test: Path) -> Any:
 @common("linear", "linear-moco")
 def linear(request: Any, train: Path, test: Path, cached: bool) -> Any:
     """A linear classifier on the frozen backbone: linear-moco, linear-moco-cached, linear-mae."""
-    import dataclasses
-
-    from .protocols import run_linear
+    from .classification.run import run_linear
 
     if cached:
-        request = dataclasses.replace(request, protocol="linear-moco-cached")
+        request = request.replace(protocol="linear-moco-cached")
     return run_linear(request, train=train, test=test)
 
 
@@ -154,7 +152,7 @@ def linear(request: Any, train: Path, test: Path, cached: bool) -> Any:
 @common("semi", "semi-finetune")
 def semi(request: Any, train: Path, test: Path, list_file: Path | None, fraction: float | None) -> Any:
     """Few labels: semi-finetune (whole network) or logistic-1pct (frozen)."""
-    from .protocols import run_semi
+    from .classification.run import run_semi
 
     return run_semi(request, train=train, test=test, list_file=list_file, fraction=fraction)
 
@@ -170,7 +168,7 @@ def svm(
     request: Any, train: Path | None, test: Path | None, voc: Path | None, split: str, test_split: str
 ) -> Any:
     """One linear SVM per class: svm-voc07 or svm-voc07-lowshot (--set positives=K)."""
-    from .protocols import run_svm
+    from .classification.run import run_svm
 
     return run_svm(request, train=train, test=test, voc=voc, splits=(split, test_split))
 
@@ -183,16 +181,19 @@ def svm(
 @click.option("--voc", type=FOLDER, help="VOC layout instead (JPEGImages, SegmentationClass).")
 @click.option("--split", default="train", show_default=True, help="VOC training split.")
 @click.option("--test-split", default="val", show_default=True, help="VOC test split.")
-@click.option("--holdout", default=0.25, show_default=True, help="Share held out where no test set is named.")
+@click.option(
+    "--holdout", default=0.25, show_default=True, help="Fraction held out where no test set is named."
+)
 @click.option("--void", default=255, show_default=True, help="Label that does not count, besides 255.")
 @click.option("--binary", is_flag=True, help="Labels are masks: everything above 0 is class 1.")
 @click.option("--classes", type=int, help="Number of classes.  [default: read off the labels]")
 @common("segment", "seg-probe")
 def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
     """Semantic segmentation, mIoU: seg-probe (frozen), seg-densecl-fcn8, seg-moco-fcn16 (fine-tuned)."""
-    from .protocols import SegmentationData, run_segment
+    from ..common.config import build
+    from .segmentation.run import SegmentationData, run_segment
 
-    return run_segment(request, SegmentationData(splits=(split, test_split), **options))
+    return run_segment(request, build(SegmentationData, {"splits": (split, test_split), **options}))
 
 
 @evaluate.command()
@@ -203,13 +204,16 @@ def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
 @click.option("--annotations", type=FOLDER, help="COCO JSON with boxes, perhaps masks.")
 @click.option("--test-images", type=FOLDER, help="Test images; else the same folder.")
 @click.option("--test-annotations", type=FOLDER, help="COCO JSON of the test set; else --holdout.")
-@click.option("--holdout", default=0.25, show_default=True, help="Share held out where no test set is named.")
+@click.option(
+    "--holdout", default=0.25, show_default=True, help="Fraction held out where no test set is named."
+)
 @common("detect", "detect-small")
 def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
     """Detection and instance masks: detect-small, voc-c4-moco, coco-fpn-2fc, coco-fpn-4conv1fc."""
-    from .protocols import DetectionData, run_detect
+    from ..common.config import build
+    from .detection.run import DetectionData, run_detect
 
-    return run_detect(request, DetectionData(splits=(split, test_split), **options))
+    return run_detect(request, build(DetectionData, {"splits": (split, test_split), **options}))
 
 
 @evaluate.command()

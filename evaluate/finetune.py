@@ -6,11 +6,9 @@ run ends in the same weights, bit for bit on the CPU.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,30 +22,12 @@ from ..engine.loop import fit
 from ..engine.optimizers import OptimizerSettings, build_optimizer
 from ..engine.run_logger import RunLogger, read_metrics
 from ..engine.schedule import ScheduleSettings
-from ..pretrain.config.settings import build, parse_overrides
 from .batches import TaskBatches
-
-AnyProtocol = TypeVar("AnyProtocol")
+from .settings import Runtime
 
 
 class RunStopped(Exception):
     """A signal stopped the training after a checkpoint; the same command goes on from there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """How an evaluation is computed; none of it changes what is measured, beyond rounding."""
-
-    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-    workers: int = 0
-    folder: Path | None = None  # checkpoints and run logger of the runs; None: neither
-    precision: str = "fp32"
-    checkpoint_every: int = 500  # optimiser steps
-    stop_after: int | None = None  # leave after this many steps of this session (tests)
-
-    def seed_folder(self, seed: int) -> Path | None:
-        """The run folder of one seed."""
-        return None if self.folder is None else self.folder / f"seed{seed}"
 
 
 Curve = list[tuple[int, float]]
@@ -161,14 +141,3 @@ def _restore(
         )
     restore(folder / LAST, state, module, optimizer)
     return int(state["step"])
-
-
-def settings_from(protocol: AnyProtocol, changes: Mapping[str, str]) -> AnyProtocol:
-    """Change fields of a frozen protocol by `--set name=value`, as for pretraining's settings.
-
-    Raises:
-        UserError: for an unknown name (the near miss is named), a value of another type, or one that the
-            protocol refuses.
-    """
-    pairs = [f"{name}={text}" for name, text in changes.items()]
-    return build(type(protocol), parse_overrides(pairs), base=protocol)

@@ -1,4 +1,4 @@
-"""Weights from files into a backbone, with the share of matched keys counted: what did not load is an error.
+"""Weights from files into a backbone, matched keys counted: what did not load is an error.
 
 Reads our checkpoints and `backbone.safetensors`, torchvision and timm weight files, and checkpoints of other
 toolkits that hold the same network under a prefix.
@@ -25,12 +25,15 @@ from ..engine.checkpoint import find_damage
 from .backbones.base import Backbone, Stem
 from .backbones.build import build_backbone
 from .backbones.resnet import RESNETS
+from .batch_statistics import has_batchnorm
 
 MATCH_REQUIRED = 0.95
 # counters that old weight files (torchvision before 2018) lack and that no forward pass in eval mode reads
 NOT_COUNTED = ("num_batches_tracked",)
 # what a run folder's config.json or a file's metadata may say about the network
 DESCRIPTION = ("arch", "stem", "image_size", "method")
+# not files: random weights; what their BatchNorm gets is the evaluation's (see `batch_statistics`)
+RANDOM = ("random", "random-untouched")
 
 State = dict[str, Tensor]
 
@@ -40,7 +43,7 @@ class WeightsInfo:
     """Where a backbone's weights come from and how much of the file matched."""
 
     spec: str  # as the user gave it
-    kind: str  # random | supervised | file
+    kind: str  # random | random-untouched | supervised | file
     arch: str
     stem: str
     sha256: str  # of the file; of "random:<seed>" for random weights
@@ -51,12 +54,12 @@ class WeightsInfo:
 
     @property
     def fraction(self) -> float:
-        """Share of the backbone's tensors that the file gave."""
+        """Fraction of the backbone's tensors that the file gave."""
         return self.matched / self.total
 
     def line(self) -> str:
         """One line for the user: what matched."""
-        if self.kind == "random":
+        if self.kind in RANDOM:
             return f"weights: random initialisation of {self.arch} (stem {self.stem})"
         under = f" under {self.prefix!r}" if self.prefix else ""
         return (
@@ -80,7 +83,8 @@ def load_backbone(
     """Build the backbone that `spec` names and fill it.
 
     Args:
-        spec: `random`, a weight file, or `supervised:PATH` (the same file, named as the supervised row).
+        spec: `random`, `random-untouched` (the same weights), a weight file, or `supervised:PATH` (the same
+            file, named as the supervised row).
         arch: backbone's name; None takes it from the file (its metadata, the run's config.json beside it, or
             the shapes of its tensors).
         image_size: side of the images it will see, pixels; None takes the file's, else 224. Decides the grid
@@ -95,13 +99,13 @@ def load_backbone(
         UserError: for a missing or unreadable file, an architecture nobody names, or under 95 % of matched
             keys.
     """
-    if spec == "random":
+    if spec in RANDOM:
         backbone = _build(arch or "resnet50", image_size or 224, stem or "auto", seed)
         digest = hashlib.sha256(f"random:{seed}".encode()).hexdigest()
         total = len(_counted(backbone.export_state()))
         info = WeightsInfo(
             spec=spec,
-            kind="random",
+            kind=spec if has_batchnorm(backbone) else "random",  # without BatchNorm there is one form
             arch=arch or "resnet50",
             stem=backbone.stem,
             sha256=digest,

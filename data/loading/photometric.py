@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...common.imagenet import MEAN, STD
 from .batch import Batch, PhotometricPolicy
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet, as torchvision's pretrained models have it
-STD = (0.229, 0.224, 0.225)
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma with torchvision's digits
 
 # Columns of a row. Switches are 0 or 1; a sigma of 0 is no blur.

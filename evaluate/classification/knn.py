@@ -9,28 +9,22 @@ rank them by this number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from ...common.config import Count, Positive
 from ...common.errors import UserError
+from ...models.features import Features
 from ...models.knn import knn_scores
-from ..checks import positive
 from ..result import Outcome
-from .features import Features
+from .vectors import FeatureProtocol
 
 
-@dataclass(frozen=True, kw_only=True)
-class KnnProtocol:
+class KnnProtocol(FeatureProtocol):
     """Neighbours and temperature of the vote."""
 
-    k: int
-    temperature: float
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "k", "temperature")
+    k: Count
+    temperature: Positive
 
 
 PROTOCOLS = {

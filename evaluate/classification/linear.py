@@ -5,16 +5,15 @@ decay, 100 epochs, divided by 10 at 60 and 80; random resized crops and flips; t
 `linear-moco-cached`: the same classifier on stored features of the centre crops: minutes instead of days, and
 not the same number; each channel is standardised, which the rate of 1 wants. Our own choice.
 `linear-mae` for ViTs (arXiv 2111.06377, A.2): BatchNorm without affine, then linear; LARS, rate .1 for 256
-images, batch 16384, 90 epochs, 10 of warm-up, cosine. On the mean patch token. LARS is the training engine's,
-which agrees with timm's.
-The backbone is in eval mode and gets no gradient.
+images, batch 16384, 90 epochs, 10 of warm-up, cosine. LARS is the training engine's, which agrees with
+timm's.
+The backbone is in eval mode and gets no gradient; a method names the vector that is classified.
 Shape legend: B images, C channels, K classes, S side of the crop in pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,39 +21,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...common.config import Count, NotNegative, Positive
 from ...data.images.class_folders import LabelledImages
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
-from ...models.backbones.base import Backbone
+from ...models.backbones.base import Backbone, Vector
+from ...models.features import Features, crop_batches, evaluation_vector, extract_features
+from ...models.preprocess import normalize
 from ...pretrain.methods.base import Output
-from ..batches import TaskBatch, TaskBatches, ordered_batches
-from ..checks import not_negative, positive
-from ..finetune import Curve, Runtime, train
+from ..batches import TaskBatch, TaskBatches
+from ..finetune import Curve, train
 from ..result import Outcome
-from ..transforms import normalise
-from .features import CropSamples, Features, default_resize, extract_features, pooled
+from ..settings import Runtime, parameters
+from .crops import RandomCrops
 from .knn import classification_outcome
+from .vectors import FeatureProtocol
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinearProtocol:
+class LinearProtocol(FeatureProtocol):
     """Parameters of a linear protocol."""
 
-    epochs: int
-    batch_size: int
-    base_lr: float
+    epochs: Count
+    batch_size: Count
+    base_lr: Positive  # for 256 images
     optimizer: Literal["sgd", "lars"]
     schedule: Literal["steps", "cosine"]
     norm: bool  # BatchNorm without affine before the classifier
     cached: bool
-    weight_decay: float = 0.0
-    warmup_epochs: float = 0.0
-    image_size: int = 224
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "epochs", "batch_size", "base_lr", "image_size")
-        not_negative(self, "weight_decay", "warmup_epochs")
+    weight_decay: NotNegative = 0.0
+    warmup_epochs: NotNegative = 0.0
 
 
 PROTOCOLS = {
@@ -87,7 +82,14 @@ class LinearClassifier(nn.Module):
     """A linear layer on features or, with a frozen backbone, on images."""
 
     def __init__(
-        self, channels: int, classes: int, *, norm: bool, backbone: Backbone | None = None, seed: int = 0
+        self,
+        channels: int,
+        classes: int,
+        *,
+        norm: bool,
+        backbone: Backbone | None = None,
+        vector: Vector = "mean",
+        seed: int = 0,
     ) -> None:
         """Start at N(0, .01) and bias 0, as MoCo and MAE do; `backbone` is used, not trained or saved."""
         super().__init__()
@@ -96,6 +98,7 @@ class LinearClassifier(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.classifier.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.classifier.bias)
+        self.vector = vector
         self._frozen = (backbone,)  # in a tuple: not a submodule
 
     def logits(self, inputs: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class LinearClassifier(nn.Module):
         backbone = self._frozen[0]
         if backbone is not None:
             with torch.no_grad():
-                inputs = pooled(backbone, normalise(inputs)).float()
+                inputs = evaluation_vector(backbone, normalize(inputs), self.vector).float()
         scores: Tensor = self.classifier(self.norm(inputs))
         return scores
 
@@ -137,6 +140,7 @@ def evaluate_linear(
     *,
     seed: int,
     runtime: Runtime,
+    vector: Vector = "mean",
     identity: dict[str, Any] | None = None,
 ) -> Outcome:
     """Train the classifier on `train_images`, measure on the centre crops of `test_images`.
@@ -148,34 +152,39 @@ def evaluate_linear(
             the same rate per 256 images.
         seed: of the order, the crops and the classifier.
         runtime: device, workers, run folder.
+        vector: what is classified.
         identity: JSON-able, what the run folder must be of; part of the checkpoint.
 
     Returns:
         `top1` (and `top5`) in [0, 1], accuracy per class, confusion, the loss curve.
     """
     backbone.to(runtime.device).eval()
-    size, resize = protocol.image_size, default_resize(protocol.image_size)
-    channels = backbone.channels[backbone.last]
-    test = extract_features(
-        backbone, test_images, image_size=size, workers=runtime.workers, device=runtime.device
-    )
+
+    def features(images: LabelledImages) -> Features:
+        return extract_features(
+            backbone,
+            images,
+            image_size=protocol.image_size,
+            vector=vector,
+            workers=runtime.workers,
+            device=runtime.device,
+        )
+
+    test = features(test_images)
     classifier = LinearClassifier(
-        channels,
+        test.values.shape[1],
         len(train_images.classes),
         norm=protocol.norm,
         backbone=None if protocol.cached else backbone,
+        vector=vector,
         seed=seed,
     )
-    samples: FeatureSamples | CropSamples
+    samples: FeatureSamples | RandomCrops
     if protocol.cached:
-        samples = FeatureSamples(
-            extract_features(
-                backbone, train_images, image_size=size, workers=runtime.workers, device=runtime.device
-            )
-        )
+        samples = FeatureSamples(features(train_images))
     else:
-        samples = CropSamples(train_images, size=size, resize=resize, random=True)
-    config = {"protocol": dataclasses.asdict(protocol), "seed": seed, **(identity or {})}
+        samples = RandomCrops(train_images, protocol.image_size)
+    config = {"protocol": parameters(protocol), "vector": vector, "seed": seed, **(identity or {})}
     curve = fit_classifier(classifier, samples, protocol, seed=seed, runtime=runtime, config=config)
     with torch.inference_mode():
         normed = classifier.norm(test.values.to(runtime.device))
@@ -186,7 +195,7 @@ def evaluate_linear(
 
 def fit_classifier(
     classifier: LinearClassifier,
-    samples: FeatureSamples | CropSamples,
+    samples: FeatureSamples | RandomCrops,
     protocol: LinearProtocol,
     *,
     seed: int,
@@ -224,12 +233,11 @@ def predict_crops(
     classifier: LinearClassifier, images: LabelledImages, *, image_size: int, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
     """Scores (N, K) and labels (N,) of the centre crops, for a classifier that holds its backbone."""
-    samples = CropSamples(images, size=image_size, resize=default_resize(image_size), random=False)
     scores, labels = [], []
     classifier.eval()
     with torch.inference_mode():
-        for crops, numbers in ordered_batches(
-            samples, batch_size=64, workers=runtime.workers, device=runtime.device
+        for crops, numbers in crop_batches(
+            images, image_size=image_size, workers=runtime.workers, device=runtime.device
         ):
             scores.append(classifier.logits(crops).float().cpu())
             labels.append(numbers.cpu())

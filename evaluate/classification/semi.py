@@ -12,62 +12,52 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...common.config import Count, NotNegative, Positive
 from ...common.errors import UserError
 from ...data.images.class_folders import LabelledImages
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
-from ...models.backbones.base import Backbone
+from ...models.backbones.base import Backbone, Vector
+from ...models.features import Features, evaluation_vector, extract_features
+from ...models.preprocess import normalize
 from ...pretrain.methods.base import Output
 from ..batches import TaskBatch, TaskBatches
-from ..checks import not_negative, positive
-from ..finetune import Runtime, train
+from ..finetune import train
 from ..result import Outcome
-from ..transforms import normalise
-from .features import CropSamples, Features, default_resize, extract_features, pooled
+from ..settings import Runtime, parameters
+from .crops import RandomCrops
 from .knn import classification_outcome
 from .linear import LinearClassifier, predict_crops
+from .vectors import FeatureProtocol
 
 
-@dataclass(frozen=True, kw_only=True)
-class SemiProtocol:
+class SemiProtocol(FeatureProtocol):
     """Parameters of fine-tuning on few labels."""
 
-    epochs: int = 30
-    batch_size: int = 256
-    base_lr: float = 0.02  # of the backbone
-    head_lr_scale: float = 10.0  # the new layer learns faster than the trained ones
-    weight_decay: float = 0.0
-    image_size: int = 224
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "epochs", "batch_size", "base_lr", "head_lr_scale", "image_size")
-        not_negative(self, "weight_decay")
+    epochs: Count = 30
+    batch_size: Count = 256
+    base_lr: Positive = 0.02  # of the backbone, for 256 images
+    head_lr_scale: Positive = 10.0  # the new layer learns faster than the trained ones
+    weight_decay: NotNegative = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogisticProtocol:
+class LogisticProtocol(FeatureProtocol):
     """Parameters of the logistic regression."""
 
-    inverse_regularisations: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
-    folds: int = 3
-    max_iterations: int = 2000
-    image_size: int = 224
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "inverse_regularisations", "folds", "max_iterations", "image_size")
+    inverse_regularisations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.1, 1.0, 10.0, 100.0)
+    folds: int = Field(default=3, ge=1, le=1000)
+    max_iterations: Count = 2000
 
 
 PROTOCOLS: dict[str, SemiProtocol | LogisticProtocol] = {
@@ -79,14 +69,14 @@ PROTOCOLS: dict[str, SemiProtocol | LogisticProtocol] = {
 class FineTunedClassifier(LinearClassifier):
     """A linear layer on a backbone that is trained with it."""
 
-    def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
+    def __init__(self, backbone: Backbone, classes: int, seed: int, vector: Vector = "mean") -> None:
         """Register the backbone, so that it trains and is saved."""
-        super().__init__(backbone.channels[backbone.last], classes, norm=False, seed=seed)
+        super().__init__(backbone.channels[backbone.last], classes, norm=False, vector=vector, seed=seed)
         self.backbone: Backbone = backbone
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 images to (B, K)."""
-        scores: Tensor = self.classifier(pooled(self.backbone, normalise(inputs)))
+        scores: Tensor = self.classifier(evaluation_vector(self.backbone, normalize(inputs), self.vector))
         return scores
 
     def forward(self, batch: TaskBatch) -> Output:
@@ -103,6 +93,7 @@ def evaluate_semi(
     *,
     seed: int,
     runtime: Runtime,
+    vector: Vector = "mean",
     identity: dict[str, Any] | None = None,
 ) -> Outcome:
     """Learn from the few listed images, measure on the centre crops of `test_images`.
@@ -114,24 +105,29 @@ def evaluate_semi(
         protocol: one of `PROTOCOLS`, perhaps changed; a batch larger than the list is cut to it.
         seed: of the order, the crops and the new layer; the logistic regression draws nothing.
         runtime: device, workers, run folder.
+        vector: what is classified.
         identity: JSON-able, what the run folder must be of; part of the checkpoint.
 
     Returns:
         `top1` (and `top5`) in [0, 1], accuracy per class, confusion.
     """
     if isinstance(protocol, LogisticProtocol):
-        size = protocol.image_size
-        learnt, asked = (
+        train_features, test_features = (
             extract_features(
-                backbone, images, image_size=size, workers=runtime.workers, device=runtime.device
+                backbone,
+                images,
+                image_size=protocol.image_size,
+                vector=vector,
+                workers=runtime.workers,
+                device=runtime.device,
             )
             for images in (few, test_images)
         )
-        scores = logistic_scores(learnt, asked, len(few.classes), protocol)
-        return classification_outcome(scores, asked.labels, few.classes)
-    model = FineTunedClassifier(backbone, len(few.classes), seed)
+        scores = logistic_scores(train_features, test_features, len(few.classes), protocol)
+        return classification_outcome(scores, test_features.labels, few.classes)
+    model = FineTunedClassifier(backbone, len(few.classes), seed, vector)
     batches = TaskBatches(
-        CropSamples(few, size=protocol.image_size, resize=default_resize(protocol.image_size), random=True),
+        RandomCrops(few, protocol.image_size),
         batch_size=min(protocol.batch_size, len(few)),
         seed=seed,
         workers=runtime.workers,
@@ -147,7 +143,7 @@ def evaluate_semi(
         schedule=ScheduleSettings(name="cosine"),
         seed=seed,
         runtime=runtime,
-        config={"protocol": dataclasses.asdict(protocol), "seed": seed, **(identity or {})},
+        config={"protocol": parameters(protocol), "vector": vector, "seed": seed, **(identity or {})},
         groups=_groups(model, protocol),
     )
     scores, labels = predict_crops(model, test_images, image_size=protocol.image_size, runtime=runtime)
@@ -174,7 +170,7 @@ def logistic_scores(few: Features, test: Features, classes: int, protocol: Logis
     """
     if len(torch.unique(few.labels)) < 2:
         raise UserError("the list holds one class only; a classifier needs images of at least two")
-    learnt, asked = (functional.normalize(each.values, dim=1).numpy() for each in (few, test))
+    train_rows, test_rows = (functional.normalize(each.values, dim=1).numpy() for each in (few, test))
     folds = min(protocol.folds, int(torch.bincount(few.labels)[torch.unique(few.labels)].min()))
     # with one image in some class no fold can be held out for it: the middle of the list of C is taken
     options = protocol.inverse_regularisations
@@ -183,13 +179,13 @@ def logistic_scores(few: Features, test: Features, classes: int, protocol: Logis
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            searched.fit(learnt, few.labels.numpy())
+            searched.fit(train_rows, few.labels.numpy())
         except ConvergenceWarning as error:
             raise UserError(
                 f"the logistic regression did not converge in {protocol.max_iterations} iterations; "
                 "raise --set max_iterations=N"
             ) from error
-    scores = np.full((len(asked), classes), -np.inf)
+    scores = np.full((len(test_rows), classes), -np.inf)
     known = searched.classes_
-    scores[:, known] = searched.predict_log_proba(asked)
+    scores[:, known] = searched.predict_log_proba(test_rows)
     return torch.from_numpy(scores)

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.coco import read_coco, segment_fits
+from ...common.coco import read_coco, segment_fits, segment_mask
 from ...common.errors import UserError
 from ...data.images.class_folders import read_lines
 from ...data.images.decode import image_size, read_image
+from ...models.preprocess import as_tensor
 from ..segmentation.data import held_out
-from ..transforms import as_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +198,9 @@ def _checked(objects: Objects, source: Path) -> Objects:
 
 def segment_masks(segments: Sequence[Any], height: int, width: int) -> np.ndarray:
     """Rasterise COCO polygons or run lengths to (T, H, W) bool, as COCO's own tools do."""
-    from faster_coco_eval.core import mask as coco_mask
-
     masks = np.zeros((len(segments), height, width), bool)
     for index, segment in enumerate(segments):
-        if isinstance(segment, dict):
-            counts = segment["counts"]
-            run = coco_mask.frPyObjects(segment, height, width) if isinstance(counts, list) else segment
-        else:
-            run = coco_mask.merge(coco_mask.frPyObjects(segment, height, width))
-        masks[index] = coco_mask.decode(run).astype(bool).reshape(height, width)
+        masks[index] = segment_mask(segment, height, width).reshape(height, width)
     return masks
 
 

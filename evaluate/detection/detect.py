@@ -17,9 +17,8 @@ accumulation.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,84 +29,16 @@ from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone
 from ..batches import TaskBatches, ordered_batches
-from ..checks import not_negative, positive
-from ..finetune import Curve, Runtime, train
+from ..finetune import Curve, train
 from ..pictures import detection_picture
 from ..result import Outcome
+from ..settings import Runtime, parameters
 from .data import DetectionSamples, LabelledObjects, coco_truth, collate_lists
-from .models import DetectionTask, DetectorShape, build_detector
+from .models import DetectionTask, build_detector
+from .protocols import DetectionProtocol
 from .voc_metric import Detections, Truth, voc_mean_ap
 
 PICTURES = 6
-MOCO_SIDES = tuple(range(480, 801, 32))  # detectron2's R_50_C4 for VOC
-COCO_SIDES = (640, 672, 704, 736, 768, 800)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionProtocol:
-    """Parameters of a detection protocol."""
-
-    shape: DetectorShape
-    steps: int
-    batch_size: int
-    lr: float  # at this batch size
-    milestones: tuple[float, ...]  # shares of the steps at which the rate is divided by 10
-    warmup_steps: int
-    headline: Literal["ap", "ap50", "ap75", "voc_ap", "voc_ap50", "voc_ap75"]
-    weight_decay: float = 1e-4
-    clip_norm: float | None = None
-    masks: bool = False  # instance masks are needed; detect-small uses them where they are
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "batch_size", "lr")
-        not_negative(self, "steps", "warmup_steps", "weight_decay")
-        if not all(0 < fraction < 1 for fraction in self.milestones):
-            raise ValueError("milestones are shares of the steps, each between 0 and 1")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be above 0 or null, not {self.clip_norm}")
-
-
-# detectron2's 1x schedule of Mask R-CNN on a pyramid
-_COCO_1X = DetectionProtocol(
-    shape=DetectorShape(head="2fc", short_sides=COCO_SIDES, long_side=1333),
-    steps=90_000,
-    batch_size=16,
-    lr=0.02,
-    milestones=(60 / 90, 80 / 90),
-    warmup_steps=1000,
-    headline="ap",
-    masks=True,
-)
-
-PROTOCOLS = {
-    "voc-c4-moco": DetectionProtocol(
-        shape=DetectorShape(head="c4", short_sides=MOCO_SIDES, long_side=1333),
-        steps=24_000,
-        batch_size=16,
-        lr=0.02,
-        milestones=(18 / 24, 22 / 24),
-        warmup_steps=100,
-        headline="voc_ap",
-    ),
-    "coco-fpn-2fc": _COCO_1X,
-    "coco-fpn-4conv1fc": dataclasses.replace(
-        _COCO_1X, shape=dataclasses.replace(_COCO_1X.shape, head="4conv1fc")
-    ),
-    # our own choice; AP at IoU .5 is the least noisy number at this scale
-    "detect-small": DetectionProtocol(
-        shape=DetectorShape(
-            head="2fc", short_sides=(192,), long_side=320, anchors=(16, 32, 64, 128, 256), regions=128
-        ),
-        steps=600,
-        batch_size=8,
-        lr=0.01,
-        milestones=(0.7, 0.9),
-        warmup_steps=50,
-        headline="ap50",
-        clip_norm=10.0,
-    ),
-}
 
 
 @dataclass
@@ -198,16 +129,9 @@ def _train(
         ),
         seed=seed,
         runtime=runtime,
-        config={"protocol": _jsonable(protocol), "seed": seed, **identity},
+        config={"protocol": parameters(protocol), "seed": seed, **identity},
         clip_norm=protocol.clip_norm,
     )
-
-
-def _jsonable(value: Any) -> Any:
-    """Fields as JSON would give them back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _jsonable(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    return [_jsonable(item) for item in value] if isinstance(value, tuple) else value
 
 
 @torch.inference_mode()

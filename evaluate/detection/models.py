@@ -6,8 +6,7 @@ Shape legend: B images, R regions, C channels, S cells per side, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,29 +23,9 @@ from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
 from ...pretrain.methods.base import Output
 from ..batches import TaskBatch
-from ..checks import positive
+from .protocols import DetectorShape
 
 RATIOS = (0.5, 1.0, 2.0)
-PYRAMID_LEVELS = 5  # res2 to res5, and one pooled from res5
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorShape:
-    """Which detector, and its sizes."""
-
-    head: Literal["c4", "2fc", "4conv1fc"]
-    short_sides: tuple[int, ...]  # pixels; one is drawn per batch in training, the last serves in tests
-    long_side: int
-    anchors: tuple[int, ...] = (32, 64, 128, 256, 512)  # side at ratio 1, pixels of the resized image
-    regions: int = 512  # sampled per image for the head's loss
-    channels: int = 256  # of the pyramid (Lin et al., CVPR 2017; detectron2's width)
-    hidden: int = 1024  # of the box head's linear layers
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "short_sides", "long_side", "anchors", "regions", "channels", "hidden")
-        if self.head != "c4" and len(self.anchors) != PYRAMID_LEVELS:
-            raise ValueError(f"anchors must hold {PYRAMID_LEVELS} sides, one for each level of the pyramid")
 
 
 class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]

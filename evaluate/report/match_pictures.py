@@ -17,9 +17,9 @@ from matplotlib.patches import ConnectionPatch, Polygon
 from torch import Tensor
 
 from ...common.errors import UserError
+from ...common.imagenet import MEAN, STD
 from ...common.randomness import counter_generator
 from ...data.geometry import ViewGeometry, sample_geometry
-from ...data.loading.photometric import MEAN, STD
 from ...data.loading.views import cut_view
 from ...data.positions import cell_centres, stack
 from ...models.backbones.base import Backbone

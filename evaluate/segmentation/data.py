@@ -19,7 +19,7 @@ from ...common.randomness import counter_generator
 from ...data.images.class_folders import read_lines
 from ...data.images.decode import image_size, read_image
 from ...data.images.folder import find_images
-from ..transforms import as_tensor
+from ...models.preprocess import as_tensor
 
 IGNORE = 255  # label of pixels that neither train nor count, inside this package
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")

@@ -12,9 +12,9 @@ from torch.nn import functional
 from ...common.errors import UserError
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
+from ...models.preprocess import normalize
 from ...pretrain.methods.base import Output
 from ..batches import TaskBatch
-from ..transforms import normalise
 from .data import IGNORE
 
 
@@ -169,7 +169,7 @@ class FcnSegmenter(nn.Module):
     def forward(self, batch: TaskBatch) -> Output:
         """Loss of a batch of (images (B, 3, H, W) uint8, labels (B, H, W))."""
         images, labels = batch.values
-        maps = self.maps(normalise(images))
+        maps = self.maps(normalize(images))
         loss_terms = {"head": pixel_loss(self.head(maps["layer4"]), labels)}
         loss = loss_terms["head"]
         if self.auxiliary is not None:

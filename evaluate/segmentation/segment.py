@@ -12,10 +12,8 @@ Shape legend: B images, C channels, K classes, H and W pixels, S map cells per s
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
@@ -28,91 +26,19 @@ from ...common.errors import UserError
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone
+from ...models.preprocess import normalize
 from ..batches import TaskBatches, ordered_batches
-from ..checks import not_negative, positive
-from ..finetune import Curve, Runtime, train
+from ..finetune import Curve, train
 from ..pictures import segmentation_picture
 from ..result import Outcome
-from ..transforms import normalise
-from .data import IGNORE, LabelledPixels
+from ..settings import Runtime, parameters
+from .data import LabelledPixels
 from .miou import class_iou, confusion_matrix, segmentation_metrics
 from .models import FcnSegmenter, SegProbe
+from .protocols import FcnProtocol, ProbeProtocol
+from .samples import ResizedSamples, SegmentationCrops
 
 PICTURES = 6  # test images shown in the report
-OUTPUT_STRIDES = (8, 16, 32)  # what dilating layer4 and layer3 can reach
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeProtocol:
-    """Parameters of `seg-probe`; our own choice, meant to be cheap and to need no tuning per backbone."""
-
-    height: int = 224  # pixels, every image is resized to height x width whatever its shape
-    width: int = 224
-    steps: int = 1000
-    batch_size: int = 16
-    lr: float = 0.05  # at this batch size; cosine to 0
-    weight_decay: float = 1e-4
-    label_stride: int = 4  # training labels every so many pixels; tests use every pixel
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "height", "width", "batch_size", "lr", "label_stride")
-        not_negative(self, "steps", "weight_decay")
-        if self.label_stride > min(self.height, self.width):
-            raise ValueError(f"label_stride {self.label_stride} is larger than the images; lower it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FcnProtocol:
-    """Parameters of a fine-tuned FCN."""
-
-    head: Literal["densecl", "moco"]
-    output_stride: int
-    crop: int  # pixels
-    steps: int
-    batch_size: int
-    lr: float  # at this batch size
-    weight_decay: float
-    schedule: Literal["poly", "steps"]
-    auxiliary: float = 0.0  # weight of the loss on layer3
-    scale: tuple[float, float] = (0.5, 2.0)  # of the random resize
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        positive(self, "crop", "batch_size", "lr", "scale")
-        not_negative(self, "steps", "weight_decay", "auxiliary")
-        if self.output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}, not {self.output_stride}")
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale must be [least, most], not {list(self.scale)}")
-
-
-PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol] = {
-    "seg-probe": ProbeProtocol(),
-    # mmsegmentation's schedule_20k and fcn_r50-d8, as DenseCL names them
-    "seg-densecl-fcn8": FcnProtocol(
-        head="densecl",
-        output_stride=8,
-        crop=512,
-        steps=20_000,
-        batch_size=16,
-        lr=0.01,
-        weight_decay=5e-4,
-        schedule="poly",
-        auxiliary=0.4,
-    ),
-    # MoCo A.4: rate .003 for 16 images, divided by 10 at 70 % and 90 %, crops of 513 pixels
-    "seg-moco-fcn16": FcnProtocol(
-        head="moco",
-        output_stride=16,
-        crop=513,
-        steps=30_000,
-        batch_size=16,
-        lr=0.003,
-        weight_decay=1e-4,
-        schedule="steps",
-    ),
-}
 
 
 def evaluate_segmentation(
@@ -138,35 +64,12 @@ def evaluate_segmentation(
     Returns:
         `miou`, `pixel_accuracy`, IoU per class, confusion, the loss curve and a few pictures.
     """
-    config = {"protocol": _jsonable(protocol), "seed": seed, **(identity or {})}
+    config = {"protocol": parameters(protocol), "seed": seed, **(identity or {})}
     if isinstance(protocol, ProbeProtocol):
         logits_of, curve = _run_probe(backbone, train_data, protocol, seed, runtime, config)
     else:
         logits_of, curve = _run_fcn(backbone, train_data, protocol, seed, runtime, config)
     return _measure(logits_of, test_data, runtime, curve)
-
-
-def _jsonable(protocol: ProbeProtocol | FcnProtocol) -> dict[str, Any]:
-    """Fields as JSON would give them back."""
-    values = dataclasses.asdict(protocol)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-class _Resized:
-    """Images at one size, labels every `stride` pixels of it."""
-
-    def __init__(self, data: LabelledPixels, protocol: ProbeProtocol) -> None:
-        self.data, self.protocol = data, protocol
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def sample(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        image, labels = self.data.read(index)
-        size = [self.protocol.height, self.protocol.width]
-        small = [side // self.protocol.label_stride for side in size]
-        reduced = functional.interpolate(labels[None, None].float(), size=small, mode="nearest-exact")
-        return pixels.resize(image, size, antialias=True), reduced[0, 0].to(torch.uint8)
 
 
 class _Maps:
@@ -209,7 +112,7 @@ def _run_probe(
 
     def logits_of(image: Tensor) -> Tensor:
         resized = pixels.resize(image, [protocol.height, protocol.width], antialias=True)
-        return probe.logits(backbone(normalise(resized))[backbone.last])
+        return probe.logits(backbone(normalize(resized))[backbone.last])
 
     return logits_of, curve
 
@@ -226,9 +129,9 @@ def _frozen_maps(
     labels: list[Tensor] = []
     with torch.inference_mode():
         for images, reduced in ordered_batches(
-            _Resized(data, protocol), batch_size=32, workers=runtime.workers, device=runtime.device
+            ResizedSamples(data, protocol), batch_size=32, workers=runtime.workers, device=runtime.device
         ):
-            found = backbone(normalise(images))[backbone.last].float().cpu()
+            found = backbone(normalize(images))[backbone.last].float().cpu()
             needed = found[0].nbytes * len(data)
             free = psutil.virtual_memory().available
             if not maps and needed > free / 2:
@@ -249,42 +152,6 @@ def _sgd(protocol: ProbeProtocol | FcnProtocol) -> OptimizerSettings:
         momentum=0.9,
         weight_decay=protocol.weight_decay,
     )
-
-
-class CropSamples:
-    """Training samples of the FCNs: random resize, crop (padded with void), flip."""
-
-    def __init__(self, data: LabelledPixels, protocol: FcnProtocol) -> None:
-        """Keep the list; images are read when asked for."""
-        self.data, self.protocol = data, protocol
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.data)
-
-    def sample(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(3, crop, crop) uint8 and (crop, crop) uint8."""
-        image, labels = self.data.read(index)
-        scale, top, left, flip = generator.random(4)
-        lower, upper = self.protocol.scale
-        factor = lower + (upper - lower) * scale
-        size = [max(1, round(side * factor)) for side in labels.shape]
-        image = pixels.resize(image, size, antialias=True)
-        labels = functional.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0]
-        crop = self.protocol.crop
-        bottom, right = (max(0, crop - side) for side in size)
-        # ImageNet's mean colour, which normalises to about 0
-        image = torch.stack(
-            [
-                functional.pad(plane, (0, right, 0, bottom), value=grey)
-                for plane, grey in zip(image, (124, 116, 104), strict=True)
-            ]
-        )
-        labels = functional.pad(labels, (0, right, 0, bottom), value=IGNORE).to(torch.uint8)
-        y = int(top * (image.shape[1] - crop + 1))
-        x = int(left * (image.shape[2] - crop + 1))
-        image, labels = image[:, y : y + crop, x : x + crop], labels[y : y + crop, x : x + crop]
-        return (image.flip(2), labels.flip(1)) if flip < 0.5 else (image, labels)
 
 
 def _run_fcn(
@@ -313,7 +180,7 @@ def _run_fcn(
     curve = train(
         model,
         TaskBatches(
-            CropSamples(data, protocol),
+            SegmentationCrops(data, protocol),
             batch_size=protocol.batch_size,
             seed=seed,
             workers=runtime.workers,
@@ -326,7 +193,7 @@ def _run_fcn(
         runtime=runtime,
         config=config,
     )
-    return lambda image: model.logits(normalise(image)), curve
+    return lambda image: model.logits(normalize(image)), curve
 
 
 @torch.inference_mode()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import json
 import os
 import time
 from collections import defaultdict
@@ -16,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.atomic_files import refuse_unwritable
+from ...common.coco import MASK_ROWS, coco_masks, read_coco, segment_mask
 from ...common.errors import UserError
 from ...data.images.decode import ImageError, image_size
 from ...data.images.folder import find_images
@@ -48,7 +46,12 @@ def import_coco(
     if Path(out).exists():
         raise UserError(f"{out} exists; choose another --out, or delete it")
     refuse_unwritable(out)
-    entries, segments = _read_coco(Path(source))
+    coco_masks()  # a missing library is told before the file is read
+    content = read_coco(Path(source), MASK_ROWS)
+    entries = {entry["file_name"]: entry for entry in content["images"]}
+    segments: defaultdict[int, list[Any]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        segments[annotation["image_id"]].append(annotation["segmentation"])
     root = Path(images).resolve()
     rows = []
     for path in find_images(root):
@@ -56,10 +59,10 @@ def import_coco(
             size = image_size(root / path)
             if path not in entries:
                 raise ImageError(path, f"not named in {source}")
-            identity, coco_size = entries[path]
+            coco_size = (entries[path]["height"], entries[path]["width"])
             if coco_size != size:
                 raise ImageError(path, f"{size[0]} x {size[1]} pixels upright, but {source} says {coco_size}")
-            mask = reduced(_union(segments[identity], size, path), long_side)
+            mask = reduced(_union(segments[entries[path]["id"]], size, path), long_side)
             rows.append(pack_mask(path, mask, size, file_bytes=(root / path).stat().st_size))
         except ImageError as error:
             rows.append(MaskRow(path=path, reason=error.reason))
@@ -70,54 +73,15 @@ def import_coco(
     return summarize(Path(out), len(rows), start)
 
 
-def _read_coco(source: Path) -> tuple[dict[str, tuple[Any, tuple[int, int]]], defaultdict[Any, list[Any]]]:
-    """`file_name` -> (image id, (H, W)), and image id -> segments."""
-    try:
-        content = json.loads(source.read_text())
-        entries = {
-            entry["file_name"]: (entry["id"], (int(entry["height"]), int(entry["width"])))
-            for entry in content["images"]
-        }
-        segments: defaultdict[Any, list[Any]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            segments[annotation["image_id"]].append(annotation["segmentation"])
-    except OSError as error:
-        raise UserError(f"cannot read {source}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{source} is no COCO annotation file ({error!r}); give JSON with `images` and `annotations`"
-        ) from error
-    return entries, segments
-
-
 def _union(segments: Sequence[Any], size: tuple[int, int], path: str) -> NDArray[np.bool_]:
     """Union of COCO segments, (H, W) bool."""
-    coco = _coco_masks()
     mask = np.zeros(size, bool)
     for segment in segments:
         try:
-            encoded = segment
-            if isinstance(segment, list):
-                encoded = coco.merge(coco.frPyObjects(segment, *size))
-            elif isinstance(segment["counts"], list):
-                encoded = coco.frPyObjects(segment, *size)
-            decoded = coco.decode(encoded)
+            drawn = segment_mask(segment, *size)
         except (KeyError, TypeError, ValueError) as error:
             raise ImageError(path, f"a segment that is neither RLE nor polygons: {error!r}") from error
-        if decoded.shape[:2] != size:
-            raise ImageError(path, f"a segment of {decoded.shape[:2]} in an image of {size}")
-        mask |= decoded.astype(bool)
+        if drawn.shape[:2] != size:
+            raise ImageError(path, f"a segment of {drawn.shape[:2]} in an image of {size}")
+        mask |= drawn.reshape(size)
     return mask
-
-
-@functools.cache
-def _coco_masks() -> Any:
-    """The mask functions of faster-coco-eval.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        return importlib.import_module("faster_coco_eval.core.mask")
-    except ImportError as error:
-        raise UserError("COCO masks need faster-coco-eval: pip install 'hapicl[eval]'") from error

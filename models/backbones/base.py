@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 # how the image enters: a ResNet's has a name; a ViT's is its patch, "patch8" for 8 x 8 pixels, so any text
 Stem = Literal["auto", "imagenet", "no_pool", "stride1"] | str
+# what stands for a whole image: the mean over the cells of the last map, or a ViT's class token
+Vector = Literal["mean", "class"]
 
 
 class Backbone(nn.Module):

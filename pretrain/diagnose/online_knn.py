@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ...common.randomness import counter_generator
+from ...data.images.class_folders import LabelledImages, class_folders
 from ...engine.distributed import World
-from ...models.backbones.base import Backbone
-from ...models.knn import centre_views, knn_accuracy, labelled_folder, pooled_features
+from ...models.backbones.base import Backbone, Vector
+from ...models.batch_statistics import ENOUGH_IMAGES, is_untouched, reestimated_copy
+from ...models.features import extract_features, spread_crops
+from ...models.knn import knn_accuracy
 from ..config.settings import RunSettings
+from ..methods.registry import method_class
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +26,14 @@ LARGEST_FRACTION = 0.1  # of a run, before it is told how to spend less
 
 
 class OnlineKnn:
-    """Call it between steps; the classes of the two folders are matched by name.
+    """Call it between steps: the vote of training images on test images of the same classes.
 
     Args:
         backbone: what is measured, on the device.
         device: where the backbone is.
-        size: side of the centre views, pixels.
-        folders: of class folders: the one that votes and the one that is asked.
-        paths: images of each, relative to the folder.
-        labels: (N,) int64 of each.
+        size: side of the crops, pixels.
+        train, test: the images that vote and those that are asked.
+        vector: what stands for an image; the method names it.
         clock: gives seconds.
     """
 
@@ -40,13 +43,13 @@ class OnlineKnn:
         device: torch.device,
         *,
         size: int,
-        folders: tuple[str, str],
-        paths: tuple[list[str], list[str]],
-        labels: tuple[Tensor, Tensor],
+        train: LabelledImages,
+        test: LabelledImages,
+        vector: Vector = "mean",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.backbone, self.device, self.size = backbone, device, size
-        self.folders, self.paths, self.labels = folders, paths, labels
+        self.backbone, self.device, self.size, self.vector = backbone, device, size, vector
+        self.train, self.test = train, test
         self._clock = clock
         self._first_ended: float | None = None
         self._spent = 0.0  # seconds, without the first call, before which nothing was trained
@@ -54,43 +57,46 @@ class OnlineKnn:
 
     @classmethod
     def from_settings(cls, settings: RunSettings, backbone: Backbone, world: World) -> OnlineKnn | None:
-        """Read the two folders' lists and draw from them; None when the run asks for no kNN."""
+        """Read the two folders' lists and draw from them; None when the run asks for no kNN.
+
+        Raises:
+            UserError: if a folder holds no class folders, or the second one a class that the first lacks.
+        """
         if settings.knn_train is None or settings.knn_val is None:
             return None
-        folders = (settings.knn_train, settings.knn_val)
-        train, val = (labelled_folder(folder) for folder in folders)
-        # a class that only one folder has keeps a number of its own and is never predicted right
-        number = {name: position for position, name in enumerate(sorted({*train[2], *val[2]}))}
-        paths, labels, counts = [], [], []
-        for which, (names, classes, class_names) in enumerate((train, val)):
-            chosen = draw_images(len(names), settings.knn_images, seed=settings.seed, which=which)
-            paths.append([names[place] for place in chosen])
-            labels.append(torch.tensor([number[class_names[int(classes[place])]] for place in chosen]))
-            counts.append(f"{len(chosen)} of {len(names)} images")
-        every = f"every {settings.knn_every} steps" if settings.knn_every else "once an epoch"
+        whole = class_folders(Path(settings.knn_train))
+        folders = (whole, class_folders(Path(settings.knn_val), whole.classes))
+        train, test = (
+            images.select(draw_images(len(images), settings.knn_images, seed=settings.seed, which=which))
+            for which, images in enumerate(folders)
+        )
         logger.info(
             "online kNN before the first step and then %s, while training waits: %s against %s (knn_images)",
-            every,
-            counts[1],
-            counts[0],
+            f"every {settings.knn_every} steps" if settings.knn_every else "once an epoch",
+            f"{len(test)} of {len(folders[1])} images",
+            f"{len(train)} of {len(whole)} images",
         )
-        return cls(
-            backbone,
-            world.device,
-            size=settings.image_size,
-            folders=folders,
-            paths=(paths[0], paths[1]),
-            labels=(labels[0], labels[1]),
-        )
+        method = method_class(settings.method)
+        vector = method.evaluation_vectors[0] if "class" in backbone.channels else "mean"
+        size = settings.image_size
+        return cls(backbone, world.device, size=size, train=train, test=test, vector=vector)
 
     def __call__(self) -> dict[str, float]:
-        """Measure the accuracy on the second folder; about as long as a forward pass over both."""
+        """Measure the accuracy on the second folder; about as long as a forward pass over both.
+
+        Before the first step a copy with BatchNorm statistics of training images is measured: with untouched
+        ones the row of random weights stands above what any training reaches at first.
+        """
         began = self._clock()
-        train, val = (
-            pooled_features(self.backbone, centre_views(root, paths, size=self.size), self.device)
-            for root, paths in zip(self.folders, self.paths, strict=True)
+        backbone = self.backbone
+        if is_untouched(backbone):
+            crops = spread_crops(self.train, image_size=self.size, seed=0, limit=ENOUGH_IMAGES)
+            backbone = reestimated_copy(backbone, crops, device=self.device)
+        train, test = (
+            extract_features(backbone, images, image_size=self.size, vector=self.vector, device=self.device)
+            for images in (self.train, self.test)
         )
-        accuracy = knn_accuracy(train, self.labels[0], val, self.labels[1], k=NEIGHBOURS)
+        accuracy = knn_accuracy(train.values, train.labels, test.values, test.labels, k=NEIGHBOURS)
         self._note_cost(began, self._clock())
         return {"knn/accuracy": accuracy}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...common.types import Pixels
 from ...data.loading.batch import Batch, Needs
-from ...models.backbones.base import Backbone
+from ...models.backbones.base import Backbone, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,9 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     source: ClassVar[str]
+    # what stands for an image in kNN and linear probes, the headline's first: `mean` over the cells of the
+    # last map (of a ViT: the mean patch token), or a ViT's `class` token; ResNets have their mean only
+    evaluation_vectors: ClassVar[tuple[Vector, ...]] = ("mean",)
     Config: ClassVar[type[Any]]
 
     backbone: nn.Module

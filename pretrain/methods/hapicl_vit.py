@@ -12,7 +12,7 @@ from pydantic import model_validator
 from torch import nn
 
 from ...data.loading.batch import Batch, Needs
-from ...models.backbones.base import Backbone
+from ...models.backbones.base import Backbone, Vector
 from ...models.heads import dense_projection_head
 from ..modules.momentum import make_momentum_encoder
 from .base import Context, Output
@@ -39,6 +39,8 @@ class HAPiCLViT(MoCoV3):
 
     name = "hapicl_vit"
     source = "this project's own: HAPiCL (doi 10.1007/s00371-023-03217-x) on MoCo v3 (arXiv 2104.02057)"
+    # both are trained: MoCo v3's term reads the class token, the pixel term the patches
+    evaluation_vectors: ClassVar[tuple[Vector, ...]] = ("class", "mean")
     Config: ClassVar[type[HAPiCLViTConfig]] = HAPiCLViTConfig
     config: HAPiCLViTConfig
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...common.config import AreaRange, Fraction, Positive, Width
 from ...data.loading.batch import Batch, Needs, PhotometricPolicy
 from ...engine.distributed import gather, rank
-from ...models.backbones.base import Backbone
+from ...models.backbones.base import Backbone, Vector
 from ...models.backbones.resnet import ResNetBackbone, zero_init_residual
 from ...models.backbones.vit import ViTBackbone
 from ...models.heads import batch_norm_head, global_average_pool
@@ -46,6 +46,7 @@ class MoCoV3(Method):
     source = (
         "Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers, arXiv 2104.02057"
     )
+    evaluation_vectors: ClassVar[tuple[Vector, ...]] = ("class",)  # what projector and loss read
     Config: ClassVar[type[Any]] = MoCoV3Config
 
     @classmethod

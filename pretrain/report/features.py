@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...common.errors import UserError
+from ...common.imagenet import MEAN, STD
 from ...common.page import Picture
 from ...data.images import open_images
 from ...data.images.decode import decode_image
 from ...engine.checkpoint import LAST, load_checkpoint
 from ...models.backbones.base import Backbone
 from ...models.backbones.build import build_backbone
-from ...models.knn import centre_view
+from ...models.preprocess import as_tensor, centre_crop, normalize
 
 SHOWN = 6  # images
 ENLARGED = 2  # a ResNet's map is computed at this many times the training size, for a finer picture
@@ -107,7 +108,7 @@ def _some_images(root: str, size: int) -> Tensor:
         raise UserError(f"no images found in {root}: give a folder that holds images, at any depth")
     chosen = [paths[at] for at in np.linspace(0, len(paths) - 1, min(SHOWN, len(paths))).round().astype(int)]
     images = [decode_image(store.read(path).data, f"{root}/{path}") for path in chosen]
-    return torch.stack([centre_view(image, size) for image in images])
+    return normalize(torch.stack([centre_crop(as_tensor(image), crop=size) for image in images]))
 
 
 def _root_of_masks(masks: str) -> str:
@@ -119,9 +120,7 @@ def _root_of_masks(masks: str) -> str:
 
 def _without_normalisation(pixels: Tensor) -> Tensor:
     """Normalised images back to [0, 1]."""
-    from ...models.knn import IMAGENET_MEAN, IMAGENET_STD
-
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
     return (pixels * std + mean).clamp(0, 1)
 
 

@@ -16,9 +16,9 @@ import torch
 
 from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
+from ...common.imagenet import MEAN, STD
 from ...common.page import Picture, encode_image
 from ...data.loading.batch import Batch
-from ...models.knn import IMAGENET_MEAN, IMAGENET_STD
 from ..methods.base import Method
 
 VIEWS = "views.npz"
@@ -36,7 +36,7 @@ def save_views(folder: Path, batch: Batch) -> None:
     """
     if not batch.views or len({view.shape[-1] for view in batch.views}) > 1:
         return
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
     views = torch.stack([view[:KEPT].float().cpu() for view in batch.views], dim=1)
     pixels = ((views * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
     content = {"views": pixels.numpy()}

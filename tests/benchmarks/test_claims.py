@@ -115,7 +115,7 @@ def test_the_script_fills_what_is_missing_and_renders(
     arguments += ["--methods", "moco_v2", "--seeds", "2", "--docs", str(tmp_path / "docs")]
     arguments += ["--out", str(tmp_path / "claims.json"), "--device", "cpu", "--workers", "0"]
     monkeypatch.setattr(script, "pretrain_row", lambda *_: "random")  # pretraining has its own tests
-    monkeypatch.setitem(script.RANDOM_ARCH, "moco_v2", "resnet18")
+    monkeypatch.setitem(script.RANDOM_ROWS, "moco_v2", ("random", "resnet18"))
     monkeypatch.setitem(script.SCALES["smoke"].foreground, "steps", "20")
     monkeypatch.setitem(script.SCALES["smoke"].foreground, "batch_size", "4")
     assert script.main(arguments) == 0
@@ -125,7 +125,8 @@ def test_the_script_fills_what_is_missing_and_renders(
     assert "no data set seg_camvid_trainval" in page
     assert (tmp_path / "docs/claims.png").stat().st_size > 1000
     cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
-    assert {(cell["row"], len(cell["values"])) for cell in cells} == {("random", 2), ("moco_v2", 2)}
+    rows = ("random", "random-untouched", "moco_v2")
+    assert {(cell["row"], len(cell["values"])) for cell in cells} == {(row, 2) for row in rows}
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     capsys.readouterr()
     assert script.main(arguments) == 0  # nothing is left to do
@@ -156,14 +157,36 @@ def test_a_spent_budget_leaves_75_and_renders_what_is_there(
     ]
     assert script.main(arguments) == 75
     assert not (tmp_path / "docs").exists()
-    weights = {"spec": "random", "kind": "random", "arch": "resnet18", "sha256": "0"}
-    run = Run(seed=0, seconds=1.0, weights=weights, outcome=Outcome(metrics={"miou": 0.5}))
-    result = make_result(
-        task="segment", protocol="seg-probe", headline="miou", parameters={}, data={}, runs=[run]
-    )
-    write_result(result, tmp_path / "work/smoke/results/seg-probe-people-miou/random-s0.json")
+    write_result(random_result(batchnorm_images=8), cell(tmp_path, "random"))
     assert script.main(arguments) == 75
     assert "| random | 50.0 (1) |" in (tmp_path / "docs/claims.md").read_text()
+
+
+def random_result(**weights: object) -> dict[str, object]:
+    """The result of a random row."""
+    about = {"spec": "random", "kind": "random", "arch": "resnet18", "sha256": "0", **weights}
+    run = Run(seed=0, seconds=1.0, weights=about, outcome=Outcome(metrics={"miou": 0.5}))
+    return make_result(
+        task="segment", protocol="seg-probe", headline="miou", parameters={}, data={}, runs=[run]
+    )
+
+
+def cell(root: Path, row: str) -> Path:
+    """Where the script keeps a row's people mIoU of the first seed."""
+    return root / f"work/smoke/results/seg-probe-people-miou/{row}-s0.json"
+
+
+def test_random_rows_with_untouched_batchnorm_are_not_taken_for_the_baseline(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    # trained rows were held against a network whose BatchNorm any training changes within 30 steps
+    write_result(random_result(), cell(tmp_path, "random"))
+    write_result(random_result(), cell(tmp_path, "random-untouched"))
+    assert not script.is_measured(cell(tmp_path, "random"), "random")
+    assert script.is_measured(cell(tmp_path, "random-untouched"), "random-untouched")
+    write_result(random_result(batchnorm_images=8), cell(tmp_path, "random"))
+    assert script.is_measured(cell(tmp_path, "random"), "random")
+    assert not script.is_measured(cell(tmp_path, "moco_v2"), "moco_v2")
 
 
 @pytest.mark.slow
@@ -183,7 +206,7 @@ def test_the_script_builds_masks_and_pretrains(
     arguments += ["--out", str(tmp_path / "claims.json"), "--device", "cpu", "--scale", "smoke"]
     assert script.main(arguments) == 0
     content = json.loads((tmp_path / "claims.json").read_text())
-    assert {cell["row"] for cell in content["cells"]} == {"random", "hapicl_m"}
+    assert {cell["row"] for cell in content["cells"]} == {"random", "random-untouched", "hapicl_m"}
     assert set(content["costs"]["hapicl_m"]) == {
         "ms per image, training",
         "peak memory, GiB",

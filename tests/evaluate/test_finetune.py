@@ -9,7 +9,8 @@ from hapicl.common.errors import UserError
 from hapicl.engine.optimizers import OptimizerSettings
 from hapicl.engine.schedule import ScheduleSettings, lr_factor
 from hapicl.evaluate.batches import TaskBatch, TaskBatches, ordered_batches
-from hapicl.evaluate.finetune import RunStopped, Runtime, train
+from hapicl.evaluate.finetune import RunStopped, train
+from hapicl.evaluate.settings import Runtime
 from hapicl.pretrain.methods.base import Output
 
 

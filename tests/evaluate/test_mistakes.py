@@ -1,7 +1,7 @@
 """A user's mistakes end in one line that names the path and the next step, before anything is computed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +10,121 @@ import torch
 from PIL import Image
 
 from hapicl.cli import command_line
+from hapicl.common.config import Settings, build
 from hapicl.common.errors import UserError
 from hapicl.data.images.class_folders import class_folders, listed
 from hapicl.evaluate.classification.knn import PROTOCOLS as KNN
+from hapicl.evaluate.classification.linear import PROTOCOLS as LINEAR
 from hapicl.evaluate.classification.semi import PROTOCOLS as SEMI
 from hapicl.evaluate.classification.svm import PROTOCOLS as SVM
 from hapicl.evaluate.detection.data import coco_objects, hold_out_objects, voc_objects
-from hapicl.evaluate.detection.detect import PROTOCOLS as DETECTION
-from hapicl.evaluate.finetune import settings_from
-from hapicl.evaluate.protocols import Request, choose
-from hapicl.evaluate.segmentation.segment import PROTOCOLS as SEGMENTATION
+from hapicl.evaluate.detection.protocols import PROTOCOLS as DETECTION
+from hapicl.evaluate.segmentation.protocols import PROTOCOLS as SEGMENTATION
+from hapicl.evaluate.settings import Request, change, choose
 from hapicl.models.weights import load_backbone
+
+PROTOCOLS: dict[str, Settings] = {**KNN, **LINEAR, **SEMI, **SVM, **SEGMENTATION, **DETECTION}
 
 
 @pytest.mark.parametrize(
-    ("protocol", "change", "message"),
+    ("name", "changed", "message"),
     [
-        (KNN["knn-dino"], "k=0", "k must be above 0"),
-        (KNN["knn-dino"], "temperature=-1", "temperature must be above 0"),
-        (SEGMENTATION["seg-probe"], "steps=-1", "steps must be 0 or more"),
-        (SEGMENTATION["seg-probe"], "lr=0", "lr must be above 0"),
-        (SEGMENTATION["seg-probe"], "label_stride=300", "label_stride 300 is larger than the images"),
-        (SEGMENTATION["seg-moco-fcn16"], "head=x", "setting head is 'x'; choose one of densecl, moco"),
-        (SEGMENTATION["seg-moco-fcn16"], "scale=[2, 1]", "scale must be"),
-        (SEGMENTATION["seg-moco-fcn16"], "scale=[1]", "setting scale takes 2 values"),
-        (SEGMENTATION["seg-moco-fcn16"], "output_stride=7", "output_stride must be one of"),
-        (SEMI["semi-finetune"], "head_lr_scale=0", "head_lr_scale must be above 0"),
-        (SEMI["logistic-1pct"], "inverse_regularisations=[]", "must hold numbers above 0"),
-        (SVM["svm-voc07"], "costs=[-1]", r"costs must hold numbers above 0, not \[-1.0\]"),
-        (DETECTION["detect-small"], "shape=3", "setting shape takes a mapping"),
-        (DETECTION["detect-small"], "shape.head=x", "setting shape.head is 'x'; choose one of c4"),
-        (DETECTION["detect-small"], "shape.anchors=[16]", "anchors must hold 5 sides"),
-        (DETECTION["detect-small"], "shape.regions=0", "regions must be above 0"),
-        (DETECTION["detect-small"], "milestones=[2]", "milestones are shares"),
-        (DETECTION["detect-small"], "headline=x", "setting headline is 'x'"),
-        (DETECTION["detect-small"], "clip_norm=-1", "clip_norm must be above 0"),
-        (DETECTION["detect-small"], "lr=[1", "--set lr=.* is not valid YAML"),
+        ("knn-dino", "k=0", "setting k: .*not 0"),
+        ("knn-dino", "temperature=-1", "setting temperature: .*not -1"),
+        ("knn-dino", "vector=patch", "setting vector: .*'mean'"),
+        ("seg-probe", "steps=-1", "setting steps: .*not -1"),
+        ("seg-probe", "lr=0", "setting lr: .*not 0"),
+        ("seg-probe", "label_stride=300", "label_stride 300 is larger than the images"),
+        ("seg-moco-fcn16", "head=x", "setting head: .*'densecl' or 'moco'"),
+        ("seg-moco-fcn16", "scale=[2, 1]", "scale is"),
+        ("seg-moco-fcn16", "scale=[1]", "setting scale"),
+        ("seg-moco-fcn16", "output_stride=7", "setting output_stride: .*8, 16 or 32"),
+        ("semi-finetune", "head_lr_scale=0", "setting head_lr_scale: .*not 0"),
+        ("logistic-1pct", "inverse_regularisations=[]", "setting inverse_regularisations"),
+        ("svm-voc07", "costs=[-1]", "setting costs.0: .*not -1"),
+        ("detect-small", "shape=3", "setting shape: takes a mapping"),
+        ("detect-small", "shape.head=x", "setting shape.head: .*'c4'"),
+        ("detect-small", "shape.anchors=[16]", "anchors must hold 5 sides"),
+        ("detect-small", "shape.regions=0", "setting shape.regions: .*not 0"),
+        ("detect-small", "shape.region=0", "unknown setting 'shape.region'; did you mean shape.regions"),
+        ("detect-small", "milestones=[2]", "setting milestones.0: .*not 2"),
+        ("detect-small", "headline=x", "setting headline"),
+        ("detect-small", "clip_norm=-1", "setting clip_norm: .*not -1"),
+        ("detect-small", "lr=[1", "--set lr=.* is not valid YAML"),
     ],
 )
-def test_a_parameter_that_cannot_be_is_refused(protocol: Any, change: str, message: str) -> None:
-    name, _, value = change.partition("=")
+def test_a_parameter_that_cannot_be_is_refused(name: str, changed: str, message: str) -> None:
+    key, _, value = changed.partition("=")
     with pytest.raises(UserError, match=message):
-        settings_from(protocol, {name: value})
+        change(PROTOCOLS[name], {key: value})
+
+
+ANYTHING = (
+    "null",
+    "true",
+    "[]",
+    "[null]",
+    "[[1]]",
+    "{}",
+    "{a: 1}",
+    "2026-01-01",
+    "12:30:00",
+    "1e20",
+    "1.0e+20",
+)
+ANYTHING += (
+    "-1.0e+20",
+    "1" + 400 * "0",
+    ".nan",
+    "nan",
+    ".inf",
+    "-1",
+    "0",
+    "0.5",
+    "text",
+    "''",
+    "'1'",
+    "!!binary aGk=",
+)
+
+
+def fields(kind: type[Settings], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings of a class."""
+    for name, entry in kind.model_fields.items():
+        yield prefix + name
+        if isinstance(entry.annotation, type) and issubclass(entry.annotation, Settings):
+            yield from fields(entry.annotation, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_no_value_of_any_kind_ends_in_a_traceback(name: str) -> None:
+    protocol, refused = PROTOCOLS[name], []
+    for setting in fields(type(protocol)):
+        for text in ANYTHING:
+            try:
+                change(protocol, {setting: text})
+            except UserError as error:
+                refused.append((setting, text, str(error)))
+    assert len(refused) > 10
+    for setting, text, said in refused:
+        assert "\n" not in said, (setting, text)
+        assert len(said) < 400, (setting, text)
+        assert setting.split(".")[-1] in said, (setting, text, said)
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"runs": 0}, "--runs 0"),
-        ({"seed": -1}, "--seed -1"),
-        ({"seed": 2**64}, "--seed 18446744073709551616"),
-        ({"seed": 2**64 - 1, "runs": 2}, "those of all runs"),
-        ({"image_size": 100_000}, "--image-size 100000"),
+        ({"runs": 0}, "setting runs: .*not 0"),
+        ({"seed": -1}, "setting seed: .*not -1"),
+        ({"seed": 2**64}, "setting seed: .*not 18446744073709551616"),
+        ({"seed": 2**64 - 1, "runs": 2}, "those of all 2 runs"),
+        ({"image_size": 100_000}, "setting image_size: .*not 100000"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused(asked: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Request(weights="random", protocol="knn-dino", **asked)  # type: ignore[arg-type]
+        build(Request, {"weights": "random", "protocol": "knn-dino", **asked})
 
 
 def test_the_image_size_is_the_detectors_shorter_side_unless_set() -> None:

@@ -28,7 +28,7 @@ WORK = (
     "inspection.page.contact_sheet",
     "refinement.region_regressor.train_on_mask_file",
     "exchange.tree.resize_mask",
-    "exchange.coco._read_coco",
+    "exchange.coco.read_coco",
 )
 
 

@@ -2,13 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from hapicl.common.errors import UserError
-from hapicl.models.knn import centre_view, centre_views, knn_accuracy, knn_scores, labelled_folder
+from hapicl.models.knn import knn_accuracy, knn_scores
 
 
 def plain_votes(features, labels, query, classes, k, temperature):
@@ -43,29 +40,3 @@ def test_separate_clusters_are_found_and_noise_is_at_chance():
 def test_no_training_rows_are_refused():
     with pytest.raises(ValueError, match="0 training rows"):
         knn_scores(torch.empty(0, 3), torch.empty(0, dtype=torch.int64), torch.ones(1, 3), classes=2)
-
-
-def test_a_labelled_folder_gives_classes_by_name(tmp_path):
-    for place in ("cat/a.png", "dog/deep/b.png", "cat/c.png", "stray.png"):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 30)).save(tmp_path / place)
-    paths, labels, names = labelled_folder(tmp_path)
-    assert (paths, labels.tolist(), names) == (
-        ["cat/a.png", "cat/c.png", "dog/deep/b.png"],
-        [0, 0, 1],
-        ["cat", "dog"],
-    )
-    shapes = [tuple(batch.shape) for batch in centre_views(tmp_path, paths, size=16, batch_size=2)]
-    assert shapes == [(2, 3, 16, 16), (1, 3, 16, 16)]
-    with pytest.raises(UserError, match="holds no class folders"):
-        labelled_folder(tmp_path / "cat")
-
-
-def test_the_centre_view_is_the_centre_normalised():
-    pixels = np.zeros((64, 128, 3), np.uint8)
-    pixels[:, 48:80] = 255  # a white band in the middle
-    view = centre_view(pixels, 56)
-    assert view.shape == (3, 56, 56)
-    white = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(view[:, 28, 28], white)
-    assert view[0, 28, 2] < 0

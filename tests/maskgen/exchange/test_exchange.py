@@ -174,17 +174,17 @@ def test_coco_files_of_other_images_sizes_or_kinds_are_explained(tmp_path, folde
     with pytest.raises(UserError, match="names none of the 3 images"):
         import_coco(tmp_path / "coco.json", folder[0], tmp_path / "masks.h5")
     (tmp_path / "coco.json").write_text("{}")
-    with pytest.raises(UserError, match="no COCO annotation file"):
+    with pytest.raises(UserError, match="lacks the list 'images' of COCO's format"):
         import_coco(tmp_path / "coco.json", folder[0], tmp_path / "masks.h5")
     with pytest.raises(UserError, match="cannot read"):
         import_coco(tmp_path / "none.json", folder[0], tmp_path / "masks.h5")
 
 
 def test_coco_without_its_library_says_what_to_install(tmp_path, folder, monkeypatch):
-    from hapicl.maskgen.exchange import coco as coco_module
+    from hapicl.common.coco import coco_masks
 
     (tmp_path / "coco.json").write_text(json.dumps(coco(folder)))
-    coco_module._coco_masks.cache_clear()
+    coco_masks.cache_clear()
     monkeypatch.setitem(sys.modules, "faster_coco_eval.core.mask", None)
     with pytest.raises(UserError, match=r"hapicl\[eval\]"):
         import_coco(tmp_path / "coco.json", folder[0], tmp_path / "masks.h5")

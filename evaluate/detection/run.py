@@ -1,0 +1,92 @@
+"""`evaluate detect`, from paths to a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from ...common.config import Settings
+from ...common.errors import UserError
+from ...common.imagenet import MEAN, STD
+from ..batches import shuffled_images
+from ..measure import Evaluated, Task, measure
+from ..settings import Request, choose, parameters
+from .data import (
+    DetectionSamples,
+    LabelledObjects,
+    coco_objects,
+    collate_lists,
+    hold_out_objects,
+    voc_objects,
+)
+from .detect import evaluate_detection
+from .protocols import PROTOCOLS, DetectionProtocol
+
+
+class DetectionData(Settings):
+    """Where images and boxes are."""
+
+    voc: Path | None = None
+    splits: tuple[str, str] = ("trainval", "test")
+    images: Path | None = None
+    annotations: Path | None = None
+    test_images: Path | None = None
+    test_annotations: Path | None = None
+    holdout: float = Field(default=0.25, gt=0, lt=1)
+
+
+def run_detect(request: Request, where: DetectionData) -> Evaluated:
+    """`evaluate detect`."""
+    protocol = choose(PROTOCOLS, request)
+    train, test = _sets(where)
+    task = Task(
+        name="detect",
+        headline=protocol.headline,
+        parameters=parameters(protocol),
+        data={"train": train.record(), "test": test.record()},
+        image_size=protocol.shape.short_sides[-1],
+        evaluate=lambda subject: evaluate_detection(
+            subject.backbone,
+            train,
+            test,
+            protocol,
+            seed=subject.seed,
+            runtime=request.runtime,
+            identity=subject.identity,
+        ),
+        train_images=lambda seed: _train_images(train, protocol, request, seed),
+    )
+    return measure(request, task)
+
+
+def _sets(where: DetectionData) -> tuple[LabelledObjects, LabelledObjects]:
+    """Training and test images, from VOC's layout or COCO's JSON."""
+    if where.voc is not None:
+        train = voc_objects(where.voc, where.splits[0])
+        return train, voc_objects(where.voc, where.splits[1], train.classes)
+    if where.images is None or where.annotations is None:
+        raise UserError("give --voc (the VOC layout), or --images and --annotations (COCO JSON)")
+    if where.test_images is not None and where.test_annotations is None:
+        raise UserError("--test-images needs --test-annotations: the COCO JSON of the test set")
+    train = coco_objects(where.images, where.annotations)
+    if where.test_annotations is None:
+        return hold_out_objects(train, where.holdout)
+    return train, coco_objects(where.test_images or where.images, where.test_annotations, train.classes)
+
+
+def _train_images(
+    data: LabelledObjects, protocol: DetectionProtocol, request: Request, seed: int
+) -> Iterator[Tensor]:
+    """Training images as the detector resizes, normalises and pads them in tests."""
+    side, longest = protocol.shape.short_sides[-1], protocol.shape.long_side
+    transform = GeneralizedRCNNTransform(side, longest, list(MEAN), list(STD)).eval()
+    samples = DetectionSamples(data, train=True)
+    batches = shuffled_images(
+        samples, batch_size=protocol.batch_size, seed=seed, runtime=request.runtime, collate=collate_lists
+    )
+    for images, _ in batches:
+        yield transform([image.float() / 255 for image in images])[0].tensors

@@ -1,0 +1,139 @@
+"""Features of labelled images: one vector for each centre crop, for kNN, linear probes and the like.
+
+A method names its evaluation vector: the mean over the cells of the last map (for a ViT the mean patch
+token), or a ViT's class token.
+Shape legend: B and N images, C channels, S side of the crop in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..common.errors import UserError
+from ..common.randomness import counter_generator
+from ..data.images.class_folders import LabelledImages
+from ..data.images.decode import read_image
+from .backbones.base import Backbone, Vector
+from .heads import global_average_pool
+from .preprocess import as_tensor, centre_crop, default_resize, normalize
+
+
+@dataclass(frozen=True)
+class Features:
+    """Vectors of N images, in the order of their list."""
+
+    values: Tensor  # (N, C) float32 on the CPU
+    labels: Tensor  # (N,) int64
+
+
+class CentreCrops(Dataset[tuple[Tensor, int]]):
+    """Labelled images as ((3, S, S) uint8 centre crop, class number)."""
+
+    def __init__(self, images: LabelledImages, image_size: int) -> None:
+        """Keep the list; images are read when asked for."""
+        self.images, self.image_size = images, image_size
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Read and crop one image."""
+        path = self.images.root / self.images.paths[index]
+        image = as_tensor(read_image(path, reduce_to=default_resize(self.image_size)))
+        return centre_crop(image, crop=self.image_size), self.images.labels[index]
+
+
+def crop_batches(
+    images: LabelledImages,
+    *,
+    image_size: int,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image's centre crop once, in order: (B, 3, S, S) uint8 and (B,) int64, the last batch smaller."""
+    # a generator of its own: a loader draws a number when it starts, and from torch's it would move training
+    loader = DataLoader(
+        CentreCrops(images, image_size),
+        batch_size=batch_size,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+    for crops, labels in loader:
+        yield crops.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def evaluation_vector(backbone: Backbone, images: Tensor, vector: Vector = "mean") -> Tensor:
+    """One vector an image, (B, C), of normalised images (B, 3, S, S).
+
+    Raises:
+        UserError: for the class token of a backbone that has none.
+    """
+    maps = backbone(images)
+    if vector == "mean":
+        return global_average_pool(maps[backbone.last])
+    if "class" not in maps:
+        raise UserError("this backbone has no class token; only ViTs have: leave --set vector=class out")
+    token: Tensor = maps["class"]
+    return token
+
+
+def spread_crops(
+    images: LabelledImages,
+    *,
+    image_size: int,
+    seed: int,
+    limit: int,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[Tensor]:
+    """Normalised centre crops of images drawn by the seed, for BatchNorm's statistics: (B, 3, S, S).
+
+    Drawn, for class folders are sorted, and a batch of one class has other statistics than the set. A last
+    batch of a single image is left out, for it has no variance of its own.
+    """
+    order = counter_generator(seed, 0, 0, 0, "batchnorm").permutation(len(images))[:limit]
+    chosen = images.select([int(index) for index in order])
+    for crops, _ in crop_batches(chosen, image_size=image_size, workers=workers, device=device):
+        if len(crops) > 1 or len(chosen) == 1:
+            yield normalize(crops)
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: Backbone,
+    images: LabelledImages,
+    *,
+    image_size: int,
+    vector: Vector = "mean",
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Features:
+    """Vectors of the centre crops, backbone in evaluation mode; its mode is put back.
+
+    Args:
+        backbone: moved to `device`.
+        images: N images.
+        image_size: S.
+        vector: which vector of the maps.
+        batch_size, workers, device: how it is computed; the result does not depend on them beyond rounding.
+    """
+    was_training = backbone.training
+    backbone.to(device).eval()
+    values, labels = [], []
+    try:
+        for crops, numbers in crop_batches(
+            images, image_size=image_size, batch_size=batch_size, workers=workers, device=device
+        ):
+            values.append(evaluation_vector(backbone, normalize(crops), vector).float().cpu())
+            labels.append(numbers.cpu())
+    finally:
+        backbone.train(was_training)
+    return Features(torch.cat(values), torch.cat(labels))
