@@ -36,10 +36,12 @@ LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "faster-coco-eval",
 class Outcome:
     """What one run of a protocol gives.
 
-    `metrics` are shares in [0, 1] unless the name carries a unit. `per_class` maps a class name to its value
-    of the headline metric; None where the class does not occur. `curves` map a name to (step, value) rows.
+    `metrics` are fractions in [0, 1] unless the name carries a unit. `per_class` maps a class name to its
+    value of the headline metric; None where the class does not occur. `curves` map a name to (step, value)
+    rows.
     `confusion` is (classes, classes), row: truth, column: prediction. `pictures` are for the report only:
-    (caption, (H, W, 3) uint8).
+    (caption, (H, W, 3) uint8). `vectors` names what stood for an image, where one vector does, the headline's
+    first.
     """
 
     metrics: dict[str, float]
@@ -47,6 +49,7 @@ class Outcome:
     confusion: list[list[int]] | None = None
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     pictures: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    vectors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

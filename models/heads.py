@@ -53,7 +53,7 @@ def batch_norm_head(
 
 
 def dense_projection_head(channels: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:
-    """The same as `projection_head` for every cell, by 1x1 convolutions: (B, C, S, S) to (B, D, S, S)."""
+    """Give the same as `projection_head` for every cell by 1x1 convolutions, (B, C, S, S) to (B, D, S, S)."""
     layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 1, bias=not batch_norm)]
     if batch_norm:
         layers.append(nn.BatchNorm2d(hidden))

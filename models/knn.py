@@ -1,8 +1,8 @@
 """k nearest neighbours on frozen features: the trainer's online check and evaluation's kNN row.
 
 Protocol of InstDisc (Wu et al., CVPR 2018) as DINO uses it: cosine similarity, votes weighted by
-exp(similarity / 0.07). Shape legend: N training rows, Q queries, D feature dimensions, K classes, k
-neighbours.
+exp(similarity / 0.07).
+Shape legend: N training rows, Q queries, D feature dimensions, K classes, k neighbours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def knn_scores(
         chunk: queries compared at once, which bounds memory.
 
     Returns:
-        (Q, K) float32 votes; argmax is the prediction.
+        (Q, K) float32 votes, those of the nearest row weighing 1; argmax is the prediction.
 
     Raises:
         ValueError: if rows and labels differ in number or there is no training row.
@@ -50,7 +50,8 @@ def knn_scores(
         similarity = functional.normalize(part.float().to(features.device), dim=1) @ features.T
         nearest, rows = similarity.topk(min(k, len(features)), dim=1)
         empty = torch.zeros(len(part), classes, device=features.device)
-        votes.append(empty.scatter_add_(1, labels[rows], (nearest / temperature).exp()))
+        # relative to the nearest, which changes no ranking: exp(similarity / temperature) may be infinite
+        votes.append(empty.scatter_add_(1, labels[rows], ((nearest - nearest[:, :1]) / temperature).exp()))
     return torch.cat(votes)
 
 

@@ -105,22 +105,30 @@ def run_semi(
         else fraction_per_class(train_images, fraction or 0.0, request.seed)
     )
     data["labelled"] = {"images": len(few), "list": str(list_file) if list_file else f"fraction {fraction}"}
+
+    def evaluate(subject: Subject) -> Outcome:
+        first = evaluation_vectors(protocol, subject.info, subject.backbone)[:1]
+        return measure_vectors(
+            first,
+            lambda vector: evaluate_semi(
+                subject.backbone,
+                few,
+                test_images,
+                protocol,
+                seed=subject.seed,
+                runtime=request.runtime,
+                vector=vector,
+                identity=subject.identity,
+            ),
+        )
+
     task = Task(
         name="semi",
         headline="top1",
         parameters=parameters(protocol),
         data=data,
         image_size=protocol.image_size,
-        evaluate=lambda subject: evaluate_semi(
-            subject.backbone,
-            few,
-            test_images,
-            protocol,
-            seed=subject.seed,
-            runtime=request.runtime,
-            vector=evaluation_vectors(protocol, subject.info, subject.backbone)[0],
-            identity=subject.identity,
-        ),
+        evaluate=evaluate,
         train_images=lambda seed: _centre_crops(few, protocol, request.runtime, seed),
     )
     return measure(request, task)
@@ -147,12 +155,14 @@ def run_svm(
         raise UserError("give --train and --test (class folders), or --voc (the VOC layout)")
 
     def evaluate(subject: Subject) -> Outcome:
-        vector = evaluation_vectors(protocol, subject.info, subject.backbone)[0]
-        found = [
-            _features(subject, images, protocol, vector, request).values.numpy()
-            for images in (train_images, test_images)
-        ]
-        return evaluate_svm(found[0], train_labels, found[1], test_labels, protocol, seed=subject.seed)
+        def one(vector: Vector) -> Outcome:
+            found = [
+                _features(subject, images, protocol, vector, request).values.numpy()
+                for images in (train_images, test_images)
+            ]
+            return evaluate_svm(found[0], train_labels, found[1], test_labels, protocol, seed=subject.seed)
+
+        return measure_vectors(evaluation_vectors(protocol, subject.info, subject.backbone)[:1], one)
 
     task = Task(
         name="svm",

@@ -53,4 +53,4 @@ def measure_vectors(vectors: tuple[Vector, ...], evaluate: Callable[[Vector], Ou
         for vector, outcome in zip(vectors[1:], others, strict=True)
         for name, value in outcome.metrics.items()
     }
-    return dataclasses.replace(first, metrics=first.metrics | metrics)
+    return dataclasses.replace(first, metrics=first.metrics | metrics, vectors=vectors)

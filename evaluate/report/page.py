@@ -11,6 +11,7 @@ from ...common.page import Note, Picture, Pictures, Section, Table, figure_pictu
 from ..result import Run
 from .table import ResultTable
 
+VECTOR_NAMES = {"mean": "mean over the cells of the last map", "class": "class token"}
 MOST_CLASSES = 60  # above that a confusion matrix is no longer readable
 
 
@@ -51,10 +52,12 @@ def _numbers(result: dict[str, Any]) -> Section:
         each = ", ".join(f"{100 * run['metrics'][name]:.2f}" for run in result["runs"])
         spread = "one run" if deviation is None else f"{100 * deviation:.2f}"
         rows.append((name, f"{100 * mean:.2f}", spread, each))
+    vectors = result["runs"][0].get("vectors") or ()  # results of before 1.0 do not say
+    measured = f" Measured on the {VECTOR_NAMES[vectors[0]]}." if vectors else ""
     note = (
         f"Weights: {weights['spec']}, {weights['arch']} (stem {weights['stem']}), "
         f"{weights['matched']} of {weights['total']} keys matched, SHA-256 {weights['sha256'][:16]}. "
-        "Numbers are those of the last step."
+        f"Numbers are those of the last step.{measured}"
     )
     table = Table(["metric", "mean, %", "standard deviation", "runs, %"], rows, numeric=(1, 2, 3))
     return Section("Result", [table, Note(note)])

@@ -12,8 +12,9 @@ def plain_votes(features, labels, query, classes, k, temperature):
     """The vote of one query, neighbour by neighbour."""
     similarity = [float(row @ query / (row.norm() * query.norm())) for row in features]
     votes = [0.0] * classes
+    nearest = max(similarity)
     for row in sorted(range(len(features)), key=lambda row: -similarity[row])[:k]:
-        votes[int(labels[row])] += math.exp(similarity[row] / temperature)
+        votes[int(labels[row])] += math.exp((similarity[row] - nearest) / temperature)
     return votes
 
 
@@ -24,6 +25,12 @@ def test_votes_are_those_of_a_plain_loop(k):
     expected = [plain_votes(features, labels, query, 4, k, 0.07) for query in queries]
     scores = knn_scores(features, labels, queries, classes=4, k=k, chunk=3)
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-3)
+
+
+def test_a_tiny_temperature_leaves_the_nearest_row_instead_of_infinities():
+    features, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.9, 0.2]]), torch.tensor([1, 0, 0])
+    scores = knn_scores(features, labels, torch.tensor([[1.0, 0.0]]), classes=2, k=3, temperature=1e-6)
+    assert scores.tolist() == [[0.0, 1.0]]
 
 
 def test_separate_clusters_are_found_and_noise_is_at_chance():
