@@ -5,13 +5,8 @@ Unknown keys are errors that name the near miss; a setting that has no effect is
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,8 +16,6 @@ from ...common.plain_yaml import read_yaml
 from ...data.loading.batch import MissingMasks
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
-
-Built = TypeVar("Built")
 
 LARGEST_IMAGE = 8192  # pixels; a typing mistake beyond it would ask for all memory there is
 LARGEST_SEED = 2**64 - 1  # what torch's generators and our counters both take
@@ -108,113 +101,6 @@ SESSION = frozenset(
     | {"log_every", "checkpoint_every", "keep_every", "stop_after", "profile"}
     | {"knn_train", "knn_val", "knn_every", "knn_images"}
 )
-
-
-def build(
-    kind: type[Built], values: Mapping[str, Any], *, base: Built | None = None, where: str = ""
-) -> Built:
-    """Fill a dataclass from a mapping, nested dataclasses included.
-
-    Args:
-        kind: the dataclass.
-        values: by field name; a nested dataclass takes a mapping of the fields that differ from its default.
-        base: starting values; None: the defaults.
-        where: dotted place, for errors.
-
-    Raises:
-        UserError: for an unknown key (names the nearest), a value of the wrong type, or one that the
-            dataclass refuses.
-    """
-    hints = typing.get_type_hints(kind)
-    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        place = f"{where}{key}"
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"; did you mean {where}{near[0]}?" if near else f"; known here: {', '.join(known)}"
-            raise UserError(f"unknown setting {place!r}{hint}")
-        given[key] = _convert(hints[key], value, place, _current(kind, base, key))
-    try:
-        return dataclasses.replace(base, **given) if base is not None else kind(**given)  # type: ignore[type-var]
-    except ValueError as error:
-        raise UserError(f"{where.rstrip('.') + ': ' if where else ''}{error}") from error
-
-
-def _current(kind: type[Any], base: Any, key: str) -> Any:
-    """The value that a nested mapping starts from."""
-    if base is not None:
-        return getattr(base, key)
-    entry = next(entry for entry in dataclasses.fields(kind) if entry.name == key)
-    if entry.default_factory is not dataclasses.MISSING:
-        return entry.default_factory()
-    return None if entry.default is dataclasses.MISSING else entry.default
-
-
-def _convert(hint: Any, value: Any, place: str, current: Any) -> Any:
-    """Bring one YAML value to the type a field states."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if not isinstance(value, Mapping):
-            raise UserError(f"setting {place} takes a mapping of settings, not {value!r}")
-        return build(hint, value, base=current, where=f"{place}.")
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        choices = [part for part in typing.get_args(hint) if part is not type(None)]
-        return _first_fitting(choices, value, place, current)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            allowed = ", ".join(map(str, typing.get_args(hint)))
-            raise UserError(f"setting {place} is {value!r}; choose one of {allowed}")
-        return value
-    if origin is tuple:
-        return _convert_tuple(typing.get_args(hint), value, place)
-    return _convert_scalar(origin or hint, value, place)
-
-
-def _first_fitting(choices: Sequence[Any], value: Any, place: str, current: Any) -> Any:
-    """Convert to the first type of a union that takes the value."""
-    for position, choice in enumerate(choices):
-        try:
-            return _convert(choice, value, place, current)
-        except UserError:
-            if position == len(choices) - 1:
-                raise
-    raise UserError(f"setting {place} takes no value")
-
-
-def _convert_tuple(parts: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
-    """Bring a YAML list to a tuple of the stated types."""
-    if not isinstance(value, list | tuple):
-        raise UserError(f"setting {place} takes a list such as [0.2, 1.0], not {value!r}")
-    if len(parts) == 2 and parts[1] is Ellipsis:
-        parts = (parts[0],) * len(value)
-    if len(parts) != len(value):
-        raise UserError(f"setting {place} takes {len(parts)} values, not {len(value)}")
-    return tuple(_convert(part, item, place, None) for part, item in zip(parts, value, strict=True))
-
-
-def _convert_scalar(kind: Any, value: Any, place: str) -> Any:
-    """Check a number, text, flag or mapping; YAML reads 1e-4 as text, so text is taken too."""
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError as error:
-            raise UserError(f"setting {place} takes a number, not {value!r}") from error
-        if not math.isfinite(number):
-            raise UserError(f"setting {place} takes a finite number, not {value!r}")
-        return number
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if kind is int and isinstance(value, bool):
-        raise UserError(f"setting {place} takes a whole number, not {value!r}")
-    if isinstance(kind, type) and kind in {int, bool, str, dict} and not isinstance(value, kind):
-        words = {int: "a whole number", bool: "true or false", str: "text", dict: "a mapping"}
-        raise UserError(f"setting {place} takes {words[kind]}, not {value!r}")
-    return value
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
