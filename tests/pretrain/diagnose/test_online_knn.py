@@ -6,6 +6,7 @@ import pathlib
 import torch
 from joint import TinyBackbone
 
+from hapicl.data.images.class_folders import class_folders
 from hapicl.data.images.folder import find_images
 from hapicl.engine.distributed import World
 from hapicl.pretrain.config.settings import RunSettings
@@ -44,27 +45,11 @@ class Clock:
         return self.seconds.pop(0)
 
 
-def measured(folder: str, clock: Clock, calls: int) -> None:
-    paths = (["a/x.png"], ["a/x.png"])
-    knn = OnlineKnn(
-        TinyBackbone(),
-        torch.device("cpu"),
-        size=32,
-        folders=(folder, folder),
-        paths=paths,
-        labels=(torch.tensor([0]), torch.tensor([0])),
-        clock=clock,
-    )
+def measured(root: str, clock: Clock, calls: int) -> None:
+    images = class_folders(pathlib.Path(root)).select([0])
+    knn = OnlineKnn(TinyBackbone(), torch.device("cpu"), size=32, train=images, test=images, clock=clock)
     for _ in range(calls):
         assert knn() == {"knn/accuracy": 1.0}
-
-
-def one_image(tmp_path, flat_folder) -> str:
-    first = flat_folder / find_images(flat_folder)[0]
-    folder = tmp_path / "one image"
-    (folder / "a").mkdir(parents=True)
-    (folder / "a" / "x.png").write_bytes(first.read_bytes())
-    return str(folder)
 
 
 def test_it_announces_what_it_takes_and_how_many_images(tmp_path, flat_folder, caplog):
@@ -75,7 +60,7 @@ def test_it_announces_what_it_takes_and_how_many_images(tmp_path, flat_folder, c
     with caplog.at_level(logging.INFO):
         knn = OnlineKnn.from_settings(settings, TinyBackbone(), World())
         assert knn is not None
-        assert [len(paths) for paths in knn.paths] == [4, 4]
+        assert [len(knn.train), len(knn.test)] == [4, 4]
         knn()
     some = f"4 of {len(find_images(flat_folder))} images"
     assert f"every 7 steps, while training waits: {some} against {some}" in caplog.text
@@ -83,7 +68,7 @@ def test_it_announces_what_it_takes_and_how_many_images(tmp_path, flat_folder, c
 
 
 def test_a_knn_that_takes_most_of_the_time_warns_once(tmp_path, flat_folder, caplog):
-    folder = one_image(tmp_path, flat_folder)
+    folder = labelled(tmp_path / "labelled", flat_folder)
     # 35 s each, every 100 s: the first call, before anything is trained, does not count
     with caplog.at_level(logging.INFO):
         measured(folder, Clock(0, 35, 100, 135, 200, 235), calls=3)
@@ -96,5 +81,5 @@ def test_a_knn_that_takes_most_of_the_time_warns_once(tmp_path, flat_folder, cap
 
 def test_a_cheap_knn_warns_of_nothing(tmp_path, flat_folder, caplog):
     with caplog.at_level(logging.INFO):
-        measured(one_image(tmp_path, flat_folder), Clock(0, 5, 100, 105), calls=2)
+        measured(labelled(tmp_path / "labelled", flat_folder), Clock(0, 5, 100, 105), calls=2)
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
