@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from .terminal import printable
+from .terminal.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

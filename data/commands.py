@@ -38,7 +38,7 @@ def pack(images: Path, out: Path, short_side: int | None, quality: int, workers:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..common.terminal import console
+    from ..common.terminal.printable import console
     from .images.pack_build import PackSettings, pack_images
 
     settings = PackSettings(short_side=short_side, quality=quality)

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 from ..common.locks import LOCK
-from ..common.terminal import console as plain_console
+from ..common.terminal.printable import console as plain_console
 from .folder import Folder, build_folder
 
 MARKER = "demo.json"  # a folder that holds it is the demo's own, and is made anew

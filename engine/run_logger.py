@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
-from ..common.terminal import console
+from ..common.terminal.printable import console
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

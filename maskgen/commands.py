@@ -339,7 +339,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
     """Show a bar with rate, remaining time and failures on stderr; gives the function that moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..common.terminal import console
+    from ..common.terminal.printable import console
 
     columns = (
         TextColumn("{task.description}"),
@@ -396,7 +396,7 @@ def _print_table(rows: list[tuple[str, str]]) -> None:
     """Print names and values as a table without colour when it is not read on a terminal."""
     from rich.table import Table
 
-    from ..common.terminal import console, printable
+    from ..common.terminal.printable import console, printable
 
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)

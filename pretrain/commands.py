@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..common.completion import completing
+from ..common.terminal.completion import completing
 
 
 def _method_names() -> list[str]:
@@ -172,7 +172,7 @@ def methods() -> None:
     """List the methods, what each needs, and its source."""
     from rich.table import Table
 
-    from ..common.terminal import console
+    from ..common.terminal.printable import console
     from .methods.registry import method_rows
 
     table = Table("method", "needs", "source")

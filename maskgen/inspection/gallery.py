@@ -18,7 +18,7 @@ from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...common.page import encode_image
 from ...common.randomness import counter_generator
-from ...common.terminal import printable
+from ...common.terminal.printable import printable
 from ...common.types import Mask, Pixels
 from ...data.images.decode import ImageError, read_image
 from ...data.masks.format import MaskStatus

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from hapicl.common.terminal import console, printable
+from hapicl.common.terminal.printable import console, printable
 
 
 def test_brackets_and_colons_in_names_are_printed_as_they_are(capsys):

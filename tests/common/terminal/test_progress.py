@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from hapicl.common.progress import PlainLines, duration, no_progress, show_progress
+from hapicl.common.terminal.progress import PlainLines, duration, no_progress, show_progress
 
 
 class Clock:

@@ -86,7 +86,7 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
     """Rich's bar, gone when the work is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from .terminal import console
+    from .printable import console
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
