@@ -8,6 +8,7 @@ Shape legend: n images of a chunk, S view side in pixels, G occupancy cells per 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +18,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
-from ...common.types import Pixels
 from ..geometry import ViewGeometry
 from ..images import decode as images
-from ..images.decode import ImageError
+from ..images.decode import Header, ImageError
 from ..images.store import ImageStore
 from ..masks.integral import MaskIntegral
 from ..masks.reader import MaskReader
@@ -30,6 +30,7 @@ from .batch import Batch, Needs
 from .selection import Selection
 
 MAX_REPLACED = 20  # images in a row that may fail before the run stops: then it is the disk, not an image
+AHEAD_BYTES = 8 << 20  # of encoded images that a worker has read and drawn before it decodes them
 CHECKED = 32  # images whose size is compared with the mask file's before the first step
 
 
@@ -80,9 +81,7 @@ class ChunkMaker(Dataset[object]):
         return self._order[1]
 
     def check_masks(self) -> None:
-        """Look at a few images spread over the list, so that masks of another folder are refused at once.
-
-        Every other image is checked when it is read.
+        """Look at a few images, so that masks of another folder are refused at once; others as they are read.
 
         Raises:
             MaskError: if an image has another size than its mask was made for.
@@ -107,59 +106,83 @@ class ChunkMaker(Dataset[object]):
             return error
 
     def _make(self, task: Task, indices: npt.NDArray[np.int64]) -> Chunk:
-        """Fill the arrays of a chunk, sample by sample."""
+        """Fill a chunk: read and draw some samples, then decode and cut the same ones.
+
+        The small steps of one sample, between two decodes, find the processor's caches full of pixels; many
+        in a row make the whole worker faster (docs/speed.md).
+        """
         chunk = Chunk(self.needs, task, len(indices))
+        waiting: list[tuple[int, Iterator[int], _Drawn]] = []
         for slot, index in enumerate(indices.tolist()):
-            self._fill(chunk, slot, index)
+            candidates = self._candidates(index)
+            waiting.append((slot, candidates, self._draw_first(chunk, slot, candidates)))
+            if sum(len(drawn.data) for *_, drawn in waiting) > AHEAD_BYTES:
+                self._cut_all(chunk, waiting)
+                waiting = []
+        self._cut_all(chunk, waiting)
         return chunk
 
-    def _fill(self, chunk: Chunk, slot: int, index: int) -> None:
-        """Make one sample; an image that fails is replaced by the next one in the path list.
+    def _candidates(self, index: int) -> Iterator[int]:
+        """An image and those that take its place where it fails: the next ones in the path list.
 
-        The replacement depends on nothing but the data, so a resumed run repeats it; `Chunk.failures` says
-        what happened, and the loader logs and counts it.
+        They follow from the data alone, so a resumed run repeats them; the loader logs `Chunk.failures`.
         """
         count = len(self.selection.paths)
-        for attempt in range(min(MAX_REPLACED, count)):
-            chosen = (index + attempt) % count
+        return iter([(index + attempt) % count for attempt in range(min(MAX_REPLACED, count))])
+
+    def _draw_first(self, chunk: Chunk, slot: int, candidates: Iterator[int]) -> _Drawn:
+        """Draw the first candidate that can be read."""
+        for index in candidates:
             try:
-                self._sample(chunk, slot, chosen)
+                return self._draw(chunk, slot, index)
             except ImageError as error:
                 chunk.failures.append(str(error))
-            else:
-                return
         raise UserError(
-            f"{min(MAX_REPLACED, count)} images in a row cannot be used, the last: {chunk.failures[-1]}; "
-            "is the image folder still there?"
+            f"{min(MAX_REPLACED, len(self.selection.paths))} images in a row cannot be used, the last: "
+            f"{chunk.failures[-1]}; is the image folder still there?"
         )
 
-    def _sample(self, chunk: Chunk, slot: int, index: int) -> None:
-        """Read, draw, decode once, cut all views."""
+    def _cut_all(self, chunk: Chunk, waiting: list[tuple[int, Iterator[int], _Drawn]]) -> None:
+        """Decode and cut the drawn samples; one that cannot be decoded gives way to its next candidate."""
+        for slot, candidates, drawn in waiting:
+            while not self._cut(chunk, slot, drawn):
+                drawn = self._draw_first(chunk, slot, candidates)
+
+    def _draw(self, chunk: Chunk, slot: int, index: int) -> _Drawn:
+        """Read one image and its mask and draw its views: all of a sample but the pixels."""
         needs, counter = self.needs, views.Counter(self.seed, chunk.task.epoch, index)
         path = decode_path(self.selection.paths.item(index))
         data, size, header = self.store.read(path)
         mask = self.mask(path, index, size)
         draws = views.draw_views(needs, counter, size, mask)
-        jigsaw = views.draw_jigsaw(needs.jigsaw, counter, size) if needs.jigsaw is not None else None
-        side = views.shortest_side(needs, draws, jigsaw, size)
-        image = images.decode_image(data, path, reduce_to=side, header=header)
         for number, (policy, draw) in enumerate(zip(needs.views, draws, strict=True)):
-            views.cut_view(image, size, draw.geometry, policy.size, chunk.pixels[number][slot])
-            if mask is not None and needs.grid is not None:
-                chunk.occupancy[number, slot] = mask.crop(draw.geometry, needs.grid)
-            row = photometric.draw_row(
-                counter.generator(number, "photometric"), policy.photometric, policy.size
-            )
-            chunk.photometric[number, slot] = row
-        if jigsaw is not None:
-            self._jigsaw(chunk, slot, counter, image, size, jigsaw)
-        chunk.index[slot] = index
-        chunk.image_size[slot] = size
-        for number, draw in enumerate(draws):
+            if needs.grid is not None:
+                chunk.occupancy[number, slot] = mask.crop(draw.geometry, needs.grid) if mask else 0.0
+            generator = counter.generator(number, "photometric")
+            chunk.photometric[number, slot] = photometric.draw_row(generator, policy.photometric, policy.size)
             chunk.geometry[number, :, slot] = draw.geometry
             chunk.fallback[slot, number] = draw.fallback
+        jigsaw = self._draw_jigsaw(chunk, slot, counter, size)
+        chunk.index[slot] = index
+        chunk.image_size[slot] = size
         chunk.has_mask[slot] = mask is not None
         chunk.rotation[slot] = counter.generator(0, "rotation").integers(4)
+        side = views.shortest_side(needs, draws, jigsaw, size)
+        return _Drawn(path, data, size, header, side, draws, jigsaw)
+
+    def _cut(self, chunk: Chunk, slot: int, drawn: _Drawn) -> bool:
+        """Decode a drawn sample once and cut all its views; say whether it could be decoded."""
+        try:
+            image = images.decode_image(drawn.data, drawn.path, reduce_to=drawn.side, header=drawn.header)
+        except ImageError as error:
+            chunk.failures.append(str(error))
+            return False
+        for number, (policy, draw) in enumerate(zip(self.needs.views, drawn.draws, strict=True)):
+            views.cut_view(image, drawn.size, draw.geometry, policy.size, chunk.pixels[number][slot])
+        if self.needs.jigsaw is not None and drawn.jigsaw is not None:
+            patches = views.cut_patches(image, drawn.size, self.needs.jigsaw, drawn.jigsaw)
+            chunk.patches[slot] = torch.from_numpy(patches)
+        return True
 
     def mask(self, path: str, index: int, size: tuple[int, int]) -> MaskIntegral | None:
         """The image's mask, unpacked once, after checking that it was made for this image."""
@@ -168,26 +191,33 @@ class ChunkMaker(Dataset[object]):
             return None
         return self.masks.integral(path, size, row=row)
 
-    def _jigsaw(
-        self,
-        chunk: Chunk,
-        slot: int,
-        counter: views.Counter,
-        image: Pixels,
-        size: tuple[int, int],
-        draw: views.JigsawDraw,
-    ) -> None:
-        """Cut the patches and draw each one's photometric row."""
+    def _draw_jigsaw(
+        self, chunk: Chunk, slot: int, counter: views.Counter, size: tuple[int, int]
+    ) -> views.JigsawDraw | None:
+        """Draw where the patches lie, their order, and each one's photometric row."""
         policy = self.needs.jigsaw
-        assert policy is not None
-        chunk.patches[slot] = torch.from_numpy(views.cut_patches(image, size, policy, draw))
+        if policy is None:
+            return None
+        draw = views.draw_jigsaw(policy, counter, size)
         chunk.permutation[slot] = draw.permutation
         for cell in range(policy.grid**2):
             number = cell if policy.photometric_per_patch else 0
             generator = counter.generator(number, "patch photometric")
-            chunk.patch_photometric[slot, cell] = photometric.draw_row(
-                generator, policy.photometric, policy.image_size
-            )
+            row = photometric.draw_row(generator, policy.photometric, policy.image_size)
+            chunk.patch_photometric[slot, cell] = row
+        return draw
+
+
+class _Drawn(NamedTuple):
+    """A sample before its pixels: the encoded image, and where its views lie."""
+
+    path: str
+    data: bytes
+    size: tuple[int, int]  # upright (H, W)
+    header: Header | None
+    side: int  # what a reduced decode must keep, pixels
+    draws: list[views.Draw]
+    jigsaw: views.JigsawDraw | None
 
 
 class Chunk:

@@ -14,7 +14,7 @@ from PIL import Image
 from hapicl.common.errors import UserError
 from hapicl.data.images.decode import image_size
 from hapicl.data.images.folder import find_images
-from hapicl.data.loading import stream, views
+from hapicl.data.loading import stream, views, worker
 from hapicl.data.loading.batch import JigsawPolicy, Needs, PhotometricPolicy, ViewPolicy
 from hapicl.data.loading.loader import Loader, LoaderOptions, default_workers
 from hapicl.data.loading.photometric import SIGMA
@@ -219,6 +219,26 @@ def test_an_image_that_breaks_during_the_run_is_replaced_counted_and_logged(mask
         assert torch.isfinite(batch.views[0]).all()
 
 
+def test_large_files_are_not_all_held_at_once_and_the_batches_stay_the_same(masked_folder, monkeypatch):
+    expected = _run(*masked_folder, epochs=1)
+    monkeypatch.setattr(worker, "AHEAD_BYTES", 1000)
+    got = _run(*masked_folder, epochs=1)
+    assert all(_same(got[key], expected[key]) for key in expected)
+
+
+def test_an_image_that_replaces_one_with_a_mask_keeps_nothing_of_it(flat_folder, tmp_path):
+    masks = _mask_file(flat_folder, tmp_path / "masks.h5", leave_out=6)
+    damaged = flat_folder / "image_05.png"
+    damaged.write_bytes(damaged.read_bytes()[:-40])  # its header is whole, so it is drawn before it fails
+    batch = _run(flat_folder, masks, missing_masks="instance-only", epochs=1, batch_size=12)[0, 0]
+    assert 5 not in batch.index
+    replaced = batch.index == 6
+    assert replaced.sum() == 2
+    assert not batch.has_mask[replaced].any()
+    assert all((cells[replaced] == 0).all() for cells in batch.occupancy)
+    assert torch.equal(batch.views[0][replaced][0], batch.views[0][replaced][1])
+
+
 def test_a_folder_that_vanishes_during_the_run_stops_it(masked_folder):
     folder, masks = masked_folder
     with Loader(folder, masks, MASKED, LoaderOptions(batch_size=4, seed=1, workers=1)) as loader:
@@ -291,7 +311,7 @@ def test_an_error_of_the_program_in_a_worker_is_no_death(masked_folder, monkeypa
     def fails(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(ChunkMaker, "_sample", fails)
+    monkeypatch.setattr(ChunkMaker, "_draw", fails)
     with (
         Loader(*masked_folder, MASKED, LoaderOptions(batch_size=4, seed=1, workers=1)) as loader,
         pytest.raises(RuntimeError, match="a bug"),
@@ -302,7 +322,7 @@ def test_an_error_of_the_program_in_a_worker_is_no_death(masked_folder, monkeypa
 def test_workers_that_give_nothing_end_in_a_clear_error(masked_folder, monkeypatch):
     monkeypatch.setattr(stream, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(stream, "WORKER_TIMEOUT", 0.1)
-    monkeypatch.setattr(ChunkMaker, "_sample", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr(ChunkMaker, "_cut", lambda *_: time.sleep(0.3) or True)
     with (
         Loader(*masked_folder, MASKED, LoaderOptions(batch_size=4, seed=1, workers=1)) as loader,
         pytest.raises(UserError, match=r"have given nothing for 0.1 seconds.*--resume"),
