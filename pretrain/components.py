@@ -88,6 +88,7 @@ def build_loader(settings: RunSettings, needs: Needs, world: World, *, every_ima
             rank=world.rank,
             world_size=world.size,
             missing_masks=settings.missing_masks,
+            use_low_confidence=settings.use_low_confidence,
             limit=settings.limit,
             every_image=every_image,
         ),

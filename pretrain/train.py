@@ -16,6 +16,7 @@ from ..common.atomic_files import remove_leftovers
 from ..common.locks import hold_folder
 from ..data.crop_kernel import compile_kernels, kernels_are_compiled
 from ..data.loading.batch import Batch
+from ..data.loading.selection import Selection
 from ..engine.checkpoint import load_checkpoint, restore
 from ..engine.distributed import World, all_or_none, processes
 from ..engine.interfaces import FitResult, Hooks
@@ -196,7 +197,8 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
     settings, context = components.settings, components.context
     optimizer = settings.optimizer
     run_logger.info(
-        f"{settings.method} with {settings.arch} on {context.data_set_size} images, "
+        f"{settings.method} with {settings.arch} on {context.data_set_size} images"
+        f"{_left_out(components.loader.selection)}, "
         f"{context.total_steps} steps of {settings.batch_size} ({context.steps_per_epoch} an epoch), "
         f"{device_name(components.world.device)} x {components.world.size}, "
         f"{components.loader.workers} workers each"
@@ -217,6 +219,19 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
         run_logger.info(f"warning: the warm-up of {asked} steps is cut to {warmup}, half of this run")
     if first_step:
         run_logger.info(f"continuing at step {first_step}")
+
+
+def _left_out(selection: Selection) -> str:
+    """How many images of the folder are not trained on, and why, in brackets; nothing if all are."""
+    reasons = [
+        f"{count} {reason}"
+        for count, reason in (
+            (selection.left_out, "without a mask or unreadable"),
+            (selection.low_confidence, "whose mask is flagged low_confidence"),
+        )
+        if count
+    ]
+    return f" (left out: {', '.join(reasons)})" if reasons else ""
 
 
 def _log_end(components: Components, result: FitResult, folder: Path, run_logger: RunLogger) -> None:

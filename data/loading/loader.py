@@ -41,7 +41,8 @@ class LoaderOptions:
         workers: worker processes; None takes `default_workers`; 0 works in this process.
         rank, world_size: this process and how many there are; each takes its stretch of every global batch.
         missing_masks: what to do about images without a mask.
-        use_low_confidence: whether masks of low confidence count.
+        use_low_confidence: keep images whose mask is flagged low_confidence, or leave them out; methods that
+            read no masks keep them.
         limit: train on the first so many paths only.
         augment: False leaves the views uint8, for measuring and looking.
         every_image: fill the last batch of an epoch up with its first images, instead of leaving it out.
@@ -104,7 +105,7 @@ class Loader:
             store if images is not None else None,
             reader if needs.masks or images is None else None,
             missing=options.missing_masks,
-            use_low_confidence=options.use_low_confidence,
+            use_low_confidence=options.use_low_confidence or not needs.masks,
             limit=options.limit,
         )
         self.selection = selection

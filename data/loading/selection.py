@@ -29,11 +29,13 @@ class Selection:
             worker as its reference counts change.
         rows: (N,) int64, the row of each image's mask in the mask file; -1 where it goes without.
         left_out: how many were left out for want of a mask or as unreadable.
+        low_confidence: how many were left out because their mask is flagged.
     """
 
     paths: npt.NDArray[np.bytes_]
     rows: npt.NDArray[np.int64]
     left_out: int = 0
+    low_confidence: int = 0
 
     @property
     def has_mask(self) -> npt.NDArray[np.bool_]:
@@ -58,12 +60,12 @@ def select_images(
         masks: the mask file; None for methods that use no masks.
         missing: what to do about an image that the mask file does not hold: refuse, leave it out, or
             train on it without a mask.
-        use_low_confidence: whether masks marked as of low confidence count; if not, their images go without
-            a mask.
+        use_low_confidence: keep images whose mask is flagged low_confidence, or leave them out.
         limit: take only the first so many paths.
 
     Raises:
-        UserError: for no images, or missing masks under "error"; says how many and names a few.
+        UserError: for no images, none that is left, or missing masks under "error"; says how many and names
+            a few.
     """
     listed = masks.column("path") if store is None and masks is not None else _sorted_keys(store)
     paths = np.asarray(listed[:limit])
@@ -77,15 +79,24 @@ def select_images(
     status = np.where(known, masks.column("status")[np.maximum(rows, 0)], len(STATUSES))
     unreadable = status == STATUSES.index(MaskStatus.UNREADABLE)
     _report(paths[~known], paths[unreadable], masks.path, missing)
-    usable = known & ~unreadable
-    if not use_low_confidence:
-        usable &= status != STATUSES.index(MaskStatus.LOW_CONFIDENCE)
-    kept = ~unreadable if missing == "instance-only" else known & ~unreadable
-    if not kept.any():
+    readable = ~unreadable if missing == "instance-only" else known & ~unreadable
+    if not readable.any():
         raise UserError(
             f"{masks.path} has a mask for none of the {len(paths)} images; are both of one folder?"
         )
-    return Selection(paths[kept], np.where(usable, rows, -1)[kept], left_out=int((~kept).sum()))
+    flagged = status == STATUSES.index(MaskStatus.LOW_CONFIDENCE)
+    kept = readable if use_low_confidence else readable & ~flagged
+    if not kept.any():
+        raise UserError(
+            f"{masks.path} flags every mask of the {len(paths)} images low_confidence; "
+            "keep them with use_low_confidence=true"
+        )
+    return Selection(
+        paths[kept],
+        rows[kept],
+        left_out=int((~readable).sum()),
+        low_confidence=int((readable & ~kept).sum()),
+    )
 
 
 def _sorted_keys(store: ImageStore | None) -> npt.NDArray[np.bytes_]:

@@ -52,6 +52,7 @@ class RunSettings(Start):
     config: dict[str, Any] = Field(default_factory=dict)  # of the method's Config
     seed: Seed = 0
     missing_masks: MissingMasks = "error"
+    use_low_confidence: bool = True  # False: leave out the images whose mask is flagged low_confidence
     # this session: may differ when a run is resumed
     device: str = "auto"
     # loader processes of each training process; None: by the CPUs at hand
@@ -161,6 +162,8 @@ def without_effect(settings: RunSettings, given: Mapping[str, Any], *, uses_mask
             found.append(f"schedule.{name} has no effect with the {settings.schedule.name} schedule")
     if not uses_masks and "missing_masks" in given:
         found.append(f"--missing-masks has no effect: {settings.method} reads no masks")
+    if not uses_masks and "use_low_confidence" in given:
+        found.append(f"use_low_confidence has no effect: {settings.method} reads no masks")
     for name in ("knn_every", "knn_images"):
         if settings.knn_train is None and name in given:
             found.append(f"{name} has no effect without --knn-train and --knn-val")

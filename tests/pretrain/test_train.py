@@ -201,6 +201,26 @@ def test_resuming_as_another_training_is_refused(tmp_path, masks):
         pretrain(settings(masks, out, resume="auto"), show=False)
 
 
+def test_images_whose_mask_is_flagged_are_left_out_and_counted(tmp_path, flat_folder):
+    paths, rows = find_images(flat_folder), []
+    for number, path in enumerate(paths[:11]):
+        size = image_size(flat_folder / path)
+        mask = np.tri(*size, dtype=bool)
+        rows.append(pack_mask(path, mask, size, confidence=0.1 if number < 2 else 0.9, low_confidence=0.5))
+    masks, out = tmp_path / "masks.h5", tmp_path / "run"
+    write_masks(masks, rows, {"image_root": str(flat_folder), "recipe": {"name": "triangle"}})
+    chosen = {"images": str(flat_folder), "missing_masks": "skip", "use_low_confidence": False}
+    pretrain(settings(str(masks), out, stop_after=1, **chosen), show=False)
+    start = "resnet18 on 9 images (left out: 1 without a mask or unreadable, 2 whose mask is flagged low_conf"
+    assert start in (out / "train.log").read_text()
+    assert json.loads((out / "config.json").read_text())["data"]["images"] == 9
+    # it belongs to the training: another choice is not a continuation
+    with pytest.raises(
+        UserError, match=r"another training: use_low_confidence was False, is True; the images"
+    ):
+        pretrain(settings(str(masks), out, resume="auto", use_low_confidence=True), show=False)
+
+
 def test_accumulation_says_what_it_changes(tmp_path, masks):
     out = tmp_path / "run"
     pretrain(

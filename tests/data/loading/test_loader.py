@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -192,8 +193,49 @@ def test_statuses_empty_full_low_confidence_and_unreadable(flat_folder, tmp_path
     assert batch.fallback[slot[0]].all()
     assert (batch.occupancy[0][slot[1]] == 1).all()
     assert not batch.fallback[slot[1]].any()
-    strict = _run(flat_folder, masks, epochs=1, batch_size=11, use_low_confidence=False)[0, 0]
-    assert strict.has_mask.tolist() == [index != 2 for index in strict.index.tolist()]
+
+
+def _flagged(folder, out, *positions):
+    """A mask file of all images, flagged low_confidence at some positions."""
+    rows = {}
+    for position in positions:
+        path = find_images(folder)[position]
+        height, width = image_size(folder / path)
+        mask = np.tri(height, width, dtype=np.bool_)
+        rows[path] = pack_mask(path, mask, (height, width), confidence=0.1, low_confidence=0.5)
+    return _mask_file(folder, out, rows=rows)
+
+
+def test_an_image_whose_mask_is_flagged_was_kept_without_its_mask(flat_folder, tmp_path):
+    masks = _flagged(flat_folder, tmp_path / "masks.h5", 2, 7)
+    options = LoaderOptions(batch_size=10, seed=7, workers=0, use_low_confidence=False)
+    with Loader(flat_folder, masks, FULL, options) as loader:
+        (batch,) = loader.batches(0)
+        paths = find_images(flat_folder)
+        assert list(loader.paths) == [path for path in paths if path not in {paths[2], paths[7]}]
+    assert batch.has_mask.all()
+    assert (loader.selection.low_confidence, loader.selection.left_out) == (2, 0)
+    # and so where images without any mask are trained on
+    options = dataclasses.replace(options, missing_masks="instance-only")
+    with Loader(flat_folder, masks, FULL, options) as loader:
+        assert len(loader.paths) == 10
+    kept = dataclasses.replace(options, use_low_confidence=True)
+    with Loader(flat_folder, masks, FULL, kept) as loader:
+        assert len(loader.paths) == 12
+        assert loader.selection.has_mask.all()
+
+
+def test_a_method_that_reads_no_masks_keeps_images_whose_mask_is_flagged(flat_folder, tmp_path):
+    masks = _flagged(flat_folder, tmp_path / "masks.h5", 2, 7)
+    options = LoaderOptions(batch_size=12, seed=7, workers=0, use_low_confidence=False)
+    with Loader(None, masks, PLAIN, options) as loader:
+        assert (len(loader.paths), loader.selection.low_confidence) == (12, 0)
+
+
+def test_a_file_whose_masks_are_all_flagged_leaves_nothing_to_train_on(flat_folder, tmp_path):
+    masks = _flagged(flat_folder, tmp_path / "masks.h5", *range(12))
+    with pytest.raises(UserError, match=r"flags every mask of the 12 images low_confidence; keep them with"):
+        _run(flat_folder, masks, use_low_confidence=False)
 
 
 def test_a_mask_of_an_image_of_another_size_is_refused(masked_folder):

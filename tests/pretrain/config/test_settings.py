@@ -129,12 +129,18 @@ def test_settings_without_effect_are_said():
     _, notes = resolve(
         {"images": "x", "missing_masks": "skip"},
         recipe="simclr_small",
-        overrides=["optimizer.betas=[0.9, 0.99]", "schedule.gamma=0.5", "knn_every=3"],
+        overrides=[
+            "optimizer.betas=[0.9, 0.99]",
+            "schedule.gamma=0.5",
+            "knn_every=3",
+            "use_low_confidence=false",
+        ],
     )
     assert [note.removeprefix("warning: ") for note in notes[1:]] == [
         "optimizer.betas has no effect with sgd",
         "schedule.gamma has no effect with the cosine schedule",
         "--missing-masks has no effect: simclr reads no masks",
+        "use_low_confidence has no effect: simclr reads no masks",
         "knn_every has no effect without --knn-train and --knn-val",
     ]
 
