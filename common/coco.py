@@ -68,7 +68,10 @@ def segment_fits(segment: Any, height: int, width: int) -> bool:
         if isinstance(counts, list):
             return all(_whole(count) and count >= 0 for count in counts) and sum(counts) == height * width
         return isinstance(counts, str)
-    return all(len(ring) % 2 == 0 and all(map(_finite, ring)) for ring in segment)
+    far = 10 * (height + width)  # a corner may lie outside, but drawing costs time and memory by the distance
+    return all(
+        len(ring) % 2 == 0 and all(_finite(value) and abs(value) <= far for value in ring) for ring in segment
+    )
 
 
 def segment_mask(segment: Any, height: int, width: int) -> NDArray[np.bool_]:
@@ -111,8 +114,10 @@ def _side(value: Any) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether a value is a finite number that a float holds."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**53
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _box(value: Any) -> bool:
@@ -120,7 +125,7 @@ def _box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_finite, value))
 
 
-def _segmentation(value: Any) -> bool:
+def is_segmentation(value: Any) -> bool:
     """Whether a value is absent, polygons of at least three corners, or run lengths."""
     if isinstance(value, dict):
         return isinstance(value.get("size"), list) and "counts" in value
@@ -136,7 +141,7 @@ def _text(value: Any) -> bool:
 # what a row of each list must hold
 OBJECT_ROWS: Rows = {
     "images": {"id": _whole, "file_name": _text},
-    "annotations": {"image_id": _whole, "category_id": _whole, "bbox": _box, "segmentation": _segmentation},
+    "annotations": {"image_id": _whole, "category_id": _whole, "bbox": _box, "segmentation": is_segmentation},
     "categories": {"id": _whole, "name": _text},
 }
 # a broken segment costs its own image only, so any is taken here and looked at where it is drawn

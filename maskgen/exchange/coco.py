@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...common.atomic_files import refuse_unwritable
-from ...common.coco import MASK_ROWS, coco_masks, read_coco, segment_mask
+from ...common.coco import MASK_ROWS, coco_masks, is_segmentation, read_coco, segment_fits, segment_mask
 from ...common.errors import UserError
+from ...common.types import Mask
 from ...data.images.decode import ImageError, image_size
 from ...data.images.folder import find_images
 from ...data.masks.writer import MaskRow, pack_mask, write_masks
@@ -73,15 +73,16 @@ def import_coco(
     return summarize(Path(out), len(rows), start)
 
 
-def _union(segments: Sequence[Any], size: tuple[int, int], path: str) -> NDArray[np.bool_]:
+def _union(segments: Sequence[Any], size: tuple[int, int], path: str) -> Mask:
     """Union of COCO segments, (H, W) bool."""
     mask = np.zeros(size, bool)
     for segment in segments:
+        if not (is_segmentation(segment) and segment_fits(segment, *size)):
+            raise ImageError(path, "a segment that is neither polygons nor run lengths of its image")
+        if segment == []:  # nothing is marked
+            continue
         try:
-            drawn = segment_mask(segment, *size)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ImageError(path, f"a segment that is neither RLE nor polygons: {error!r}") from error
-        if drawn.shape[:2] != size:
-            raise ImageError(path, f"a segment of {drawn.shape[:2]} in an image of {size}")
-        mask |= drawn.reshape(size)
+            mask |= segment_mask(segment, *size).reshape(size)
+        except (RuntimeError, ValueError) as error:  # what the decoder of compressed run lengths raises
+            raise ImageError(path, f"a segment whose run lengths are damaged: {error}") from error
     return mask

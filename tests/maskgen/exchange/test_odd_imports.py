@@ -1,14 +1,17 @@
 """Masks to import that are crafted, pickled or odd, and names too long to export: reasons and one line."""
 
+import json
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hapicl.common.errors import UserError
 from hapicl.data.images.decode import ImageError
 from hapicl.data.masks.writer import pack_mask, write_masks
+from hapicl.maskgen.exchange.coco import import_coco
 from hapicl.maskgen.exchange.tree import TreeRows, export_tree, read_mask
 
 MASK = np.eye(6, 8, dtype=bool)
@@ -89,3 +92,60 @@ def test_a_name_of_251_letters_is_exported(tmp_path):
 
 def test_a_long_name_without_a_mask_is_a_row(tmp_path):
     assert TreeRows(str(tmp_path)).mask_file("a" * 251 + ".jpg") is None
+
+
+SQUARE = [5, 5, 15, 5, 15, 15, 5, 15]
+SEGMENTS = {
+    "number": 3,
+    "text": "x",
+    "empty ring": [[]],
+    "two numbers": [[1, 2]],
+    "odd ring": [[*SQUARE, 3]],
+    "not a number": [[float("nan")] * 6],
+    "huge whole number": [[10**400, *SQUARE[1:]]],
+    "far away": [[0, 0, 1e12, 0, 1e12, 1e12]],
+    "texts": [["a"] * 6],
+    "pairs": [[[1, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 12]]],
+    "no size": {"counts": [1200]},
+    "other size": {"counts": [1200], "size": [40, 30]},
+    "three sides": {"counts": "0", "size": [30, 40, 3]},
+    "huge size": {"counts": [0], "size": [10**9, 10**9]},
+    "wrong sum": {"counts": [3, 400_000], "size": [30, 40]},
+    "negative count": {"counts": [-5, 1205], "size": [30, 40]},
+    "fraction of a pixel": {"counts": [1.5, 1198.5], "size": [30, 40]},
+    "no counts": {"counts": None, "size": [30, 40]},
+    "garbage": {"counts": "~~~~~~~~", "size": [30, 40]},
+    "not ASCII": {"counts": "\0\xff\u20ac", "size": [30, 40]},
+}
+
+
+def coco_file(folder, segment):
+    """Annotations of two images of 30 x 40: one with the segment, one with a good one."""
+    for name in ("odd", "good"):
+        Image.new("RGB", (40, 30)).save(folder / f"{name}.png")
+    sizes = {"height": 30, "width": 40}
+    images = [
+        {"id": number, "file_name": f"{name}.png", **sizes} for number, name in enumerate(("odd", "good"))
+    ]
+    annotations = [
+        {"image_id": 0, "segmentation": segment},
+        {"image_id": 1, "segmentation": {"counts": [0, 600, 600], "size": [30, 40]}},
+    ]
+    (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder / "coco.json"
+
+
+@pytest.mark.parametrize("kind", SEGMENTS)
+def test_a_bad_segment_costs_its_own_image_only(tmp_path, kind):
+    pytest.importorskip("faster_coco_eval.core.mask", reason="needs the extra `eval`")
+    summary = import_coco(coco_file(tmp_path, SEGMENTS[kind]), tmp_path, tmp_path / "m.h5")
+    assert list(summary.failures) == ["odd.png"]
+    assert "a segment " in summary.failures["odd.png"]
+    assert summary.counts["ok"] == 1
+
+
+def test_an_annotation_without_polygons_marks_nothing(tmp_path):
+    pytest.importorskip("faster_coco_eval.core.mask", reason="needs the extra `eval`")
+    summary = import_coco(coco_file(tmp_path, []), tmp_path, tmp_path / "m.h5")
+    assert summary.counts["empty"] == 1
+    assert summary.failures == {}
