@@ -12,6 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from hapicl.cli import command_line
+from hapicl.common.errors import UserError
+from hapicl.pretrain.config.recipe_files import load_recipe
+from hapicl.pretrain.config.resolve import resolve
+from hapicl.pretrain.config.settings import SESSION, RunSettings, without_effect
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,3 +79,37 @@ def test_the_example_in_python_trains_what_its_command_trains(tmp_path, monkeypa
     result = CliRunner().invoke(command_line, [*words, *(f"--set={pair}" for pair in overrides)])
     assert result.exit_code == 0, result.output
     assert json.loads(pathlib.Path("runs/first/config.json").read_text()) == first
+
+
+@pytest.fixture
+def shown_recipe(tmp_path):
+    """The recipe that the page on training writes out, as a file."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/training.md").read_text("utf-8"), re.DOTALL)
+    path = tmp_path / "my.yaml"
+    path.write_text(block, encoding="utf-8")
+    return path
+
+
+def test_the_recipe_on_the_page_states_every_setting_of_a_training(shown_recipe):
+    recipe = load_recipe(str(shown_recipe))
+    instead = {"limit", "steps"}  # of all images, of epochs
+    assert recipe.keys() == (RunSettings.model_fields.keys() - SESSION - instead) | {"about"}
+    settings, notes = resolve({"masks": "masks.h5"}, recipe=str(shown_recipe))
+    assert notes == [f"settings from recipe {shown_recipe}"]
+    assert without_effect(settings, recipe, uses_masks=True) == []
+    assert (settings.optimizer.weight_decay, settings.use_low_confidence) == (1e-4, True)
+
+
+def test_messages_about_settings_on_the_page_are_those_given(tmp_path, monkeypatch, shown_recipe):
+    text = (ROOT / "docs/training.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    pairs = {"optimizer.base_rl": "1", "optimizer.base_lr": "-1", "precision": "bf61"}
+    for key, value in pairs.items():
+        with pytest.raises(UserError) as refused:
+            resolve({"masks": "masks.h5"}, recipe="my.yaml", overrides=[f"{key}={value}"])
+        assert f"    error: {refused.value}\n" in text
+    lines = shown_recipe.read_text().splitlines()
+    shown_recipe.write_text("\n".join([*lines[:6], "epochs: 3", *lines[6:]]))
+    with pytest.raises(UserError) as refused:
+        load_recipe("my.yaml")
+    assert f"`{refused.value}`" in text
