@@ -23,6 +23,9 @@ Sigma = Annotated[float, Field(gt=0, le=1000)]
 Sigmas = Annotated[tuple[Sigma, Sigma], AfterValidator(in_order)]
 
 
+CropFilter = Literal["bilinear", "bicubic"]
+
+
 class PhotometricPolicy(Settings):
     """Probabilities and strengths of the photometric augmentation of one view.
 
@@ -56,6 +59,7 @@ class ViewPolicy:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
     vflip: float = 0.0
+    crop_filter: CropFilter = "bilinear"  # of the resize to `size`, antialiased
     photometric: PhotometricPolicy = field(default_factory=PhotometricPolicy)
     # take the geometry of this earlier view instead of drawing one (SiameseIM's same-view ablation)
     same_geometry_as: int | None = None

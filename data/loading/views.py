@@ -1,7 +1,7 @@
 """One sample's views: where they lie, and their pixels.
 
 Everything here is drawn by counter and computed in the loader's workers, on uint8 pixels. The resize is
-torchvision's antialiased bilinear one: the same kernel of torch, so the difference is zero.
+torchvision's antialiased one: the same kernels of torch, so the difference is zero.
 
 Shape legend: H, W pixels of the decoded image, S view side in pixels, P patch side in pixels.
 """
@@ -9,6 +9,7 @@ Shape legend: H, W pixels of the decoded image, S view side in pixels, P patch s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -20,7 +21,7 @@ from ...common.randomness import reused_generator
 from ...common.types import Pixels
 from ..geometry import NO_MASK, ViewGeometry, sample_geometry, sample_with_foreground
 from ..masks.integral import MaskIntegral
-from .batch import JigsawPolicy, Needs, ViewPolicy
+from .batch import CropFilter, JigsawPolicy, Needs, ViewPolicy
 
 # A decode at half size with less than this left over the view differs by 3 to 4 grey levels a pixel from the
 # full one, by 2 with it (docs/speed.md): the crop's borders move by up to half a decoded pixel.
@@ -28,7 +29,10 @@ REDUCE_MARGIN = 2.0
 
 # What `torch.nn.functional.interpolate(..., antialias=True)` calls; only this form writes in place, in less
 # than two thirds of the time (docs/speed.md). A test holds it to torchvision.
-_resize = torch.ops.aten._upsample_bilinear2d_aa.out
+_RESIZE: dict[CropFilter, Callable[..., torch.Tensor]] = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+}
 
 
 class Counter(NamedTuple):
@@ -120,7 +124,13 @@ def draw_jigsaw(policy: JigsawPolicy, counter: Counter, image_size: tuple[int, i
 
 
 def cut_view(
-    image: Pixels, image_size: tuple[int, int], geometry: ViewGeometry, size: int, out: Pixels | None = None
+    image: Pixels,
+    image_size: tuple[int, int],
+    geometry: ViewGeometry,
+    size: int,
+    out: Pixels | None = None,
+    *,
+    crop_filter: CropFilter = "bilinear",
 ) -> Pixels:
     """Crop, resize and flip.
 
@@ -131,6 +141,7 @@ def cut_view(
         geometry: the view.
         size: S.
         out: (S, S, 3) contiguous, written and returned if given.
+        crop_filter: of the resize, antialiased.
     """
     if out is None:
         out = np.empty((size, size, 3), dtype=np.uint8)
@@ -138,7 +149,7 @@ def cut_view(
     left, right = _span(geometry.left, geometry.width, image.shape[1], image_size[1])
     # torch would copy the crop itself, in more time
     crop = np.ascontiguousarray(image[top:bottom, left:right])
-    _resize(_as_planes(crop), (size, size), False, None, None, out=_as_planes(out))
+    _RESIZE[crop_filter](_as_planes(crop), (size, size), False, None, None, out=_as_planes(out))
     if geometry.hflip or geometry.vflip:
         code = -1 if geometry.hflip and geometry.vflip else int(bool(geometry.hflip))
         cv2.flip(out, code, dst=out)

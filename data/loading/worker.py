@@ -178,7 +178,8 @@ class ChunkMaker(Dataset[object]):
             chunk.failures.append(str(error))
             return False
         for number, (policy, draw) in enumerate(zip(self.needs.views, drawn.draws, strict=True)):
-            views.cut_view(image, drawn.size, draw.geometry, policy.size, chunk.pixels[number][slot])
+            pixels, crop_filter = chunk.pixels[number][slot], policy.crop_filter
+            views.cut_view(image, drawn.size, draw.geometry, policy.size, pixels, crop_filter=crop_filter)
         if self.needs.jigsaw is not None and drawn.jigsaw is not None:
             patches = views.cut_patches(image, drawn.size, self.needs.jigsaw, drawn.jigsaw)
             chunk.patches[slot] = torch.from_numpy(patches)

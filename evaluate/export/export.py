@@ -23,9 +23,11 @@ from ...common.errors import UserError
 from ...engine.checkpoint import write_torch
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
+from ...models.backbones.vit import ViTBackbone
 from ...models.weights import MATCH_REQUIRED, State, load_backbone
 from ...models.write_weights import write_safetensors
 from .detectron import detectron_name, read_detectron, write_detectron
+from .usage import timm_arguments, usage
 
 TARGETS = ("torchvision", "timm", "detectron2", "safetensors")
 SUFFIX = {"torchvision": ".pth", "timm": ".safetensors", "detectron2": ".pkl", "safetensors": ".safetensors"}
@@ -72,12 +74,14 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
         raise UserError(f"{target} has no network of the form of {info.arch}; use --to timm or safetensors")
     writer = {"torchvision": _write_torch, "detectron2": write_detectron}.get(target)
     if writer is None:
-        write_safetensors(state, path, {"arch": info.arch, "stem": info.stem, "method": info.method})
+        about = {"arch": info.arch, "stem": info.stem, "method": info.method}
+        if isinstance(backbone, ViTBackbone):  # its positions are of this size
+            about["image_size"] = str(backbone.grid * backbone.patch_size)
+        write_safetensors(state, path, about)
     else:
         writer(state, path)
     _check[target](backbone, path, info.arch)
-    usage = _USAGE[target].format(path=path, arch=info.arch) + _stem_note(info.stem, target)
-    return Exported(path, len(state), usage), info.line()
+    return Exported(path, len(state), usage(target, backbone, path, info.arch)), info.line()
 
 
 def _write_torch(state: State, path: Path) -> None:
@@ -98,12 +102,8 @@ def _check_torchvision(backbone: Backbone, path: Path, arch: str) -> None:
 
 def _check_timm(backbone: Backbone, path: Path, arch: str) -> None:
     """Load into timm's own network and compare features; a ViT keeps its grid and its missing last norm."""
-    arguments: dict[str, Any] = {"num_classes": 0}
     state = load_file(path)
-    if not isinstance(backbone, ResNetBackbone):
-        side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * backbone.stride
-        arguments |= {"img_size": side, "patch_size": backbone.stride}
-        arguments |= {} if "norm.weight" in state else {"final_norm": False}
+    arguments = timm_arguments(backbone)
     model: Any = timm.create_model(arch, pretrained=False, **arguments)
     missing = model.load_state_dict(state, strict=False).missing_keys
     if len(missing) > (1 - MATCH_REQUIRED) * len(model.state_dict()):
@@ -115,7 +115,7 @@ def _check_timm(backbone: Backbone, path: Path, arch: str) -> None:
             lambda images: model.forward_features(images)[:, 1:].mean(1),
             lambda images: backbone(images)[backbone.last].mean(dim=(2, 3)),
             model,
-            side=int(side),
+            side=arguments["img_size"],
         )
 
 
@@ -158,32 +158,3 @@ def _compare(
     model.eval()
     with torch.inference_mode():
         torch.testing.assert_close(theirs(images), ours(images), rtol=1e-4, atol=1e-5)
-
-
-def _stem_note(stem: str, target: str) -> str:
-    """Say what a changed stem means in the other library."""
-    if target == "safetensors" or stem == "imagenet" or stem.startswith("patch"):
-        return ""
-    change = "model.maxpool = torch.nn.Identity()"
-    if stem == "stride1":
-        change += "; model.conv1.stride = (1, 1)"
-    return (
-        f"\nThese weights were trained with the stem {stem!r} (smaller stride). They fit the usual stem; "
-        f"for the strides of training: {change}"
-    )
-
-
-_USAGE = {
-    "torchvision": "model = torchvision.models.{arch}()\n"
-    'model.load_state_dict(torch.load("{path}", weights_only=True), strict=False)  # only fc stays new',
-    "timm": 'model = timm.create_model("{arch}", num_classes=0, checkpoint_path="{path}")',
-    "safetensors": 'hapicl evaluate knn {path} ...; or safetensors.torch.load_file("{path}")',
-    "detectron2": 'cfg.MODEL.WEIGHTS = "{path}"\n'
-    'cfg.INPUT.FORMAT = "RGB"\n'
-    "cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]\n"
-    "cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]\n"
-    "cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False\n"
-    'cfg.MODEL.RESNETS.NORM = "SyncBN"  # or "BN" on one GPU\n'
-    "cfg.MODEL.BACKBONE.FREEZE_AT = 0\n"
-    "cfg.MODEL.RESNETS.DEPTH = <depth of {arch}>  # with 18 or 34 also RES2_OUT_CHANNELS = 64",
-}

@@ -28,11 +28,12 @@ class ViTBackbone(Backbone):
     with Xavier's uniform draw, as in MAE, MoCo v3 and SiameseIM. Parameters keep timm's names.
     """
 
-    def __init__(self, trunk: VisionTransformer) -> None:
+    def __init__(self, trunk: VisionTransformer, *, name_heads: bool = False) -> None:
         """Take over a model of timm, made without a head.
 
         Args:
             trunk: with a class token, position embeddings for it and every patch, and square patches.
+            name_heads: whether the stem tells the attention heads, being others than its name's.
         """
         super().__init__()
         # timm types parts that some of its models lack as optional; `build_vit` has seen that they are there
@@ -43,7 +44,8 @@ class ViTBackbone(Backbone):
         self.channels = {"patches": width, "class": width}
         self.last = "patches"
         self.stride = self.patch_size
-        self.stem = f"patch{self.patch_size}"
+        self.heads = int(trunk.blocks[0].attn.num_heads)  # type: ignore[union-attr, arg-type]
+        self.stem = f"patch{self.patch_size}" + (f"_heads{self.heads}" if name_heads else "")
         initialise(trunk)
         kernel = self.trunk.patch_embed.proj.weight
         nn.init.xavier_uniform_(kernel.view(len(kernel), -1))
@@ -160,21 +162,33 @@ def build_vit(arch: str, *, image_size: int, stem: Stem = "auto") -> ViTBackbone
     Args:
         arch: such as `vit_tiny_patch16_224`; the numbers in the name are defaults only.
         image_size: side of the training views, pixels.
-        stem: `patchP` for patches of P pixels; `auto` takes the name's.
+        stem: `patchP` for patches of P pixels; `auto` takes the name's. `patchP_headsH` sets the attention
+            heads too: weights have the same names and shapes with any number, so what rebuilds a network
+            from its stem must find it there. MoCo v3's ViT-S has 12 heads, timm's 6.
 
     Raises:
-        UserError: for an unknown name, a ViT of another make, a stem of another form, or an image size that
-            is no multiple of the patch.
+        UserError: for an unknown name, a ViT of another make, a stem of another form, an image size that is
+            no multiple of the patch, or heads that do not divide the width.
     """
     if arch not in known_vits():
         hint = did_you_mean(arch, known_vits()) or "; try vit_tiny_patch16_224"
         raise UserError(f"timm has no Vision Transformer {arch!r}{hint}")
     sizes: dict[str, Any] = {"img_size": image_size, "global_pool": "", "num_classes": 0}
+    heads = None
     if stem != "auto":
-        if not re.fullmatch(r"patch[1-9]\d*", stem):
-            raise UserError(f"a ViT's stem is its patch size, such as patch8 or patch16, not {stem!r}")
-        sizes["patch_size"] = int(stem.removeprefix("patch")[:9])
+        found = re.fullmatch(r"patch([1-9]\d*)(?:_heads([1-9]\d*))?", stem)
+        if not found:
+            raise UserError(
+                f"a ViT's stem is its patch size, such as patch8 or patch16 (or patch16_heads12, with the "
+                f"attention heads), not {stem!r}"
+            )
+        sizes["patch_size"], heads = int(found[1][:9]), found[2] and int(found[2][:9])
         _check_divides(image_size, sizes["patch_size"])
+    if heads:
+        width = int(create_model(arch, pretrained=False, depth=0, **sizes).num_features)  # type: ignore[arg-type]
+        if width % heads:
+            raise UserError(f"{heads} heads do not divide the width of {arch}, {width}; take a divisor")
+        sizes["num_heads"] = heads
     trunk: Any = create_model(arch, pretrained=False, **sizes)
     if not _is_plain(trunk):
         raise UserError(
@@ -182,7 +196,7 @@ def build_vit(arch: str, *, image_size: int, stem: Stem = "auto") -> ViTBackbone
             "such as vit_tiny_patch16_224, vit_small_patch16_224 or vit_base_patch16_224"
         )
     _check_divides(image_size, trunk.patch_embed.patch_size[0])
-    return ViTBackbone(trunk)
+    return ViTBackbone(trunk, name_heads=heads is not None)
 
 
 def _check_divides(image_size: int, patch: int) -> None:

@@ -101,7 +101,7 @@ def _stages(loader: Loader, index: int, times: StageTimes) -> None:
         image = decode_image(data, path, reduce_to=side, header=header)
     with times.timed("crop"):
         for policy, draw in zip(needs.views, draws, strict=True):
-            views.cut_view(image, size, draw.geometry, policy.size)
+            views.cut_view(image, size, draw.geometry, policy.size, crop_filter=policy.crop_filter)
 
 
 def measure_loader(loader: Loader, *, seconds: float = 4.0) -> tuple[float, Batch]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...common.config import Depth, Width
 from ...common.types import Pixels
-from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
+from ...data.loading.batch import NO_PHOTOMETRIC, Batch, CropFilter, Needs, PhotometricPolicy
 from ...models.backbones.base import Backbone
 from ...models.backbones.vit import ViTBackbone, require_vit
 from ...models.decoders import HiddenPatchDecoder
@@ -36,6 +36,7 @@ class MAEConfig(ViewConfig):
     decoder_depth: Depth = 8
     decoder_heads: Width = 16
     normalise: bool = True  # targets patch by patch to zero mean and unit variance
+    crop_filter: CropFilter = "bicubic"
     photometric: PhotometricPolicy = NO_PHOTOMETRIC  # crop and flip only
 
     @model_validator(mode="after")

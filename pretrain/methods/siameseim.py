@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...common.config import AreaRange, Depth, Fraction, NotNegative, Positive, Width
 from ...common.errors import UserError
 from ...common.types import Pixels
-from ...data.loading.batch import NO_PHOTOMETRIC, Batch, Needs, PhotometricPolicy
+from ...data.loading.batch import NO_PHOTOMETRIC, Batch, CropFilter, Needs, PhotometricPolicy
 from ...engine.distributed import reduce_mean
 from ...models.backbones.base import Backbone
 from ...models.backbones.vit import ViTBackbone, require_vit
@@ -64,6 +64,7 @@ class SiameseIMConfig(ViewConfig):
     moment_decay: Fraction = 0.99  # v1 only, where F is a moving average
     momentum: Fraction = 0.995  # of the slow copy, rising to 1 (cosine)
     crop_scale: AreaRange = (0.08, 1.0)
+    crop_filter: CropFilter = "bicubic"
     photometric: PhotometricPolicy = BYOL_FIRST
     photometric_second: PhotometricPolicy = BYOL_SECOND
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ....common.config import AreaRange, Fraction, Settings
-from ....data.loading.batch import PhotometricPolicy, ViewPolicy
+from ....data.loading.batch import CropFilter, PhotometricPolicy, ViewPolicy
 
 # MoCo v2, arXiv 2003.04297: also DenseCL's
 MOCO_V2 = PhotometricPolicy()
@@ -33,6 +33,7 @@ class ViewConfig(Settings):
     crop_scale: AreaRange = (0.2, 1.0)  # fractions of the image's area
     hflip: Fraction = 0.5
     vflip: Fraction = 0.0
+    crop_filter: CropFilter = "bilinear"  # of the crop's resize
     photometric: PhotometricPolicy = MOCO_V2
 
     def view(self, image_size: int, photometric: PhotometricPolicy | None = None) -> ViewPolicy:
@@ -42,5 +43,6 @@ class ViewConfig(Settings):
             scale=self.crop_scale,
             hflip=self.hflip,
             vflip=self.vflip,
+            crop_filter=self.crop_filter,
             photometric=photometric or self.photometric,
         )

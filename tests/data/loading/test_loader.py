@@ -16,12 +16,13 @@ from hapicl.common.errors import UserError
 from hapicl.data.images.decode import image_size
 from hapicl.data.images.folder import find_images
 from hapicl.data.loading import stream, views, worker
-from hapicl.data.loading.batch import JigsawPolicy, Needs, PhotometricPolicy, ViewPolicy
+from hapicl.data.loading.batch import NO_PHOTOMETRIC, JigsawPolicy, Needs, PhotometricPolicy, ViewPolicy
 from hapicl.data.loading.loader import Loader, LoaderOptions, default_workers
 from hapicl.data.loading.photometric import SIGMA
 from hapicl.data.loading.worker import ChunkMaker
 from hapicl.data.masks.reader import MaskReader
 from hapicl.data.masks.writer import MaskRow, pack_mask, write_masks
+from hapicl.pretrain.methods.registry import method_class
 
 POLICY = ViewPolicy(size=32, photometric=PhotometricPolicy(solarize=0.2, pirl_extra=0.3))
 PLAIN = Needs(views=(POLICY, POLICY))
@@ -468,3 +469,19 @@ def test_views_and_patches_are_blurred_by_their_share_of_224_pixels(flat_folder)
     patches = batch.patch_photometric
     assert patches[..., SIGMA].max() < 2 * 24 / 224
     assert torch.equal(patches, patches[:, :1].expand_as(patches))  # one draw for all patches of an image
+
+
+def test_a_view_is_cut_with_the_filter_that_its_method_names(flat_folder):
+    views = tuple(
+        ViewPolicy(size=32, photometric=NO_PHOTOMETRIC, crop_filter=name, same_geometry_as=first)
+        for name, first in (("bilinear", None), ("bicubic", 0), ("bilinear", 0))
+    )
+    with Loader(
+        flat_folder, None, Needs(views=views), LoaderOptions(batch_size=12, seed=0, workers=0)
+    ) as loader:
+        (batch,) = loader.batches(0)
+    bilinear, bicubic, again = batch.views
+    assert torch.equal(bilinear, again)
+    assert not torch.equal(bilinear, bicubic)
+    for name, expected in (("mae", "bicubic"), ("siameseim", "bicubic"), ("moco_v3", "bilinear")):
+        assert method_class(name).Config().crop_filter == expected

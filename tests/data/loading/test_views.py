@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from hapicl.common.randomness import counter_generator, reused_generator
@@ -53,12 +54,19 @@ def test_cut_view_is_torchvision_s_antialiased_resized_crop(placed, size):
     ],
 )
 @pytest.mark.parametrize("size", [64, 224])
-def test_cut_view_is_torchvision_s_at_the_size_of_photographs(view, size):
+@pytest.mark.parametrize("crop_filter", ["bilinear", "bicubic"])
+def test_cut_view_is_torchvision_s_at_the_size_of_photographs(view, size, crop_filter):
     image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
     expected = reference.resized_crop(
-        torch.from_numpy(image).permute(2, 0, 1), view.top, view.left, view.height, view.width, [size, size]
+        torch.from_numpy(image).permute(2, 0, 1),
+        view.top,
+        view.left,
+        view.height,
+        view.width,
+        [size, size],
+        interpolation=InterpolationMode(crop_filter),
     ).numpy()
-    got = cut_view(image, (375, 500), view, size).transpose(2, 0, 1)
+    got = cut_view(image, (375, 500), view, size, crop_filter=crop_filter).transpose(2, 0, 1)
     np.testing.assert_array_equal(got, expected[:, :: -1 if view.vflip else 1, :: -1 if view.hflip else 1])
 
 

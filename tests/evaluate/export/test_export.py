@@ -1,4 +1,7 @@
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from hapicl.evaluate.export.detectron import detectron_name, read_detectron
 from hapicl.evaluate.export.export import export_backbone
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.weights import load_backbone
+from hapicl.models.write_weights import write_safetensors
 
 
 @pytest.fixture
@@ -107,6 +111,63 @@ def test_timm_round_trip_of_a_vit(tmp_path: Path) -> None:
     with torch.inference_mode():
         theirs = model.forward_features(images)[:, 1:].mean(1)
         torch.testing.assert_close(theirs, backbone(images)["patches"].mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+class _Config:
+    """detectron2's configuration as far as assignments go; pip does not offer the library."""
+
+    def __getattr__(self, name: str) -> "_Config":
+        self.__dict__[name] = part = _Config()
+        return part
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "stem", "norm", "targets"),
+    [
+        ("resnet18", 64, "imagenet", True, ("torchvision", "timm", "detectron2", "safetensors")),
+        ("resnet18", 32, "stride1", True, ("torchvision", "timm", "detectron2", "safetensors")),
+        ("wide_resnet50_2", 64, "no_pool", True, ("detectron2",)),
+        ("vit_tiny_patch16_224", 224, "auto", True, ("timm", "safetensors")),
+        ("vit_tiny_patch16_224", 64, "patch8", True, ("timm", "safetensors")),
+        ("vit_tiny_patch16_224", 96, "patch16_heads12", False, ("timm", "safetensors")),
+    ],
+)
+def test_every_printed_line_runs_and_gives_the_same_features(
+    arch: str, size: int, stem: str, norm: bool, targets: tuple[str, ...], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The line for timm named neither size, patch, heads nor the missing last norm, and did not load."""
+    torch.manual_seed(0)
+    backbone = build_backbone(arch, image_size=size, stem=stem)
+    if not norm:
+        backbone.drop_final_norm()
+    about = {"arch": arch, "stem": backbone.stem, "image_size": str(size)}
+    write_safetensors(backbone.export_state(), tmp_path / "backbone.safetensors", about)
+    config = types.ModuleType("detectron2.config")
+    config.get_cfg = _Config  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "detectron2", types.ModuleType("detectron2"))
+    monkeypatch.setitem(sys.modules, "detectron2.config", config)
+    images = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        expected = backbone.eval()(images)[backbone.last].mean((2, 3))
+    for target in targets:
+        written, _ = export_backbone(str(tmp_path / "backbone.safetensors"), target, tmp_path / target)
+        space: dict[str, Any] = {}
+        exec(written.usage, space)
+        if target == "detectron2":
+            assert (18 if arch == "resnet18" else 50) == space["cfg"].MODEL.RESNETS.DEPTH
+            assert Path(space["cfg"].MODEL.WEIGHTS).is_file()
+        elif target == "safetensors":
+            assert space["state"].keys() == backbone.export_state().keys()
+            again, _ = load_backbone(str(written.path))
+            with torch.inference_mode():
+                torch.testing.assert_close(again(images)[again.last].mean((2, 3)), expected)
+        else:
+            model = space["model"].eval()
+            model.fc = torch.nn.Identity()
+            with torch.inference_mode():
+                features = model.forward_features(images) if "vit" in arch else model(images)
+                found = features[:, 1:].mean(1) if "vit" in arch else features
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_safetensors_round_trip(resnet50: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:

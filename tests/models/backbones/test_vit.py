@@ -1,5 +1,7 @@
 """ViT backbones: timm agrees with the export, positions are fixed, kept tokens, other sizes."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,8 @@ from hapicl.common.errors import UserError
 from hapicl.data.positions import sincos_table
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.backbones.vit import ViTBackbone
+from hapicl.models.weights import load_backbone
+from hapicl.models.write_weights import write_safetensors
 
 
 def small(image_size: int = 48, stem: str = "patch8") -> ViTBackbone:
@@ -42,6 +46,22 @@ def test_the_export_loads_into_timm_and_gives_the_same_features(arch: str, final
         got = backbone(images(size=32))
     torch.testing.assert_close(got["class"], wanted[:, 0])
     torch.testing.assert_close(got["patches"].flatten(2).transpose(1, 2), wanted[:, 1:])
+
+
+def test_heads_are_part_of_the_stem_since_weights_do_not_tell_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny_patch16_224", image_size=64, stem="patch16_heads12").eval()
+    assert (backbone.stem, backbone.trunk.blocks[1].attn.num_heads) == ("patch16_heads12", 12)
+    about = {"arch": "vit_tiny_patch16_224", "stem": backbone.stem, "image_size": "64"}
+    path = tmp_path / "backbone.safetensors"
+    write_safetensors(backbone.export_state(), path, about)
+    with torch.inference_mode():
+        expected = backbone(images(size=64))["class"]
+        assert torch.equal(load_backbone(str(path))[0](images(size=64))["class"], expected)
+        others = load_backbone(str(path), stem="patch16")[0](images(size=64))["class"]
+    assert not torch.allclose(others, expected)
+    with pytest.raises(UserError, match="7 heads do not divide the width"):
+        build_backbone("vit_tiny_patch16_224", image_size=64, stem="patch16_heads7")
 
 
 def test_maps_have_their_stated_shapes() -> None:
