@@ -38,10 +38,11 @@ def pack(images: Path, out: Path, short_side: int | None, quality: int, workers:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ..common.config import build
     from ..common.terminal.printable import console
     from .images.pack_build import PackSettings, pack_images
 
-    settings = PackSettings(short_side=short_side, quality=quality)
+    settings = build(PackSettings, {"short_side": short_side, "quality": quality})
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("packing", total=None)

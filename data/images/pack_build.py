@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import joblib
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from ...common.config import Settings
 from ...common.errors import UserError
 from ..build_folder import BuildFolder, paths_digest
 from ..path_keys import encode_path
@@ -24,8 +26,7 @@ PART_IMAGES = 256  # about 30 MB of ImageNet originals
 Progress = Callable[[int, int], None]  # images done, images in all
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackSettings:
+class PackSettings(Settings):
     """How images are stored.
 
     Attributes:
@@ -33,14 +34,8 @@ class PackSettings:
         quality: JPEG quality of what is encoded anew.
     """
 
-    short_side: int | None = None
-    quality: int = 90
-
-    def __post_init__(self) -> None:
-        if self.short_side is not None and self.short_side < 16:
-            raise UserError(f"--short-side {self.short_side} is too small; give at least 16 pixels")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality} is not between 1 and 100")
+    short_side: Annotated[int, Field(ge=16, le=65_535)] | None = None
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
 
 
 @dataclass(frozen=True)

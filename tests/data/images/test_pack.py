@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.data.commands import data
 from hapicl.data.images import pack_build as packbuild
@@ -157,8 +158,8 @@ def test_no_workers_are_refused(photo_folder, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"short_side": 3}, {"quality": 0}, {"quality": 101}])
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(UserError, match="--"):
-        PackSettings(**settings)
+    with pytest.raises(UserError, match=f"setting {next(iter(settings))}: should be"):
+        build(PackSettings, settings)
 
 
 def test_an_interrupted_pack_goes_on(flat_folder, tmp_path, monkeypatch):
