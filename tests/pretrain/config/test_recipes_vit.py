@@ -38,7 +38,16 @@ def test_published_rates_at_the_batch_of_4096(name: str, rate: float) -> None:
     settings = build(RunSettings, load_recipe(name))
     assert settings.optimizer.lr(4096) == pytest.approx(rate)
     assert settings.schedule.warmup_epochs == 40
-    assert not settings.optimizer.decays_one_dimensional
+    # MoCo v3 hands every parameter to its optimiser alike
+    assert settings.optimizer.decays_one_dimensional == (name == "moco_v3_imagenet")
+
+
+def test_moco_v3_on_resnets_has_its_own_recipe() -> None:
+    settings = build(RunSettings, load_recipe("moco_v3_resnet_imagenet"))
+    config = build(method_class("moco_v3").Config, settings.config)
+    assert (settings.optimizer.name, settings.optimizer.base_lr, settings.epochs) == ("lars", 0.3, 300)
+    assert (config.temperature, config.crop_scale) == (1.0, (0.2, 1.0))
+    assert build(RunSettings, load_recipe("moco_v3_100k")).stem == "patch16_heads12"
 
 
 def test_small_recipes_share_one_optimiser_and_schedule() -> None:
