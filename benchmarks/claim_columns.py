@@ -17,6 +17,7 @@ from hapicl.evaluate.settings import Request
 ORDER = (
     "moco_v2",
     "hapicl_m",
+    "hapicl_m_redraws_only",
     "densecl",
     "simclr",
     "hapicl_s",
@@ -28,6 +29,9 @@ ORDER = (
     "rotation",
     "hapicl",
 )
+# rows that are a method with a setting changed: its name and `--set`. HAPiCL-M without its pixel term is
+# MoCo v2, symmetric, on crops redrawn by foreground: what the redraws alone do
+CONTROLS = {"hapicl_m_redraws_only": ("hapicl_m", "config.pixel_weight=0")}
 VIT = ("moco_v3", "mae", "siameseim", "hapicl_vit")
 # the rows of random weights: what `hapicl evaluate` takes for them, and their backbone; trained rows are held
 # against `random`, whose BatchNorm statistics come from the training images; a ViT has no BatchNorm, so its

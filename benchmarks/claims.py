@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claim_columns import ORDER, RANDOM_ROWS, SCALES, VIT, Column, Scale, columns
+from claim_columns import CONTROLS, ORDER, RANDOM_ROWS, SCALES, VIT, Column, Scale, columns
 from claims_table import ClaimsTable, render
 
 from hapicl.common.atomic_files import atomic_write
@@ -102,10 +102,12 @@ def pretrain_row(
     if backbone.exists() and cost.exists():
         return backbone
     stem = scale.vit_stem if method in VIT else scale.resnet_stem
-    command = ["pretrain", "--recipe", f"{method}_small", "--masks", str(masks), "--out", str(folder)]
+    name, *changes = CONTROLS.get(method, (method,))
+    command = ["pretrain", "--recipe", f"{name}_small", "--masks", str(masks), "--out", str(folder)]
     command += [*scale.pretrain, "--set", f"stem={stem}", "--seed", str(seed), "--device", device]
     if scale.limit is not None:
         command += ["--set", f"limit={scale.limit}"]
+    command += [part for change in changes for part in ("--set", change)]
     command += ["--resume", "auto"] if (folder / "last.pt").exists() else []
     run_command(command, work / "logs" / f"{method}-s{seed}.log", budget)
     write_json(cost, measure_cost(folder))
@@ -184,9 +186,9 @@ def fill(
 def rows_of(options: argparse.Namespace) -> list[str]:
     """Rows in their order: the random starts, then the asked methods."""
     chosen = options.methods or [*ORDER, *VIT]
-    unknown = [name for name in chosen if name not in METHODS]
+    unknown = [name for name in chosen if name not in METHODS and name not in CONTROLS]
     if unknown:
-        raise UserError(f"--methods {unknown[0]}: choose of {', '.join(METHODS)}")
+        raise UserError(f"--methods {unknown[0]}: choose of {', '.join([*METHODS, *CONTROLS])}")
     starts = list(RANDOM_ROWS) if any(name in VIT for name in chosen) else ["random", "random-untouched"]
     return [*starts, *(["supervised"] if options.supervised else []), *chosen]
 

@@ -31,6 +31,7 @@ CLAIMS = (
         (
             ("hapicl_s", "simclr"),
             ("hapicl_m", "moco_v2"),
+            ("hapicl_m", "hapicl_m_redraws_only"),
             ("hapicl_m", "byol"),
             ("harl", "byol"),
         ),

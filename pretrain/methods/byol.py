@@ -23,7 +23,7 @@ from .shared.views import BYOL_FIRST, BYOL_SECOND, ViewConfig
 
 
 class BYOLConfig(ViewConfig):
-    """BYOL; numbers from section 3.2 and table 6."""
+    """BYOL; numbers from section 3.2 and table 6, and from byol/configs/byol.py of deepmind-research."""
 
     hidden: Width = 4096
     dim: Width = 256

@@ -35,7 +35,11 @@ LARGEST_GRID = 128  # its matches are a matrix of 16,384 x 16,384 for each image
 
 
 class DenseCLConfig(MoCoConfig):
-    """DenseCL as published; `matching=foreground` is this project's own."""
+    """DenseCL as published; `matching=foreground` is this project's own.
+
+    The released configs register no hook for the warm-up of lambda, so nothing of it happens there; the
+    hook's own default is 1,000 steps, the paper's text says 10,000.
+    """
 
     lambda_dense: Fraction = 0.5  # section 4.4
     warm_up_steps: CountOrZero | None = None  # None: 10,000, but at most 5 % of the run

@@ -27,9 +27,11 @@ from .shared.pixel_term import (
 
 
 class HAPiCLMConfig(SymmetricConfig, PixelConfig):
-    """MoCo v2's settings and the pixel term's; pixel_weight 0 is MoCo v2, symmetric.
+    """MoCo v2's settings and the pixel term's; numbers of MoCo v2, the authors' are in hapicl_m_imagenet.
 
-    The authors' script has temperature 0.1; 0.2 is MoCo v2's.
+    With pixel_weight 0 a step on a given batch is one of MoCo v2, symmetric, bit for bit. The run is not:
+    it still needs masks and redraws crops without foreground (the control row of the claims table), unless
+    min_foreground is 0 too.
     """
 
 

@@ -26,7 +26,11 @@ from .simclr import SimCLRConfig, batch_output, build_head
 
 
 class HAPiCLSConfig(SimCLRConfig, PixelConfig):
-    """SimCLR's settings and the pixel term's; pixel_weight 0 is SimCLR."""
+    """SimCLR's settings and the pixel term's.
+
+    With pixel_weight 0 a step on a given batch is SimCLR's, bit for bit; crops are still redrawn by masks.
+    The authors' head has two layers and a plain last one (hapicl_s_imagenet).
+    """
 
 
 class HAPiCLS(Method):

@@ -21,7 +21,10 @@ from .shared.pixel_term import PixelConfig, add_pixel_loss, pixel_output, view_l
 
 
 class HAPiCLViTConfig(MoCoV3Config, PixelConfig):
-    """MoCo v3's settings and the pixel term's; pixel_weight 0 is MoCo v3."""
+    """MoCo v3's settings and the pixel term's.
+
+    With pixel_weight 0 a step on a given batch is MoCo v3's, bit for bit; crops are still redrawn by masks.
+    """
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:

@@ -23,7 +23,10 @@ from .shared.views import BYOL_FIRST, BYOL_SECOND, Redraws, ViewConfig
 
 
 class HARLConfig(ViewConfig):
-    """HARL; alpha and beta of the authors' released script, which leaves the background out."""
+    """HARL; alpha and beta of the authors' released script, which leaves the background out.
+
+    Widths are BYOL's; another script of theirs (MNCL.sh of TranNhiem/HAPiCLR) has 2048 and 512.
+    """
 
     hidden: Width = 4096
     dim: Width = 256

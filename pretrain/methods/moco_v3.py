@@ -28,7 +28,12 @@ VIT_TEMPERATURE, RESNET_TEMPERATURE = 0.2, 1.0
 
 
 class MoCoV3Config(ViewConfig):
-    """MoCo v3 as published, section 4."""
+    """MoCo v3 as published, section 4, and its code: each backbone has the form it has there.
+
+    ViTs: projector of three layers, predictor of two, BatchNorm without weights after each. ResNets: a
+    projector of two, a predictor without a last BatchNorm, residual blocks that start as the identity; their
+    published crop is .2 to 1 (moco_v3_resnet_imagenet).
+    """
 
     hidden: Width = 4096
     dim: Width = 256

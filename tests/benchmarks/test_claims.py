@@ -68,10 +68,10 @@ def test_the_page_says_what_was_not_run() -> None:
     assert "run me" in page
 
 
-def test_claims_name_registered_methods() -> None:
+def test_claims_name_rows_that_the_script_can_make(script: ModuleType) -> None:
     for claim in CLAIMS:
         for pair in claim.pairs:
-            assert set(pair) <= set(METHODS)
+            assert set(pair) <= {*METHODS, *script.CONTROLS}
 
 
 @pytest.fixture
@@ -92,7 +92,22 @@ def sets(tmp_path: Path, halves: Path) -> Path:
 
 def test_every_registered_method_has_a_place(script: ModuleType) -> None:
     known = {*script.ORDER, *script.VIT, "hapicl"}  # hapicl alone is figure-ground segmentation
-    assert known == set(METHODS)
+    assert known == {*METHODS, *script.CONTROLS}
+
+
+def test_the_control_row_is_hapicl_m_with_its_redraws_and_no_pixel_term(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+    monkeypatch.setattr(script, "run_command", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(script, "measure_cost", lambda _: {})
+    (tmp_path / "costs").mkdir()
+    scale = script.SCALES["smoke"]
+    script.pretrain_row("hapicl_m_redraws_only", 0, scale, tmp_path / "m.h5", tmp_path, None, "cpu")
+    (command,) = commands
+    assert command[command.index("--recipe") + 1] == "hapicl_m_small"
+    assert "config.pixel_weight=0" in command
+    assert str(tmp_path / "runs" / "hapicl_m_redraws_only-s0") in command
 
 
 def test_the_script_fills_what_is_missing_and_renders(
