@@ -8,8 +8,13 @@ from joint import TinyBackbone
 
 from hapicl.data.images.class_folders import class_folders
 from hapicl.data.images.folder import find_images
+from hapicl.engine.batchnorm import split_batch_norm
 from hapicl.engine.distributed import World
+from hapicl.models.backbones.build import build_backbone
+from hapicl.models.batch_statistics import is_untouched
+from hapicl.models.features import Features
 from hapicl.pretrain.config.settings import RunSettings
+from hapicl.pretrain.diagnose import online_knn
 from hapicl.pretrain.diagnose.online_knn import OnlineKnn, draw_images
 
 
@@ -83,3 +88,27 @@ def test_a_cheap_knn_warns_of_nothing(tmp_path, flat_folder, caplog):
     with caplog.at_level(logging.INFO):
         measured(labelled(tmp_path / "labelled", flat_folder), Clock(0, 5, 100, 105), calls=2)
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_the_row_before_the_first_step_had_batchnorm_that_no_training_keeps(
+    tmp_path, flat_folder, monkeypatch
+):
+    images = class_folders(pathlib.Path(labelled(tmp_path / "labelled", flat_folder)))
+    backbone = split_batch_norm(build_backbone("resnet18", image_size=32), 2).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    measured_means = []
+
+    def look(measured, images, **_):
+        measured_means.append(measured.state_dict()["trunk.bn1.running_mean"].clone())
+        return Features(torch.randn(len(images), 2), torch.tensor(images.labels))
+
+    monkeypatch.setattr(online_knn, "extract_features", look)
+    knn = OnlineKnn(backbone, torch.device("cpu"), size=32, train=images, test=images)
+    knn()
+    assert measured_means[0].abs().sum() > 0  # of a copy, whose statistics are those of images
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert backbone.training
+    backbone(torch.randn(4, 3, 32, 32))  # a step
+    assert not is_untouched(backbone)
+    knn()
+    assert torch.equal(measured_means[-1], backbone.state_dict()["trunk.bn1.running_mean"])
