@@ -1,5 +1,6 @@
 """What the pages promise is there: linked files exist, and every command shown has the options shown."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -16,10 +17,29 @@ from hapicl.common.errors import UserError
 from hapicl.pretrain.config.recipe_files import load_recipe
 from hapicl.pretrain.config.resolve import resolve
 from hapicl.pretrain.config.settings import SESSION, RunSettings, without_effect
+from hapicl.pretrain.methods.registry import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+
+
+@pytest.fixture
+def fidelity(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("make_fidelity")
+
+
+def test_the_page_of_differences_is_what_the_code_has_now(fidelity):
+    assert fidelity.PAGE.read_text(encoding="utf-8") == fidelity.page(), "run: python docs/make_fidelity.py"
+
+
+def test_the_page_of_differences_has_every_published_method_and_marks_what_differs(fidelity):
+    text = fidelity.page()
+    for method in set(METHODS) - {"hapicl", "hapicl_vit"}:
+        assert f"\n## {method}\n" in text
+    assert "| `config.loss` | nce | **infonce** |" in text
+    assert "| `config.temperature` | 0.1 | 0.1 |" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
