@@ -117,6 +117,20 @@ def main() -> None:
             f"error: {where}{error.strerror}; put that right and give the same command again", err=True
         )
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        click.echo(
+            f"error: not enough memory: {reason}; lower --batch-size, --image-size or widths given by --set",
+            err=True,
+        )
+        sys.exit(2)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an allocation failed: Python says so by type, torch's CPU allocator and CUDA only in words."""
+    return isinstance(error, MemoryError) or ("allocate" in str(error) and "memory" in str(error))
 
 
 if __name__ == "__main__":  # torchrun starts modules by name: -m hapicl.cli

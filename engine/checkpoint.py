@@ -262,7 +262,7 @@ def _are_numbers(value: Any) -> bool:
 # what every reader of a checkpoint relies on, by name
 _CONTENT: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: type(value) is int,
-    "step": lambda value: type(value) is int and value >= 0,
+    "step": lambda value: type(value) is int and 0 <= value < 2**63,  # TensorBoard's events hold no more
     "version": lambda value: isinstance(value, str),
     "config": lambda value: isinstance(value, dict),
     "module": _is_state,

@@ -32,7 +32,25 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     assert said.startswith("error: No space left on device;")
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("bug")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: tried to allocate 17 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+)
+def test_widths_that_fit_no_memory_are_one_line(monkeypatch, capsys, error):
+    code, said = _ends(monkeypatch, capsys, error)
+    assert code == 2
+    assert said.startswith("error: not enough memory: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shapes do not fit"), ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("bug")],
+)
 def test_a_bug_keeps_its_traceback(monkeypatch, error):
     def command(**_):
         raise error

@@ -1,0 +1,308 @@
+"""The attacks of the torture: each counts how often it was tried, how it ended and what failed."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import crafted_checkpoints
+import forked
+import fuzz_masks
+import fuzz_settings
+from torture_subjects import Subject, grow, leftovers, make_subjects
+
+from hapicl import cli
+from hapicl.data.masks.reader import MaskReader
+
+SUBJECTS = {
+    "pretrain": "pretrain",
+    "two": "pretrain, two processes",
+    "evaluate": "evaluate semi",
+    "build": "masks build",
+    "pack": "data pack",
+}
+FIRST_MOMENT = 0.05  # seconds; before it the forked child is not yet a command
+TRIES = 4  # for each kill that is to count
+
+
+@dataclass
+class Tally:
+    """What came of one kind of attack."""
+
+    attacks: int = 0
+    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return {"attacks": self.attacks, "outcomes": dict(self.outcomes), "failures": self.failures}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A command that was left alone."""
+
+    result: str
+    seconds: float
+
+
+class Torture:
+    """The attacks, on data and undisturbed results that are made once."""
+
+    def __init__(self, scratch: Path, seed: int) -> None:
+        """Draw the data.
+
+        Args:
+            scratch: an empty folder.
+            seed: of every moment and choice.
+        """
+        self._scratch, self._seed = scratch, seed
+        self._data = scratch / "data"
+        self._subjects = make_subjects(self._data)
+        self._whole: dict[str, Whole] = {}
+        self._numbers = itertools.count()
+        # in the parent, so that no child has to
+        for name in cli.COMMANDS:
+            cli.command_line.get_command(None, name)  # type: ignore[arg-type]
+
+    def attack(self, name: str, count: int) -> Tally:
+        """Attack so many times in one way."""
+        tally = Tally()
+        draw = random.Random(f"{self._seed} {name}")
+        if name in SUBJECTS:
+            self._kills(self._subjects[SUBJECTS[name]], count, draw, tally)
+        else:
+            other = {
+                "workers": self._workers,
+                "update": self._updates,
+                "settings": self._settings,
+                "masks": self._masks,
+                "checkpoints": self._checkpoints,
+            }
+            other[name](count, draw, tally)
+        return tally
+
+    def _folder(self) -> Path:
+        folder = self._scratch / f"{next(self._numbers)}"
+        folder.mkdir()
+        return folder
+
+    def _undisturbed(self, subject: Subject) -> Whole:
+        """Run a command to its end, twice: the first run tells what the parent may import for all others."""
+        if subject.name not in self._whole:
+            for _ in range(2):
+                folder, start = self._folder(), time.monotonic()
+                errors, imported = folder.with_suffix(".stderr"), folder.with_suffix(".modules")
+                started = subject.start(folder, errors, imported=imported)
+                codes = [forked.finish(process) for process in started]
+                assert not any(codes), f"{subject.name} left alone: {codes}\n{errors.read_text()}"
+                assert leftovers(folder) == []
+                forked.import_all(imported.read_text().split())
+                self._whole[subject.name] = Whole(subject.result(folder), time.monotonic() - start)
+        return self._whole[subject.name]
+
+    def _kills(self, subject: Subject, count: int, draw: random.Random, tally: Tally) -> None:
+        """Kill a command at random moments."""
+        whole = self._undisturbed(subject)
+        for number in range(count * TRIES):
+            if tally.attacks == count:
+                return
+            folder = self._folder()
+            errors = folder.with_suffix(".stderr")
+            outcomes, wrong = [], []
+            for _ in range(2 if number % 3 == 2 else 1):
+                aimed = subject.inside is not None and number % 3 == 0
+                outcome, fault = _kill(subject, folder, errors, whole.seconds, draw, aimed=aimed)
+                outcomes += [outcome] * (outcome is not None)
+                wrong += [fault] * (fault is not None)
+            tally.attacks += bool(outcomes)
+            tally.outcomes.update(outcomes)
+            if outcomes or wrong:
+                self._settle(subject, folder, f"number {number} ({', '.join(outcomes)})", wrong, tally)
+            shutil.rmtree(folder)
+
+    def _settle(self, subject: Subject, folder: Path, what: str, wrong: list[str], tally: Tally) -> None:
+        """Give the command again and compare what it has written."""
+        errors = folder.with_suffix(".stderr")
+        codes = [forked.finish(process) for process in subject.start(folder, errors)]
+        if any(code != 0 for code in codes):
+            wrong.append(f"given again it ended with {codes}")
+        elif subject.result(folder) != self._undisturbed(subject).result:
+            wrong.append("another result than undisturbed")
+        elif leftovers(folder):
+            wrong.append(f"left {leftovers(folder)}")
+        said = errors.read_text(errors="backslashreplace")
+        if "Traceback" in said or "Warning:" in said:
+            wrong.append("a traceback or a warning")
+        if wrong:
+            tally.failures.append(f"{what}: {'; '.join(wrong)}: {said[-1500:]}")
+
+    def _workers(self, count: int, draw: random.Random, tally: Tally) -> None:
+        """Kill a worker of a command that goes on."""
+        subjects = [subject for subject in self._subjects.values() if subject.worker_codes]
+        for number in range(count * TRIES):
+            if tally.attacks == count:
+                return
+            subject = subjects[tally.attacks % len(subjects)]
+            whole, folder = self._undisturbed(subject), self._folder()
+            errors = folder.with_suffix(".stderr")
+            (process,) = subject.start(folder, errors)
+            forked.wait_until(process, lambda: False, draw.uniform(FIRST_MOMENT, whole.seconds))
+            killed = not forked.has_ended(process) and forked.kill_worker(process, draw)
+            code = forked.finish(process)
+            if killed:
+                tally.attacks += 1
+                tally.outcomes[f"{subject.name}: exit {code}"] += 1
+                wrong = [] if code in subject.worker_codes else [f"ended with {code}"]
+                self._settle(subject, folder, f"number {number}, {subject.name}", wrong, tally)
+            shutil.rmtree(folder)
+
+    def _updates(self, count: int, draw: random.Random, tally: Tally) -> None:
+        """Add images and update a mask file that another process reads all the time."""
+        for number in range(count):
+            folder = self._folder()
+            errors = folder.with_suffix(".stderr")
+            images = shutil.copytree(self._data / "images", folder / "images")
+            file, fresh, end = folder / "masks.h5", folder / "fresh.h5", folder / "end"
+
+            def build(out: Path, *more: str, images: Path = images, errors: Path = errors) -> int | None:
+                words = ["masks", "build", "--images", str(images), "--out", str(out), "--recipe", "fast"]
+                return forked.run(forked.hapicl([*words, "--workers", "2", *more]), errors)
+
+            codes = [build(file)]
+            reader = forked.start(lambda file=file, end=end: _read_until(file, end), errors)
+            for _ in range(draw.randint(1, 3)):
+                grow(images, draw)
+            codes += [build(file, "--update"), build(fresh)]
+            end.touch()
+            codes.append(forked.finish(reader))
+            tally.attacks += 1
+            tally.outcomes[f"exit {codes}"] += 1
+            if any(codes) or "Traceback" in errors.read_text() or leftovers(folder):
+                tally.failures.append(f"number {number}: {codes} {leftovers(folder)} {errors.read_text()}")
+            elif MaskReader(file).content_digest != MaskReader(fresh).content_digest:
+                tally.failures.append(f"number {number}: another file than one built afresh")
+            shutil.rmtree(folder)
+
+    def _settings(self, count: int, draw: random.Random, tally: Tally) -> None:
+        """Set keys to any value."""
+        self._cases(
+            (
+                (f"{case.method} {case.overrides}", lambda case=case: fuzz_settings.outcome(case))
+                for case in fuzz_settings.cases(count, seed=draw.randrange(2**31))
+            ),
+            tally,
+        )
+
+    def _masks(self, count: int, draw: random.Random, tally: Tally) -> None:
+        """Give crafted mask files to everything that reads them."""
+        seed, folder = draw.randrange(2**31), self._folder()
+
+        def attempts() -> Iterator[tuple[str, Callable[[], str]]]:
+            base = fuzz_masks.make_base(folder)
+            for number in range(count):
+                yield f"case {number} of seed {seed}", lambda number=number: use(number, base)
+
+        def use(number: int, base: Path) -> str:
+            made, failures = fuzz_masks.run_case(number, seed, base)
+            if failures:
+                raise ValueError(f"{made}: {failures}")
+            return "refused or read"
+
+        self._cases(attempts(), tally)
+
+    def _cases(self, attempts: Iterator[tuple[str, Callable[[], str]]], tally: Tally) -> None:
+        """Make attempts in one child: what they return is counted, what they raise has failed."""
+        folder = self._folder()
+        errors, result = folder.with_suffix(".stderr"), folder / "result.json"
+
+        def call() -> None:
+            for what, attempt in attempts:
+                tally.attacks += 1
+                try:
+                    tally.outcomes[attempt()] += 1
+                except Exception as error:  # noqa: BLE001 - what would be a traceback is looked for
+                    tally.failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]}")
+            result.write_text(json.dumps(tally.as_json()), encoding="utf-8")
+
+        code = forked.finish(forked.start(call, errors), seconds=3600)
+        if code != 0:
+            tally.failures.append(f"ended with {code}: {errors.read_text(errors='backslashreplace')[-1500:]}")
+            return
+        made = json.loads(result.read_text(encoding="utf-8"))
+        tally.attacks, tally.failures = made["attacks"], made["failures"]
+        tally.outcomes.update(made["outcomes"])
+
+    def _checkpoints(self, count: int, draw: random.Random, tally: Tally) -> None:
+        """Resume from crafted checkpoints whose checksums are right."""
+        subject, folder = self._subjects["pretrain"], self._folder()
+        words = subject.arguments(folder)[:-2]
+        shorter = [*words, "--steps", "3", "--workers", "0"]
+        code = forked.run(forked.hapicl(shorter), folder.with_suffix(".stderr"))
+        assert code == 0, folder.with_suffix(".stderr").read_text()
+        good = folder / "run" / "previous.pt"
+        first = draw.randrange(2**31)
+        for number in range(count):
+            place = self._folder()
+            errors, file = place.with_suffix(".stderr"), place / "run" / "last.pt"
+            shutil.copytree(folder / "run", file.parent)
+            what = crafted_checkpoints.craft(good, file, first + number)
+            code = forked.run(
+                forked.hapicl([*shorter, "--out", str(file.parent), "--resume", "auto"]), errors
+            )
+            said = errors.read_text(errors="backslashreplace")
+            tally.attacks += 1
+            tally.outcomes[f"exit {code}"] += 1
+            if code not in {0, 2, 3} or "Traceback" in said:
+                tally.failures.append(f"checkpoint {first + number} ({what}): exit {code}: {said[-1500:]}")
+            shutil.rmtree(place)
+
+
+def _kill(
+    subject: Subject, folder: Path, errors: Path, seconds: float, draw: random.Random, *, aimed: bool
+) -> tuple[str | None, str | None]:
+    """Start the command and kill it; gives the outcome (None if it had ended before) and what was wrong."""
+    number = draw.choice([signal.SIGKILL, signal.SIGKILL, *subject.codes])
+    moment, nth = draw.uniform(FIRST_MOMENT, seconds), draw.randint(1, 6)
+    processes = subject.start(folder, errors)
+    if aimed:
+        _wait_inside(processes[0], folder, subject.inside or "", nth, seconds)
+    else:
+        forked.wait_until(processes[0], lambda: False, moment)
+    late = all(forked.has_ended(process) for process in processes)
+    for process in processes:
+        if not forked.has_ended(process):
+            os.kill(process, number)
+    codes = [forked.finish(process) for process in processes]
+    if late or codes == [0] * len(codes):
+        return None, None if set(codes) == {0} else f"ended with {codes} by itself"
+    allowed = {-signal.SIGKILL} if number == signal.SIGKILL else {0, *subject.codes[number]}
+    outcome = f"{number.name}{' inside a write' if aimed else ''}: exit {' '.join(map(str, codes))}"
+    return outcome, None if set(codes) <= allowed else f"{number.name} ended it with {codes}"
+
+
+def _wait_inside(process: int, folder: Path, pattern: str, nth: int, seconds: float) -> None:
+    """Wait until the nth file in the making is there."""
+    for number in range(1, nth + 1):
+        forked.wait_until(process, lambda: any(folder.glob(pattern)), 2 * seconds)
+        if number < nth:
+            forked.wait_until(process, lambda: not any(folder.glob(pattern)), seconds)
+
+
+def _read_until(file: Path, end: Path) -> None:
+    """Read every mask of a file again and again, as a training does that has opened it."""
+    reader = MaskReader(file)
+    paths = list(reader)
+    while not end.exists():
+        for path in paths:
+            reader[path]
