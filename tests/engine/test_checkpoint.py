@@ -172,6 +172,7 @@ def test_what_was_saved_is_restored(tmp_path, kind, options):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda state: state.update(step=2**70), "damaged: its 'step' is not what"),
         (lambda state: state.pop("step"), "damaged: its 'step' is not what"),
         (lambda state: state.update(step=True), "its 'step'"),
         (lambda state: state.update(step=-1), "its 'step'"),
