@@ -4,15 +4,17 @@
 #   make PIP_FLAGS="..." demo          more flags for pip, such as an index with smaller, CPU-only PyTorch wheels
 #   make DEMO_FLAGS=--small demo       flags of `hapicl demo`
 #   make PYTEST_FLAGS="-k masks" test  flags of pytest
+#   make TORTURE_FLAGS="--pretrain 100" torture    how often to kill what: benchmarks/torture.py --help
 PYTHON ?= python3
 PIP_FLAGS ?=
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+TORTURE_FLAGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := "$(RUN)" -m pip install --disable-pip-version-check --timeout 60 --quiet $(PIP_FLAGS)
 
-.PHONY: demo test install install-test docs clean
+.PHONY: demo test torture install install-test docs clean
 
 demo: install
 	"$(RUN)" -m hapicl demo $(DEMO_FLAGS)
@@ -24,6 +26,10 @@ test: install-test
 	"$(RUN)" tests/typecheck.py
 	"$(RUN)" -m pytest --numprocesses logical --maxprocesses 8 -r s --durations 10 $(PYTEST_FLAGS)
 	@echo "All checks passed: ruff, mypy and the tests."
+
+# What it survives: kills commands, workers and files for a few minutes and prints a table.
+torture: install-test
+	"$(RUN)" benchmarks/torture.py $(TORTURE_FLAGS)
 
 docs: $(VENV)/.made
 	$(PIP) --editable ".[docs]"
