@@ -79,7 +79,7 @@ class DenseCL(MomentumContrast):
         """Build what MoCo v2 has, then the dense heads and their queue."""
         super().__init__(config, context, backbone)
         width, length = backbone.channels[backbone.last], len(self.queue.rows)
-        self.dense_head = dense_projection_head(width, width, config.dim, batch_norm=False)
+        self.dense_head = dense_projection_head(width, config.hidden or width, config.dim, batch_norm=False)
         self.key_dense_head = make_momentum_encoder(self.dense_head)
         self.followed.append((self.key_dense_head, self.dense_head))
         self.dense_queue = Queue(length, config.dim, seed=context.seed, purpose="dense queue")

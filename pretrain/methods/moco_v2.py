@@ -34,6 +34,7 @@ class MoCoConfig(ViewConfig):
     """What MoCo v2 and the methods built on it share."""
 
     dim: Width = 128  # MoCo v2, section 3
+    hidden: Width | None = None  # of the head; None: the backbone's channels (2048, published for ResNet-50)
     temperature: Positive = 0.2  # MoCo v2, table 2
     momentum: Fraction = 0.999  # MoCo, section 4.1
     momentum_end: Fraction | None = None  # the momentum goes there by a cosine; None: constant (MoCo)
@@ -95,8 +96,8 @@ class MomentumContrast(Method):
         ]
 
     def build_head(self, width: int) -> nn.Sequential:
-        """Build the instance head on C = `width` channels; C hidden units, no BatchNorm (MoCo v2)."""
-        return projection_head(width, width, self.config.dim, batch_norm=False)
+        """Build the instance head on C = `width` channels; no BatchNorm (MoCo v2)."""
+        return projection_head(width, self.config.hidden or width, self.config.dim, batch_norm=False)
 
     def has_second_queue(self) -> bool:
         """Whether the keys of the first view have a queue beside that of the second's."""

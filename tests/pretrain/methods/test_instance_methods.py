@@ -134,6 +134,15 @@ def test_what_was_left_open_is_settled_in_the_config_that_a_run_keeps(make_metho
         make_method(name, batch_size=96, batch_norm_groups=begun.batch_norm_groups)
 
 
+@pytest.mark.parametrize("name", ["moco_v2", "hapicl_m", "densecl"])
+def test_a_small_backbone_may_have_the_published_width_in_the_head(make_method, name):
+    plain, wide = make_method(name), make_method(name, hidden=2048)
+    assert [plain.head[0].out_features, wide.head[0].out_features] == [8, 2048]
+    assert wide.key_head[0].out_features == 2048
+    if name == "densecl":
+        assert wide.dense_head[0].out_channels == 2048
+
+
 def test_moco_starts_from_equal_encoders_and_keys_lag(make_method, make_batch):
     method = make_method("moco_v2", momentum=0.99)
     for online, copy in zip(method.backbone.parameters(), method.key_backbone.parameters(), strict=True):
