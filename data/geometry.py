@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-if (
-    TYPE_CHECKING
-):  # stage one reads this file in every worker and has no use for torch's two seconds of import
+# stage one reads this file in every worker and has no use for torch's two seconds of import
+if TYPE_CHECKING:
     from torch import Tensor
 
 NO_MASK = np.zeros((2, 2), np.int32)  # stands for the summed-area table where there is no mask
