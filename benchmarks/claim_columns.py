@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hapicl.data.images.folder import find_images
-from hapicl.evaluate.classification.run import run_knn, run_linear
-from hapicl.evaluate.detection.run import DetectionData, run_detect
-from hapicl.evaluate.measure import Evaluated
-from hapicl.evaluate.segmentation.run import SegmentationData, run_segment
+from hapicl.evaluate.classification.run import knn_task, linear_task
+from hapicl.evaluate.detection.run import DetectionData, detect_task
+from hapicl.evaluate.measure import Evaluated, Task, measure
+from hapicl.evaluate.segmentation.run import SegmentationData, segment_task
 from hapicl.evaluate.settings import Request
 
 # most telling first
@@ -102,21 +103,22 @@ SCALES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
-    """A protocol on a data set: its title, what it needs on disk, how it is run."""
+    """A protocol on a data set: its title, what it needs on disk, how its task is made."""
 
     title: str
     needs: tuple[str, ...]
-    run: Callable[[Request], Evaluated]
+    protocol: str
+    task: Callable[[Request], Task]
+    changes: dict[str, str] = field(default_factory=dict)
+    image_size: int | None = None
     for_vit: bool = True
 
-
-def changed(
-    request: Request, protocol: str, changes: dict[str, str], image_size: int | None = None
-) -> Request:
-    """The request for one protocol."""
-    return request.replace(protocol=protocol, changes=changes, image_size=image_size)
+    def run(self, request: Request) -> Evaluated:
+        """Measure the request's weights by this column."""
+        changed = request.replace(protocol=self.protocol, changes=self.changes, image_size=self.image_size)
+        return measure(changed, self.task(changed))
 
 
 def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
@@ -132,9 +134,11 @@ def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
     )
     found = [
         Column(
-            "seg-probe CamVid mIoU",
-            ("seg_camvid_trainval",),
-            lambda request: run_segment(changed(request, "seg-probe", scale.probe), city),
+            title="seg-probe CamVid mIoU",
+            needs=("seg_camvid_trainval",),
+            protocol="seg-probe",
+            changes=scale.probe,
+            task=partial(segment_task, where=city),
         )
     ]
     for name, title in (("fg_human", "people"), ("fg_bag_even", "bags")):
@@ -143,63 +147,69 @@ def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
         )
         found.append(
             Column(
-                f"seg-probe {title} mIoU",
-                (name,),
-                lambda request, masks=masks: run_segment(  # type: ignore[misc]
-                    changed(request, "seg-probe", scale.foreground), masks
-                ),
+                title=f"seg-probe {title} mIoU",
+                needs=(name,),
+                protocol="seg-probe",
+                changes=scale.foreground,
+                task=partial(segment_task, where=masks),
             )
         )
     found.append(
         Column(
-            "detect-small raccoon AP50",
-            ("det_raccoon",),
-            lambda request: run_detect(
-                changed(request, "detect-small", scale.detect, scale.detect_size),
-                DetectionData(voc=raccoon, splits=("train", "test")),
-            ),
+            title="detect-small raccoon AP50",
+            needs=("det_raccoon",),
+            protocol="detect-small",
+            changes=scale.detect,
+            image_size=scale.detect_size,
+            task=partial(detect_task, where=DetectionData(voc=raccoon, splits=("train", "test"))),
             for_vit=False,
         )
     )
     if scale.fcn is not None:
-        fcn = scale.fcn
         found.append(
             Column(
-                "seg-moco-fcn16 CamVid mIoU",
-                ("seg_camvid_trainval",),
-                lambda request: run_segment(changed(request, "seg-moco-fcn16", fcn), city),
+                title="seg-moco-fcn16 CamVid mIoU",
+                needs=("seg_camvid_trainval",),
+                protocol="seg-moco-fcn16",
+                changes=scale.fcn,
+                task=partial(segment_task, where=city),
                 for_vit=False,
             )
         )
-    found += classification_columns(scale, data, work)
-    return found
+    return found + classification_columns(scale, data, work)
 
 
 def classification_columns(scale: Scale, data: Path, work: Path) -> list[Column]:
     """KNN and the cached linear probe on Caltech-101, or on the first images of each class."""
     needs = ("caltech101_train", "caltech101_test")
 
-    def folders() -> tuple[Path, Path]:
-        if scale.per_class is None:
-            return data / needs[0], data / needs[1]
-        return tuple(  # type: ignore[return-value]
-            first_images(data / name, work / f"{name}_first{count}", count)
-            for name, count in zip(needs, scale.per_class, strict=True)
+    def folders() -> dict[str, Path]:
+        counts = scale.per_class or (None, None)
+        places = [
+            data / name if count is None else first_images(data / name, work / f"{name}_first{count}", count)
+            for name, count in zip(needs, counts, strict=True)
+        ]
+        return dict(zip(("train", "test"), places, strict=True))
+
+    found = [
+        Column(
+            title="knn-dino Caltech-101 top 1",
+            needs=needs,
+            protocol="knn-dino",
+            image_size=scale.image_size,
+            task=lambda request: knn_task(request, **folders()),
         )
-
-    def knn(request: Request) -> Evaluated:
-        train, test = folders()
-        return run_knn(changed(request, "knn-dino", {}, scale.image_size), train=train, test=test)
-
-    def linear(request: Request) -> Evaluated:
-        train, test = folders()
-        return run_linear(
-            changed(request, "linear-moco-cached", {}, scale.image_size), train=train, test=test
-        )
-
-    found = [Column("knn-dino Caltech-101 top 1", needs, knn)]
+    ]
     if scale.linear:
-        found.append(Column("linear-moco-cached Caltech-101 top 1", needs, linear))
+        found.append(
+            Column(
+                title="linear-moco-cached Caltech-101 top 1",
+                needs=needs,
+                protocol="linear-moco-cached",
+                image_size=scale.image_size,
+                task=lambda request: linear_task(request, **folders()),
+            )
+        )
     return found
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..common.errors import UserError
 from ..common.randomness import counter_generator
+from ..common.terminal.progress import Advance
 from .settings import Runtime
 
 
@@ -80,6 +81,7 @@ class TaskBatches:
         self.workers, self.device, self.collate = workers, torch.device(device), collate
         self.steps_per_epoch = len(samples) // batch_size
         self.wait_seconds = 0.0
+        self.advance: Advance | None = None  # called for each batch handed out
 
     def order(self, epoch: int) -> np.ndarray:
         """Permutation of the samples in this epoch, (N,) int64."""
@@ -102,6 +104,8 @@ class TaskBatches:
         )
         for step, values in enumerate(loader, start=first_step):
             number = epoch * self.steps_per_epoch + step
+            if self.advance is not None:
+                self.advance(1)
             yield TaskBatch(values=to_device(values, self.device), number=number, size=self.batch_size)
 
 

@@ -30,7 +30,10 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @click.argument("weights")
         @click.option("--protocol", default=default, show_default=True, help="By origin; see docs.")
-        @click.option("--arch", help="Backbone, where the file does not say.")
+        @click.option(
+            "--like", metavar="WEIGHTS", help="For random: take network and stem from these weights."
+        )
+        @click.option("--arch", help="Backbone, where the file does not say; of random weights.")
         @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
         @click.option(
             "--image-size",
@@ -46,7 +49,13 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
             help="Seeds; mean and deviation are given.",
         )
         @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first seed.")
-        @click.option("--out", type=FOLDER, help=f"Result file.  [default: results/WEIGHTS-{task}.json]")
+        @click.option(
+            "--out",
+            type=FOLDER,
+            help=f"Result file.  [default: results/{task}-PROTOCOL-WEIGHTS-HASH.json, the hash being of all "
+            "that changes the number]",
+        )
+        @click.option("--force", is_flag=True, help="Compute again what is there.")
         @click.option("--report/--no-report", default=True, show_default=True, help="HTML beside it.")
         @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
         @click.option(
@@ -70,39 +79,41 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
     return decorate
 
 
-def _evaluate(task: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Make the request, run the command's function, write and print."""
-    from ..common.atomic_files import refuse_unwritable
+def _evaluate(task_name: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Make the request, let the command make its task, run it where no result of it is there, and print."""
     from ..common.config import build
     from ..common.locks import hold_file
+    from ..common.terminal.progress import show_progress
     from ..engine.distributed import choose_device
     from ..engine.stop import EXIT_STOPPED
     from .finetune import RunStopped
-    from .report.output import default_out, finish
+    from .measure import check_weights, content_of, measure
+    from .report.output import check_place, default_out, finish, finished
     from .settings import Request, Runtime
 
-    shared = ("weights", "protocol", "arch", "stem", "image_size", "runs", "seed")
+    shared = ("weights", "protocol", "arch", "stem", "image_size", "runs", "seed", "like")
     picked = {name: options.pop(name) for name in shared}
-    out = options.pop("out") or default_out(picked["weights"], picked["protocol"])
-    report, keep = options.pop("report"), options.pop("keep_checkpoints")
-    page = out.with_suffix(".html")
-    if page == out:
-        raise click.UsageError(f"--out {out} is the result's JSON; the report gets its name with .html")
-    for place in (out, page) if report else (out,):
-        refuse_unwritable(place)
+    given, force, report = (options.pop(name) for name in ("out", "force", "report"))
+    keep = options.pop("keep_checkpoints")
+    check_place(given, report=report)
     how = {name: options.pop(name) for name in ("workers", "precision")}
-    how |= {"device": choose_device(options.pop("device")), "folder": out.with_suffix(".runs")}
-    changes = _pairs(options.pop("changes"))
-    request = build(
-        Request, {**picked, "changes": changes, "runtime": build(Runtime, how), "say": click.echo}
-    )
-    try:
-        with hold_file(out, advice="wait for it to end, or choose another --out"):
-            result, runs = command(request, **options)
+    how |= {"device": choose_device(options.pop("device")), "progress": show_progress}
+    picked |= {"changes": _pairs(options.pop("changes")), "runtime": build(Runtime, how), "say": click.echo}
+    request = build(Request, picked)
+    check_weights(request)
+    task = command(request, **options)
+    content = content_of(request, task)
+    out = given or default_out(task_name, request.protocol, request.weights, content)
+    with hold_file(out, advice="wait for it to end, or choose another --out"):
+        lines = finished(out, content, force=force)
+        if lines is None:
+            folder = out.with_suffix(".runs")
+            try:
+                result, runs = measure(request.replace(runtime=request.runtime.replace(folder=folder)), task)
+            except RunStopped as stopped:
+                click.echo(str(stopped), err=True)
+                raise SystemExit(EXIT_STOPPED) from stopped
             lines = finish(result, runs, out, report=report, keep_checkpoints=keep)
-    except RunStopped as stopped:
-        click.echo(str(stopped), err=True)
-        raise SystemExit(EXIT_STOPPED) from stopped
     click.echo("\n".join(lines))
 
 
@@ -127,9 +138,9 @@ def class_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @common("knn", "knn-dino")
 def knn(request: Any, train: Path, test: Path) -> Any:
     """Nearest neighbours on frozen features: knn-dino or knn-instdisc."""
-    from .classification.run import run_knn
+    from .classification.run import knn_task
 
-    return run_knn(request, train=train, test=test)
+    return knn_task(request, train=train, test=test)
 
 
 @evaluate.command()
@@ -138,11 +149,11 @@ def knn(request: Any, train: Path, test: Path) -> Any:
 @common("linear", "linear-moco")
 def linear(request: Any, train: Path, test: Path, cached: bool) -> Any:
     """A linear classifier on the frozen backbone: linear-moco, linear-moco-cached, linear-mae."""
-    from .classification.run import run_linear
+    from .classification.run import linear_task
 
     if cached:
         request = request.replace(protocol="linear-moco-cached")
-    return run_linear(request, train=train, test=test)
+    return linear_task(request, train=train, test=test)
 
 
 @evaluate.command()
@@ -152,9 +163,9 @@ def linear(request: Any, train: Path, test: Path, cached: bool) -> Any:
 @common("semi", "semi-finetune")
 def semi(request: Any, train: Path, test: Path, list_file: Path | None, fraction: float | None) -> Any:
     """Few labels: semi-finetune (whole network) or logistic-1pct (frozen)."""
-    from .classification.run import run_semi
+    from .classification.run import semi_task
 
-    return run_semi(request, train=train, test=test, list_file=list_file, fraction=fraction)
+    return semi_task(request, train=train, test=test, list_file=list_file, fraction=fraction)
 
 
 @evaluate.command()
@@ -168,9 +179,9 @@ def svm(
     request: Any, train: Path | None, test: Path | None, voc: Path | None, split: str, test_split: str
 ) -> Any:
     """One linear SVM per class: svm-voc07 or svm-voc07-lowshot (--set positives=K)."""
-    from .classification.run import run_svm
+    from .classification.run import svm_task
 
-    return run_svm(request, train=train, test=test, voc=voc, splits=(split, test_split))
+    return svm_task(request, train=train, test=test, voc=voc, splits=(split, test_split))
 
 
 @evaluate.command()
@@ -187,13 +198,14 @@ def svm(
 @click.option("--void", default=255, show_default=True, help="Label that does not count, besides 255.")
 @click.option("--binary", is_flag=True, help="Labels are masks: everything above 0 is class 1.")
 @click.option("--classes", type=int, help="Number of classes.  [default: read off the labels]")
+@click.option("--class-names", type=FOLDER, help="Text file with the name of one class per line.")
 @common("segment", "seg-probe")
 def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
     """Semantic segmentation, mIoU: seg-probe (frozen), seg-densecl-fcn8, seg-moco-fcn16 (fine-tuned)."""
     from ..common.config import build
-    from .segmentation.run import SegmentationData, run_segment
+    from .segmentation.run import SegmentationData, segment_task
 
-    return run_segment(request, build(SegmentationData, {"splits": (split, test_split), **options}))
+    return segment_task(request, build(SegmentationData, {"splits": (split, test_split), **options}))
 
 
 @evaluate.command()
@@ -211,9 +223,9 @@ def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
 def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
     """Detection and instance masks: detect-small, voc-c4-moco, coco-fpn-2fc, coco-fpn-4conv1fc."""
     from ..common.config import build
-    from .detection.run import DetectionData, run_detect
+    from .detection.run import DetectionData, detect_task
 
-    return run_detect(request, build(DetectionData, {"splits": (split, test_split), **options}))
+    return detect_task(request, build(DetectionData, {"splits": (split, test_split), **options}))
 
 
 @evaluate.command()
@@ -221,11 +233,13 @@ def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
 @click.option("--format", "kind", type=click.Choice(TABLE_FORMATS), default="md", show_default=True)
 @click.option("--out", type=FOLDER, help="Write to this file instead of the screen.")
 def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
-    """One table of many result files: a row per weights, a column per protocol."""
+    """One table of many result files: a row per weights, a column per protocol, parameters and data."""
     from ..common.atomic_files import atomic_write
     from .report.output import render_table
 
-    text = render_table(results, kind)
+    text, warnings = render_table(results, kind)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     if out is None:
         click.echo(text, nl=False)
         return

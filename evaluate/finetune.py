@@ -83,7 +83,9 @@ def train(
         seed=seed,
     )
     if first_step < steps:
-        _fit(module, batches, made, settings, folder, config, first_step)
+        what = f"training from step {first_step}" if first_step else "training steps"
+        with runtime.progress(what, steps - first_step) as batches.advance:
+            _fit(module, batches, made, settings, folder, config, first_step)
     module.eval()
     if folder is None:
         return []

@@ -1,4 +1,4 @@
-"""From a request to a result: load the weights once per seed, evaluate, gather.
+"""From a task to a result: load the weights once per seed, evaluate, gather.
 
 The baseline `random` has its BatchNorm statistics estimated on training images of the evaluation, as any
 training would have them; `random-untouched` has not (see `models.batch_statistics`).
@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..common.errors import UserError
 from ..models.backbones.base import Backbone
-from ..models.batch_statistics import reestimate_batchnorm
-from ..models.weights import WeightsInfo, load_backbone
+from ..models.batch_statistics import ENOUGH_IMAGES, reestimate_batchnorm
+from ..models.weights import RANDOM, WeightsInfo, describe_weights, load_backbone
+from .identity import content
 from .result import Outcome, Run, make_result, run_seeds
-from .settings import Request
+from .settings import Request, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What one run measures.
+    """What one run measures, and how.
 
     `identity` is JSON-able: what the run folder must be of, to be continued.
     """
@@ -29,16 +32,17 @@ class Subject:
     backbone: Backbone
     info: WeightsInfo
     seed: int
+    runtime: Runtime
     identity: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """An evaluation, ready to run.
+    """An evaluation on its data, ready to run on weights.
 
-    `train_images(seed)` gives batches of normalised training images as the task shows them to the backbone,
-    (B, 3, H, W), in an order drawn by the seed. `draws` says whether the protocol draws anything; if not,
-    several runs of fixed weights are all the same.
+    `train_images(subject)` gives batches of normalised training images as the task shows them to the
+    backbone, (B, 3, H, W), in an order drawn by the seed. `draws` says whether the protocol draws anything;
+    if not, several runs of fixed weights are all the same.
     """
 
     name: str  # the command: knn, linear, semi, svm, segment, detect
@@ -47,7 +51,7 @@ class Task:
     data: dict[str, Any]
     image_size: int  # side of the images the backbone sees, pixels
     evaluate: Callable[[Subject], Outcome]
-    train_images: Callable[[int], Iterable[Tensor]]
+    train_images: Callable[[Subject], Iterable[Tensor]]
     draws: bool = True
 
 
@@ -56,7 +60,7 @@ Evaluated = tuple[dict[str, Any], list[Run]]
 
 def measure(request: Request, task: Task) -> Evaluated:
     """Run a task once per seed and gather its result."""
-    if request.runs > 1 and not task.draws and not request.weights.startswith("random"):
+    if request.runs > 1 and not task.draws and request.weights not in RANDOM:
         request.say(
             f"warning: {request.protocol} draws nothing, so --runs {request.runs} measures the same number "
             "each time; the deviation will be 0"
@@ -71,18 +75,68 @@ def measure(request: Request, task: Task) -> Evaluated:
         task=task.name,
         protocol=request.protocol,
         headline=task.headline,
-        parameters={**task.parameters, "precision": request.runtime.precision},
+        parameters=_parameters(request, task),
         data=task.data,
+        image_size=task.image_size,
+        content=_content(request, task, runs[0].weights),
         runs=runs,
     )
     return result, runs
 
 
+def content_of(request: Request, task: Task) -> str:
+    """Hash of everything that changes the numbers of this request, before anything is computed."""
+    return _content(request, task, _load(request, task, request.seed)[1].record())
+
+
+def _content(request: Request, task: Task, weights: dict[str, Any]) -> str:
+    """The hash, from the first run's weights."""
+    return content(
+        task=task.name,
+        protocol=request.protocol,
+        parameters=_parameters(request, task),
+        data=task.data,
+        image_size=task.image_size,
+        seeds=range(request.seed, request.seed + request.runs),
+        weights=weights,
+    )
+
+
+def check_weights(request: Request) -> None:
+    """Refuse weights that cannot be, before any data is read.
+
+    Raises:
+        UserError: for a file that is not there, random weights of no architecture, or `--like` for others.
+    """
+    if request.weights in RANDOM:
+        if request.arch is None and request.like is None:
+            raise UserError(
+                f"{request.weights} weights are of which network? Give --like WEIGHTS to take it from the "
+                "weights they are compared with, or --arch (such as resnet50)"
+            )
+        files = [] if request.like is None else [request.like]
+    else:
+        if request.like is not None:
+            raise UserError("--like is for random weights; others say themselves which network they are of")
+        files = [request.weights]
+    for file in files:
+        path = Path(file.removeprefix("supervised:"))
+        if not path.is_file():
+            describe_weights(path)  # says what is wrong with it
+
+
+def _load(request: Request, task: Task, seed: int) -> tuple[Backbone, WeightsInfo]:
+    """The weights of one run."""
+    arch, stem = request.arch, request.stem
+    if request.like is not None:
+        described = describe_weights(Path(request.like.removeprefix("supervised:")))
+        arch, stem = arch or described["arch"], stem or described.get("stem")
+    return load_backbone(request.weights, arch=arch, image_size=task.image_size, stem=stem, seed=seed)
+
+
 def _subject(request: Request, task: Task, seed: int) -> tuple[Subject, dict[str, Any]]:
     """Load the weights of one run; give it and the weights' record."""
-    backbone, info = load_backbone(
-        request.weights, arch=request.arch, image_size=task.image_size, stem=request.stem, seed=seed
-    )
+    backbone, info = _load(request, task, seed)
     lines = [info.line()]
     record = info.record()
     identity: dict[str, Any] = {
@@ -91,8 +145,9 @@ def _subject(request: Request, task: Task, seed: int) -> tuple[Subject, dict[str
         "stem": info.stem,
         "data": task.data,
     }
+    subject = Subject(backbone=backbone, info=info, seed=seed, runtime=request.runtime, identity=identity)
     if info.kind == "random":
-        counted = reestimate_batchnorm(backbone, task.train_images(seed), device=request.runtime.device)
+        counted = _reestimate(subject, task)
         record["batchnorm_images"] = identity["batchnorm_images"] = counted
         lines.append(_baseline_line(counted))
     elif info.kind == "random-untouched":
@@ -100,7 +155,24 @@ def _subject(request: Request, task: Task, seed: int) -> tuple[Subject, dict[str
     if seed == request.seed:
         for line in lines:
             request.say(line)
-    return Subject(backbone=backbone, info=info, seed=seed, identity=identity), record
+    return subject, record
+
+
+def _reestimate(subject: Subject, task: Task) -> int:
+    """BatchNorm statistics from training images; how many there were."""
+    with subject.runtime.progress("BatchNorm statistics", ENOUGH_IMAGES) as advance:
+
+        def counted() -> Iterable[Tensor]:
+            for images in task.train_images(subject):
+                yield images
+                advance(len(images))
+
+        return reestimate_batchnorm(subject.backbone, counted(), device=subject.runtime.device)
+
+
+def _parameters(request: Request, task: Task) -> dict[str, Any]:
+    """Every parameter of the result."""
+    return {**task.parameters, "precision": request.runtime.precision}
 
 
 def _baseline_line(images: int) -> str:
@@ -109,5 +181,5 @@ def _baseline_line(images: int) -> str:
         return "no BatchNorm in this network: random and random-untouched are the same row"
     return (
         f"BatchNorm statistics re-estimated on {images} training images of this evaluation, no weight "
-        "changed; `random-untouched` leaves them out"
+        "changed; `random-untouched` goes without"
     )

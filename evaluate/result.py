@@ -88,6 +88,8 @@ def make_result(
     parameters: dict[str, Any],
     data: dict[str, Any],
     runs: list[Run],
+    image_size: int | None = None,
+    content: str | None = None,
 ) -> dict[str, Any]:
     """Gather the runs of one protocol into a result's JSON.
 
@@ -98,6 +100,8 @@ def make_result(
         parameters: every parameter of the protocol.
         data: what it was measured on.
         runs: at least one.
+        image_size: side of the images the backbone saw, pixels.
+        content: hash of everything that changes the numbers (see `identity.content`).
     """
     names = list(runs[0].outcome.metrics)
     values = {name: [run.outcome.metrics[name] for run in runs] for name in names}
@@ -113,6 +117,8 @@ def make_result(
         "task": task,
         "protocol": protocol,
         "headline": headline,
+        "content": content,
+        "image_size": image_size,
         "mean": {name: statistics.fmean(values[name]) for name in names},
         "std": {name: statistics.stdev(values[name]) if len(runs) > 1 else None for name in names},
         "runs": [_run_record(run) for run in runs],

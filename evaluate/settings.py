@@ -7,6 +7,7 @@ are bounded there and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ..common.config import Count, Settings, build, merge
 from ..common.errors import UserError, did_you_mean
+from ..common.terminal.progress import Advance, no_progress
 from ..pretrain.config.settings import LARGEST_SEED, ImageSize, Seed, parse_overrides
 
 AnyProtocol = TypeVar("AnyProtocol", bound=Settings)
@@ -33,6 +35,7 @@ class Runtime(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: Count = 500  # optimiser steps
     stop_after: Count | None = None  # leave after this many steps of this session (tests)
+    progress: Callable[[str, int], AbstractContextManager[Advance]] = no_progress
 
     def seed_folder(self, seed: int) -> Path | None:
         """The run folder of one seed."""
@@ -45,6 +48,7 @@ class Request(Settings):
     weights: str
     protocol: str
     changes: dict[str, str] = Field(default_factory=dict)  # --set
+    like: str | None = None  # weights that random ones take their network from
     arch: str | None = None
     stem: str | None = None
     image_size: ImageSize | None = None

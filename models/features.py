@@ -7,7 +7,7 @@ Shape legend: B and N images, C channels, S side of the crop in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +115,7 @@ def extract_features(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    advance: Callable[[int], None] | None = None,
 ) -> Features:
     """Vectors of the centre crops, backbone in evaluation mode; its mode is put back.
 
@@ -124,6 +125,7 @@ def extract_features(
         image_size: S.
         vector: which vector of the maps.
         batch_size, workers, device: how it is computed; the result does not depend on them beyond rounding.
+        advance: called with the number of images of each batch that is done.
     """
     was_training = backbone.training
     backbone.to(device).eval()
@@ -134,6 +136,8 @@ def extract_features(
         ):
             values.append(evaluation_vector(backbone, normalize(crops), vector).float().cpu())
             labels.append(numbers.cpu())
+            if advance is not None:
+                advance(len(crops))
     finally:
         backbone.train(was_training)
     return Features(torch.cat(values), torch.cat(labels))

@@ -96,17 +96,19 @@ def load_backbone(
         The backbone in eval mode on the CPU, and what matched.
 
     Raises:
-        UserError: for a missing or unreadable file, an architecture nobody names, or under 95 % of matched
-            keys.
+        UserError: for a missing or unreadable file, an architecture that nobody names (random weights need
+            one), or under 95 % of matched keys.
     """
     if spec in RANDOM:
-        backbone = _build(arch or "resnet50", image_size or 224, stem or "auto", seed)
+        if arch is None:
+            raise UserError(f"{spec} weights are of which network? Give --arch (such as resnet50)")
+        backbone = _build(arch, image_size or 224, stem or "auto", seed)
         digest = hashlib.sha256(f"random:{seed}".encode()).hexdigest()
         total = len(_counted(backbone.export_state()))
         info = WeightsInfo(
             spec=spec,
             kind=spec if has_batchnorm(backbone) else "random",  # without BatchNorm there is one form
-            arch=arch or "resnet50",
+            arch=arch,
             stem=backbone.stem,
             sha256=digest,
             matched=total,
@@ -131,6 +133,16 @@ def load_backbone(
         method=str(described.get("method", "")),
     )
     return backbone.eval(), info
+
+
+def describe_weights(path: Path) -> dict[str, Any]:
+    """The network that a weight file is of: `arch`, and `stem`, `image_size`, `method` as far as known.
+
+    Raises:
+        UserError: as `load_backbone`.
+    """
+    states, described = read_weights(path)
+    return {**described, "arch": described.get("arch") or _arch_of(states, path)}
 
 
 def file_hash(path: Path) -> str:

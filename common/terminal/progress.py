@@ -33,7 +33,7 @@ def show_progress(what: str, total: int, *, stream: TextIO | None = None) -> Ite
         with _bar(what, total) as advance:
             yield advance
     else:
-        yield PlainLines(what, total, stream=stream)
+        yield PlainLines(what, total, stream=stream, every=LINE_SECONDS)
 
 
 @contextmanager

@@ -235,10 +235,11 @@ def predict_crops(
     """Scores (N, K) and labels (N,) of the centre crops, for a classifier that holds its backbone."""
     scores, labels = [], []
     classifier.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), runtime.progress("test images", len(images)) as advance:
         for crops, numbers in crop_batches(
             images, image_size=image_size, workers=runtime.workers, device=runtime.device
         ):
             scores.append(classifier.logits(crops).float().cpu())
             labels.append(numbers.cpu())
+            advance(len(crops))
     return torch.cat(scores), torch.cat(labels)

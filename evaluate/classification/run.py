@@ -1,26 +1,27 @@
-"""The commands on labelled images, from paths to results: kNN, linear, few labels, SVM."""
+"""The commands on labelled images, from paths to tasks: kNN, linear, few labels, SVM."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ...common.errors import UserError
-from ...data.images.class_folders import LabelledImages, class_folders, fraction_per_class, listed
+from ...data.images.class_folders import LabelledImages, class_folders, fraction_per_class, listed, read_lines
 from ...models.backbones.base import Vector
 from ...models.batch_statistics import ENOUGH_IMAGES
 from ...models.features import Features, extract_features, spread_crops
 from ...models.preprocess import default_resize
-from ..measure import Evaluated, Subject, Task, measure
+from ..identity import files_hash
+from ..measure import Subject, Task
 from ..result import Outcome
-from ..settings import Request, Runtime, choose, parameters
+from ..settings import Request, choose, parameters
 from .vectors import FeatureProtocol, evaluation_vectors, measure_vectors
 
 
-def run_knn(request: Request, *, train: Path, test: Path) -> Evaluated:
+def knn_task(request: Request, *, train: Path, test: Path) -> Task:
     """`evaluate knn`."""
     from .knn import PROTOCOLS, evaluate_knn
 
@@ -30,27 +31,26 @@ def run_knn(request: Request, *, train: Path, test: Path) -> Evaluated:
     def evaluate(subject: Subject) -> Outcome:
         def one(vector: Vector) -> Outcome:
             found = [
-                _features(subject, images, protocol, vector, request)
-                for images in (train_images, test_images)
+                features(subject, images, protocol, vector, f"features of the {name} images")
+                for name, images in (("training", train_images), ("test", test_images))
             ]
             return evaluate_knn(found[0], found[1], train_images.classes, protocol)
 
         return measure_vectors(evaluation_vectors(protocol, subject.info, subject.backbone), one)
 
-    task = Task(
+    return Task(
         name="knn",
         headline="top1",
         parameters={**parameters(protocol), "resize": default_resize(protocol.image_size)},
         data=data,
         image_size=protocol.image_size,
         evaluate=evaluate,
-        train_images=lambda seed: _centre_crops(train_images, protocol, request.runtime, seed),
+        train_images=lambda subject: _spread(subject, train_images, protocol),
         draws=False,
     )
-    return measure(request, task)
 
 
-def run_linear(request: Request, *, train: Path, test: Path) -> Evaluated:
+def linear_task(request: Request, *, train: Path, test: Path) -> Task:
     """`evaluate linear`."""
     from .linear import PROTOCOLS, evaluate_linear
 
@@ -61,7 +61,7 @@ def run_linear(request: Request, *, train: Path, test: Path) -> Evaluated:
         vectors = evaluation_vectors(protocol, subject.info, subject.backbone)
 
         def one(vector: Vector) -> Outcome:
-            folder = request.runtime.folder
+            folder = subject.runtime.folder
             if folder is not None and vector != vectors[0]:
                 folder = folder / vector  # a training of its own
             return evaluate_linear(
@@ -70,41 +70,42 @@ def run_linear(request: Request, *, train: Path, test: Path) -> Evaluated:
                 test_images,
                 protocol,
                 seed=subject.seed,
-                runtime=request.runtime.replace(folder=folder),
+                runtime=subject.runtime.replace(folder=folder),
                 vector=vector,
                 identity=subject.identity,
             )
 
         return measure_vectors(vectors, one)
 
-    task = Task(
+    return Task(
         name="linear",
         headline="top1",
         parameters=parameters(protocol),
         data=data,
         image_size=protocol.image_size,
         evaluate=evaluate,
-        train_images=lambda seed: _centre_crops(train_images, protocol, request.runtime, seed),
+        train_images=lambda subject: _spread(subject, train_images, protocol),
     )
-    return measure(request, task)
 
 
-def run_semi(
+def semi_task(
     request: Request, *, train: Path, test: Path, list_file: Path | None, fraction: float | None
-) -> Evaluated:
+) -> Task:
     """`evaluate semi`; the few images come from a list file, or are a fraction of each class."""
     from .semi import PROTOCOLS, evaluate_semi
 
     protocol = choose(PROTOCOLS, request)
-    train_images, test_images, data = _folders(train, test)
     if (list_file is None) == (fraction is None):
         raise UserError("give either --list FILE or --fraction F (such as 0.01)")
+    if list_file is not None:
+        read_lines(list_file, "a text file with one image path per line")  # before a large folder is walked
+    train_images, test_images, data = _folders(train, test)
     few = (
         listed(train_images, list_file)
         if list_file
         else fraction_per_class(train_images, fraction or 0.0, request.seed)
     )
-    data["labelled"] = {"images": len(few), "list": str(list_file) if list_file else f"fraction {fraction}"}
+    data["labelled"] = _record(few) | {"list": str(list_file) if list_file else f"fraction {fraction}"}
 
     def evaluate(subject: Subject) -> Outcome:
         first = evaluation_vectors(protocol, subject.info, subject.backbone)[:1]
@@ -116,27 +117,26 @@ def run_semi(
                 test_images,
                 protocol,
                 seed=subject.seed,
-                runtime=request.runtime,
+                runtime=subject.runtime,
                 vector=vector,
                 identity=subject.identity,
             ),
         )
 
-    task = Task(
+    return Task(
         name="semi",
         headline="top1",
         parameters=parameters(protocol),
         data=data,
         image_size=protocol.image_size,
         evaluate=evaluate,
-        train_images=lambda seed: _centre_crops(few, protocol, request.runtime, seed),
+        train_images=lambda subject: _spread(subject, few, protocol),
     )
-    return measure(request, task)
 
 
-def run_svm(
+def svm_task(
     request: Request, *, train: Path | None, test: Path | None, voc: Path | None, splits: tuple[str, str]
-) -> Evaluated:
+) -> Task:
     """`evaluate svm`, on class folders or VOC's classification lists."""
     from .svm import PROTOCOLS, evaluate_svm, folder_labels, voc_labels
 
@@ -145,8 +145,8 @@ def run_svm(
         train_images, train_labels = voc_labels(voc, splits[0])
         test_images, test_labels = voc_labels(voc, splits[1])
         data = {
-            "train": train_images.record(),
-            "test": test_images.record() | {"name": f"{voc.name}/{splits[1]}"},
+            "train": _record(train_images, train_labels.values.tolist()),
+            "test": _record(test_images, test_labels.values.tolist()) | {"name": f"{voc.name}/{splits[1]}"},
         }
     elif train is not None and test is not None:
         train_images, test_images, data = _folders(train, test)
@@ -157,55 +157,64 @@ def run_svm(
     def evaluate(subject: Subject) -> Outcome:
         def one(vector: Vector) -> Outcome:
             found = [
-                _features(subject, images, protocol, vector, request).values.numpy()
-                for images in (train_images, test_images)
+                features(subject, images, protocol, vector, f"features of the {name} images").values.numpy()
+                for name, images in (("training", train_images), ("test", test_images))
             ]
             return evaluate_svm(found[0], train_labels, found[1], test_labels, protocol, seed=subject.seed)
 
         return measure_vectors(evaluation_vectors(protocol, subject.info, subject.backbone)[:1], one)
 
-    task = Task(
+    return Task(
         name="svm",
         headline="map",
         parameters=parameters(protocol),
         data=data,
         image_size=protocol.image_size,
         evaluate=evaluate,
-        train_images=lambda seed: _centre_crops(train_images, protocol, request.runtime, seed),
+        train_images=lambda subject: _spread(subject, train_images, protocol),
     )
-    return measure(request, task)
 
 
 def _folders(train: Path, test: Path) -> tuple[LabelledImages, LabelledImages, dict[str, Any]]:
     """Training and test class folders with the same classes."""
+    for folder in (train, test):  # before one of them, perhaps large, is walked
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}; give a folder with one folder of images per class")
     train_images = class_folders(train)
     test_images = class_folders(test, train_images.classes)
-    return train_images, test_images, {"train": train_images.record(), "test": test_images.record()}
+    return train_images, test_images, {"train": _record(train_images), "test": _record(test_images)}
 
 
-def _features(
-    subject: Subject, images: LabelledImages, protocol: FeatureProtocol, vector: Vector, request: Request
+def _record(images: LabelledImages, labels: list[Any] | None = None) -> dict[str, Any]:
+    """JSON-able description with the hash of the files."""
+    paths = [images.root / path for path in images.paths]
+    return {**images.record(), "files": files_hash(paths, labels or images.labels, images.root)}
+
+
+def features(
+    subject: Subject, images: LabelledImages, protocol: FeatureProtocol, vector: Vector, what: str
 ) -> Features:
-    """Features at the protocol's size."""
-    return extract_features(
-        subject.backbone,
-        images,
-        image_size=protocol.image_size,
-        vector=vector,
-        workers=request.runtime.workers,
-        device=request.runtime.device,
-    )
+    """Features at the protocol's size; `what` names them where progress is shown."""
+    runtime = subject.runtime
+    with runtime.progress(what, len(images)) as advance:
+        return extract_features(
+            subject.backbone,
+            images,
+            image_size=protocol.image_size,
+            vector=vector,
+            workers=runtime.workers,
+            device=runtime.device,
+            advance=advance,
+        )
 
 
-def _centre_crops(
-    images: LabelledImages, protocol: FeatureProtocol, runtime: Runtime, seed: int
-) -> Iterable[Tensor]:
+def _spread(subject: Subject, images: LabelledImages, protocol: FeatureProtocol) -> Iterator[Tensor]:
     """Images for BatchNorm's statistics, at the protocol's preprocessing."""
     return spread_crops(
         images,
         image_size=protocol.image_size,
-        seed=seed,
+        seed=subject.seed,
         limit=ENOUGH_IMAGES,
-        workers=runtime.workers,
-        device=runtime.device,
+        workers=subject.runtime.workers,
+        device=subject.runtime.device,
     )

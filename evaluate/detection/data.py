@@ -22,6 +22,7 @@ from ...common.errors import UserError
 from ...data.images.class_folders import read_lines
 from ...data.images.decode import image_size, read_image
 from ...models.preprocess import as_tensor
+from ..identity import files_hash
 from ..segmentation.data import held_out
 
 
@@ -41,6 +42,7 @@ class LabelledObjects:
     """N images with their objects; `ids` name them in COCO's evaluator."""
 
     name: str
+    root: Path
     images: tuple[Objects, ...]  # N
     classes: tuple[str, ...]
 
@@ -56,7 +58,16 @@ class LabelledObjects:
     def record(self) -> dict[str, object]:
         """JSON-able description."""
         boxes = sum(len(objects.boxes) for objects in self.images)
-        return {"name": self.name, "images": len(self), "objects": boxes, "classes": list(self.classes)}
+        files = [objects.image for objects in self.images]
+        truth = [[objects.boxes.tolist(), objects.labels.tolist()] for objects in self.images]
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "images": len(self),
+            "objects": boxes,
+            "classes": list(self.classes),
+            "files": files_hash(files, truth),
+        }
 
 
 def voc_objects(root: Path, split: str, classes: Sequence[str] | None = None) -> LabelledObjects:
@@ -71,10 +82,7 @@ def voc_objects(root: Path, split: str, classes: Sequence[str] | None = None) ->
         UserError: for a missing list, image or annotation, a broken XML or box, or a class not in `classes`.
     """
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
-    wanted = "--voc the Pascal VOC layout with that split"
-    names = [line.split()[0] for line in read_lines(listed, wanted)]
-    if not names:
-        raise UserError(f"{listed} names no image")
+    names = voc_list(root, split)
     parsed = [_voc_annotation(root / "Annotations" / f"{name}.xml") for name in names]
     known = tuple(classes or sorted({label for objects in parsed for label, _, _ in objects}))
     number = {name: index for index, name in enumerate(known, start=1)}
@@ -95,7 +103,20 @@ def voc_objects(root: Path, split: str, classes: Sequence[str] | None = None) ->
             difficult=np.asarray([hard for _, _, hard in objects], bool),
         )
         images.append(_checked(found, root / "Annotations" / f"{name}.xml"))
-    return LabelledObjects(name=f"{root.name}/{split}", images=tuple(images), classes=known)
+    return LabelledObjects(name=f"{root.name}/{split}", root=root, images=tuple(images), classes=known)
+
+
+def voc_list(root: Path, split: str) -> list[str]:
+    """Names of the images in a split of the VOC layout.
+
+    Raises:
+        UserError: if the list is missing or empty.
+    """
+    listed = root / "ImageSets" / "Main" / f"{split}.txt"
+    names = [line.split()[0] for line in read_lines(listed, "--voc the Pascal VOC layout with that split")]
+    if not names:
+        raise UserError(f"{listed} names no image")
+    return names
 
 
 def _voc_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
@@ -156,7 +177,7 @@ def coco_objects(images: Path, annotations: Path, classes: Sequence[str] | None 
         found.append(_checked(_coco_objects(path, boxed, labels), annotations))
     if not found:
         raise UserError(f"{annotations} names no image")
-    return LabelledObjects(name=annotations.stem, images=tuple(found), classes=known)
+    return LabelledObjects(name=annotations.stem, root=images, images=tuple(found), classes=known)
 
 
 def _coco_objects(path: Path, entries: list[dict[str, Any]], labels: list[int]) -> Objects:

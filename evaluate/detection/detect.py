@@ -141,24 +141,26 @@ def _predict(detector: nn.Module, data: LabelledObjects, runtime: Runtime, *, ma
     shown = {round(position) for position in np.linspace(0, len(data) - 1, min(PICTURES, len(data)))}
     samples = DetectionSamples(data, train=False)
     number = 0
-    for images, targets in ordered_batches(
-        samples, batch_size=8, workers=runtime.workers, device=runtime.device, collate=collate_lists
-    ):
-        outputs = detector([image.float() / 255 for image in images])
-        for image, target, output in zip(images, targets, outputs, strict=True):
-            output = {name: value.cpu() for name, value in output.items()}
-            pixels = output["masks"][:, 0] > 0.5 if masks else None
-            _collect(found, number + 1, output, pixels)
-            if number in shown:
-                picture = detection_picture(
-                    image,
-                    target["boxes"].cpu().numpy(),
-                    output["boxes"].numpy(),
-                    output["scores"].numpy(),
-                    None if pixels is None else pixels.numpy(),
-                )
-                found.pictures.append((data.images[number].image.name, picture))
-            number += 1
+    with runtime.progress("test images", len(samples)) as advance:
+        for images, targets in ordered_batches(
+            samples, batch_size=8, workers=runtime.workers, device=runtime.device, collate=collate_lists
+        ):
+            outputs = detector([image.float() / 255 for image in images])
+            for image, target, output in zip(images, targets, outputs, strict=True):
+                output = {name: value.cpu() for name, value in output.items()}
+                pixels = output["masks"][:, 0] > 0.5 if masks else None
+                _collect(found, number + 1, output, pixels)
+                if number in shown:
+                    picture = detection_picture(
+                        image,
+                        target["boxes"].cpu().numpy(),
+                        output["boxes"].numpy(),
+                        output["scores"].numpy(),
+                        None if pixels is None else pixels.numpy(),
+                    )
+                    found.pictures.append((data.images[number].image.name, picture))
+                number += 1
+            advance(len(images))
     return found
 
 

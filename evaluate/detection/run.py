@@ -1,4 +1,4 @@
-"""`evaluate detect`, from paths to a result."""
+"""`evaluate detect`, from paths to a task."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from ...common.coco import read_coco
 from ...common.config import Settings
 from ...common.errors import UserError
 from ...common.imagenet import MEAN, STD
 from ..batches import shuffled_images
-from ..measure import Evaluated, Task, measure
+from ..measure import Subject, Task
 from ..settings import Request, choose, parameters
 from .data import (
     DetectionSamples,
@@ -21,6 +22,7 @@ from .data import (
     coco_objects,
     collate_lists,
     hold_out_objects,
+    voc_list,
     voc_objects,
 )
 from .detect import evaluate_detection
@@ -39,11 +41,11 @@ class DetectionData(Settings):
     holdout: float = Field(default=0.25, gt=0, lt=1)
 
 
-def run_detect(request: Request, where: DetectionData) -> Evaluated:
+def detect_task(request: Request, where: DetectionData) -> Task:
     """`evaluate detect`."""
     protocol = choose(PROTOCOLS, request)
     train, test = _sets(where)
-    task = Task(
+    return Task(
         name="detect",
         headline=protocol.headline,
         parameters=parameters(protocol),
@@ -55,38 +57,43 @@ def run_detect(request: Request, where: DetectionData) -> Evaluated:
             test,
             protocol,
             seed=subject.seed,
-            runtime=request.runtime,
+            runtime=subject.runtime,
             identity=subject.identity,
         ),
-        train_images=lambda seed: _train_images(train, protocol, request, seed),
+        train_images=lambda subject: _train_images(train, protocol, subject),
     )
-    return measure(request, task)
 
 
 def _sets(where: DetectionData) -> tuple[LabelledObjects, LabelledObjects]:
     """Training and test images, from VOC's layout or COCO's JSON."""
     if where.voc is not None:
+        for split in where.splits:  # both before the annotations of one, perhaps many, are read
+            voc_list(where.voc, split)
         train = voc_objects(where.voc, where.splits[0])
         return train, voc_objects(where.voc, where.splits[1], train.classes)
     if where.images is None or where.annotations is None:
         raise UserError("give --voc (the VOC layout), or --images and --annotations (COCO JSON)")
     if where.test_images is not None and where.test_annotations is None:
         raise UserError("--test-images needs --test-annotations: the COCO JSON of the test set")
+    if where.test_annotations is not None and not where.test_annotations.is_file():
+        read_coco(where.test_annotations)  # says what is wrong with it, before the training images are read
     train = coco_objects(where.images, where.annotations)
     if where.test_annotations is None:
         return hold_out_objects(train, where.holdout)
     return train, coco_objects(where.test_images or where.images, where.test_annotations, train.classes)
 
 
-def _train_images(
-    data: LabelledObjects, protocol: DetectionProtocol, request: Request, seed: int
-) -> Iterator[Tensor]:
+def _train_images(data: LabelledObjects, protocol: DetectionProtocol, subject: Subject) -> Iterator[Tensor]:
     """Training images as the detector resizes, normalises and pads them in tests."""
     side, longest = protocol.shape.short_sides[-1], protocol.shape.long_side
     transform = GeneralizedRCNNTransform(side, longest, list(MEAN), list(STD)).eval()
     samples = DetectionSamples(data, train=True)
     batches = shuffled_images(
-        samples, batch_size=protocol.batch_size, seed=seed, runtime=request.runtime, collate=collate_lists
+        samples,
+        batch_size=protocol.batch_size,
+        seed=subject.seed,
+        runtime=subject.runtime,
+        collate=collate_lists,
     )
     for images, _ in batches:
         yield transform([image.float() / 255 for image in images])[0].tensors

@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic_files import atomic_write
+from ...common.atomic_files import atomic_write, refuse_unwritable
+from ...common.errors import UserError
 from ...engine.checkpoint import LAST, PREVIOUS
-from ..result import Run, write_result
+from ..result import Run, read_result, write_result
+
+RESULTS = Path("results")
+COMMON_NAMES = frozenset({"last", "previous", "backbone"})  # of files in run folders
 
 
-def default_out(weights: str, protocol: str) -> Path:
-    """results/<weights>-<protocol>.json, with a short hash of the weights' path, for many are `last.pt`."""
-    name = Path(weights.removeprefix("supervised:")).stem
-    mark = "" if weights == "random" else "-" + hashlib.sha256(weights.encode()).hexdigest()[:6]
-    return Path("results") / f"{name}{mark}-{protocol}.json"
+def default_out(task: str, protocol: str, weights: str, content: str) -> Path:
+    """results/TASK-PROTOCOL-WEIGHTS-HASH.json, the hash of everything that changes the number.
+
+    The weights' name is the method's run folder where the file is called as they all are.
+    """
+    path = Path(weights.removeprefix("supervised:"))
+    name = path.parent.name if path.stem in COMMON_NAMES and path.parent.name else path.stem
+    readable = re.sub(r"[^\w.-]", "_", name)[:80] or "weights"
+    return RESULTS / f"{task}-{protocol}-{readable}-{content[:8]}.json"
+
+
+def check_place(out: Path | None, *, report: bool) -> None:
+    """Refuse a place that cannot be written, before the work.
+
+    Args:
+        out: the result file that was asked for; None: one in `results`.
+        report: whether a page is written beside it.
+
+    Raises:
+        UserError: for a place that cannot be written, or a result that would be the page.
+    """
+    out = out or RESULTS / "result.json"
+    page = out.with_suffix(".html")
+    if page == out:
+        raise UserError(f"--out {out} is the result's JSON; the report gets its name with .html")
+    for place in (out, page) if report else (out,):
+        refuse_unwritable(place)
+
+
+def finished(out: Path, content: str, *, force: bool) -> list[str] | None:
+    """Lines about a result of this content that is there; None where it has to be computed.
+
+    Raises:
+        UserError: if the file is of another content, which is never written over.
+    """
+    if not out.exists():
+        return None
+    result = read_result(out)
+    if result.get("content") != content:
+        raise UserError(
+            f"{out} is a result of other weights, data, parameters or seeds; choose another --out, or leave "
+            "--out away for a name of its own"
+        )
+    if force:
+        return None
+    return [*(_line(name, result) for name in result["mean"]), f"done before: {out} (--force computes again)"]
 
 
 def finish(
@@ -40,10 +85,11 @@ def finish(
         lines.append(f"wrote {page}")
     folder = out.with_suffix(".runs")
     if folder.is_dir() and not keep_checkpoints:
-        for run in runs:
-            for name in (LAST, PREVIOUS):
-                (folder / f"seed{run.seed}" / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / f"seed{run.seed}" / "checkpoints", ignore_errors=True)
+        for name in (LAST, PREVIOUS):
+            for checkpoint in folder.rglob(name):
+                checkpoint.unlink(missing_ok=True)
+        for kept in list(folder.rglob("checkpoints")):
+            shutil.rmtree(kept, ignore_errors=True)
     return lines
 
 
@@ -55,15 +101,15 @@ def _line(name: str, result: dict[str, Any]) -> str:
     return f"{name} {100 * mean:.2f} %{spread}{mark}"
 
 
-def render_table(paths: Sequence[Path], kind: str) -> str:
-    """A table of result files as md, csv or html."""
+def render_table(paths: Sequence[Path], kind: str) -> tuple[str, tuple[str, ...]]:
+    """A table of result files as md, csv or html, and what should not be compared in it, in words."""
     from .table import comma_separated, gather, markdown
 
     found = gather(paths)
     if kind == "md":
-        return markdown(found)
+        return markdown(found), found.warnings
     if kind == "csv":
-        return comma_separated(found)
+        return comma_separated(found), found.warnings
     from .page import table_page
 
-    return table_page(found)
+    return table_page(found), found.warnings

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ...common.page import Note, Picture, Pictures, Section, Table, figure_picture, page
+from ...common.terminal.progress import duration
+from ..pictures import palette
 from ..result import Run
 from .table import ResultTable
 
 VECTOR_NAMES = {"mean": "mean over the cells of the last map", "class": "class token"}
 MOST_CLASSES = 60  # above that a confusion matrix is no longer readable
+MOST_NUMBERED = 20  # above that its numbers are not
 
 
 def result_page(result: dict[str, Any], runs: list[Run]) -> str:
@@ -22,7 +26,7 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
         result: as written to JSON.
         runs: the same runs, with their pictures.
     """
-    sections = [_numbers(result)]
+    sections = [_numbers(result), Section("Data and machine", [Table([], _circumstances(result))])]
     if any(run.outcome.curves.get("loss") for run in runs):
         sections.append(
             Section("Training", [figure_picture(_curves(runs), "Loss by step, one line per run")])
@@ -30,17 +34,38 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
     if result["runs"][0]["per_class"]:
         sections.append(_classes(result))
     confusion = runs[0].outcome.confusion
+    names = list(runs[0].outcome.per_class)
     if confusion is not None and len(confusion) <= MOST_CLASSES:
-        names = list(runs[0].outcome.per_class)
-        caption = "Share of each true class (row) predicted as each class (column), first run"
+        caption = "Fraction of each true class (row) predicted as each class (column), first run"
+        if len(confusion) <= MOST_NUMBERED:
+            caption += "; the numbers are per cent of the row"
         sections.append(Section("Confusion", [figure_picture(_confusion(confusion, names), caption)]))
     pictures = [Picture(pixels, caption, lossy=True) for caption, pixels in runs[0].outcome.pictures]
-    if pictures:
-        order = "input, truth, prediction" if result["task"] == "segment" else "truth, detections above .3"
-        sections.append(Section(f"Pictures ({order})", [Pictures(pictures, minimum=420)]))
+    if pictures and result["task"] == "segment":
+        legend = figure_picture(_legend(names), "Colours of the classes; void is white in the truth")
+        sections.append(
+            Section("Pictures (input, truth, prediction)", [legend, Pictures(pictures, minimum=420)])
+        )
+    elif pictures:
+        sections.append(Section("Pictures (truth, detections above .3)", [Pictures(pictures, minimum=420)]))
     sections.append(Section("Parameters", [Table([], _flat(result["parameters"]))]))
     title = f"{result['protocol']}: {result['weights']['spec']}"
     return page(title, sections, footer=f"{result['created']}, code {result['code_version']}")
+
+
+def _circumstances(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the data lies and how much it is, how long it took, on what machine."""
+    rows = [
+        (name.replace(".", " ").replace("_", " "), value if value else "-")
+        for name, value in _flat(result["data"])
+    ]
+    seconds = sum(run["seconds"] for run in result["runs"])
+    rows.append(("duration", f"{duration(seconds)} for {len(result['runs'])} run(s)"))
+    machine = result["hardware"]
+    rows.append(
+        ("machine", f"{machine['gpu'] or 'no GPU'}, {machine['cores']} cores, {machine['processor']}")
+    )
+    return rows
 
 
 def _numbers(result: dict[str, Any]) -> Section:
@@ -89,18 +114,40 @@ def _curves(runs: list[Run]) -> Figure:
 
 
 def _confusion(confusion: list[list[int]], names: list[str]) -> Figure:
-    """Row-normalised confusion matrix."""
+    """Row-normalised confusion matrix, with numbers where they can be read."""
     counts = np.asarray(confusion, float)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(4.0, min(12.0, 0.28 * len(names) + 2))
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4.0, min(12.0, 0.45 * len(names) + 2))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    shown = axes.imshow(fractions, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    if len(names) <= MOST_NUMBERED:
+        for (row, column), value in np.ndenumerate(fractions):
+            colour = "black" if value > 0.6 else "white"  # on viridis' bright end, on its dark end
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(shown, shrink=0.7)
+    return figure
+
+
+def _legend(names: list[str]) -> Figure:
+    """A patch of each class's colour with its name."""
+    colours = palette(len(names)) / 255
+    across = min(6, len(names))
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(1.4 * across, 0.3 * down + 0.1))
+    figure.legend(
+        handles=[
+            Patch(facecolor=colours[number], edgecolor="0.5", label=name) for number, name in enumerate(names)
+        ],
+        loc="center",
+        ncols=across,
+        frameon=False,
+        fontsize=8,
+    )
     return figure
 
 
@@ -119,7 +166,8 @@ def table_page(table: ResultTable, *, title: str = "Results", lead: str = "") ->
     """The table with one bar chart per column."""
     header, *rows = table.lines()
     numeric = tuple(range(1, len(header)))
-    sections = [Section("Table", [Table(header, rows, numeric=numeric)])]
+    warnings = [Note(warning) for warning in table.warnings]
+    sections = [Section("Table", [Table(header, rows, numeric=numeric), *warnings])]
     sections.append(Section("Bars", [figure_picture(bars(table), "Mean and deviation over runs, per cent")]))
     return page(
         title, sections, lead=lead or "Per cent, mean ± standard deviation over runs (number of runs)."

@@ -20,6 +20,7 @@ from ...data.images.class_folders import read_lines
 from ...data.images.decode import image_size, read_image
 from ...data.images.folder import find_images
 from ...models.preprocess import as_tensor
+from ..identity import files_hash
 
 IGNORE = 255  # label of pixels that neither train nor count, inside this package
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
@@ -30,15 +31,19 @@ class LabelledPixels:
     """N images with label images of the same size.
 
     `void` is the files' label of pixels that do not count (besides 255), `binary` makes every label above 0
-    class 1.
+    class 1, `root` and `labels_root` say where they lie, `class_names` what the classes are called (their
+    numbers where it is empty).
     """
 
     name: str
+    root: Path
+    labels_root: Path
     images: tuple[Path, ...]  # N
     labels: tuple[Path, ...]  # N
     classes: int = 0
     void: int = IGNORE
     binary: bool = False
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return N."""
@@ -46,7 +51,22 @@ class LabelledPixels:
 
     def record(self) -> dict[str, object]:
         """JSON-able description."""
-        return {"name": self.name, "images": len(self), "classes": self.classes, "void": self.void}
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "labels_root": str(self.labels_root),
+            "images": len(self),
+            "classes": self.classes,
+            "class_names": list(self.names),
+            "void": self.void,
+            "binary": self.binary,
+            "files": files_hash([*self.images, *self.labels], [0] * 2 * len(self)),
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called."""
+        return self.class_names or tuple(map(str, range(self.classes)))
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 image and (H, W) uint8 labels, 255 where they do not count."""
@@ -119,6 +139,8 @@ def paired_folders(images: Path, labels: Path, *, void: int = IGNORE, binary: bo
         pairs.append((images / path, files[stem]))
     return LabelledPixels(
         name=images.parent.name or str(images),
+        root=images,
+        labels_root=labels,
         images=tuple(image for image, _ in pairs),
         labels=tuple(label for _, label in pairs),
         void=void,
@@ -129,7 +151,7 @@ def paired_folders(images: Path, labels: Path, *, void: int = IGNORE, binary: bo
 def voc_split(root: Path, split: str, *, void: int = IGNORE) -> LabelledPixels:
     """A split of the VOC layout: ImageSets/Segmentation/<split>.txt, JPEGImages, SegmentationClass."""
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    names = read_lines(listed, "--voc the Pascal VOC layout (VOCdevkit/VOC2012) with that split")
+    names = voc_list(root, split)
     images = tuple(root / "JPEGImages" / f"{name}.jpg" for name in names)
     labels = tuple(root / "SegmentationClass" / f"{name}.png" for name in names)
     for path in (*images, *labels):
@@ -137,7 +159,20 @@ def voc_split(root: Path, split: str, *, void: int = IGNORE) -> LabelledPixels:
             raise UserError(f"{listed} names {path.stem}, but there is no {path}")
     if not images:
         raise UserError(f"{listed} names no image")
-    return LabelledPixels(name=f"{root.name}/{split}", images=images, labels=labels, void=void)
+    return LabelledPixels(
+        name=f"{root.name}/{split}",
+        root=root / "JPEGImages",
+        labels_root=root / "SegmentationClass",
+        images=images,
+        labels=labels,
+        void=void,
+    )
+
+
+def voc_list(root: Path, split: str) -> list[str]:
+    """Names of the images in a split of the VOC layout."""
+    listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    return read_lines(listed, "--voc the Pascal VOC layout (VOCdevkit/VOC2012) with that split")
 
 
 def held_out(number: int, fraction: float, seed: int = 0) -> list[int]:

@@ -1,7 +1,8 @@
-"""`evaluate segment`, from paths to a result."""
+"""`evaluate segment`, from paths to a task."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from pydantic import Field
 
 from ...common.config import Settings
 from ...common.errors import UserError
+from ...data.images.class_folders import read_lines
 from ...models.preprocess import normalize
 from ..batches import shuffled_images
-from ..measure import Evaluated, Task, measure
+from ..measure import Task
 from ..settings import Request, choose, parameters
-from .data import LabelledPixels, hold_out, paired_folders, voc_split, with_classes
+from .data import IGNORE, LabelledPixels, hold_out, paired_folders, voc_list, voc_split, with_classes
 from .protocols import PROTOCOLS, ProbeProtocol
 from .samples import ResizedSamples, SegmentationCrops
 from .segment import evaluate_segmentation
@@ -32,19 +34,21 @@ class SegmentationData(Settings):
     void: int = Field(default=255, ge=0, le=65_535)
     binary: bool = False
     classes: int | None = Field(default=None, ge=2, le=255)
+    class_names: Path | None = None  # a text file, a name a line
 
 
-def run_segment(request: Request, where: SegmentationData) -> Evaluated:
+def segment_task(request: Request, where: SegmentationData) -> Task:
     """`evaluate segment`."""
     protocol = choose(PROTOCOLS, request)
-    train, test = with_classes(*_sets(where), where.classes)
+    names = _class_names(where)
+    train, test = with_classes(*_sets(where), len(names) if names else where.classes)
+    train, test = replace(train, class_names=names), replace(test, class_names=names)
     samples: ResizedSamples | SegmentationCrops
     if isinstance(protocol, ProbeProtocol):
         samples, size, batch_size = ResizedSamples(train, protocol), protocol.width, 32
     else:
         samples, size, batch_size = SegmentationCrops(train, protocol), protocol.crop, protocol.batch_size
-    runtime = request.runtime
-    task = Task(
+    return Task(
         name="segment",
         headline="miou",
         parameters=parameters(protocol),
@@ -56,21 +60,36 @@ def run_segment(request: Request, where: SegmentationData) -> Evaluated:
             test,
             protocol,
             seed=subject.seed,
-            runtime=runtime,
+            runtime=subject.runtime,
             identity=subject.identity,
         ),
-        train_images=lambda seed: (
+        train_images=lambda subject: (
             normalize(images)
-            for images, _ in shuffled_images(samples, batch_size=batch_size, seed=seed, runtime=runtime)
+            for images, _ in shuffled_images(
+                samples, batch_size=batch_size, seed=subject.seed, runtime=subject.runtime
+            )
         ),
     )
-    return measure(request, task)
+
+
+def _class_names(where: SegmentationData) -> tuple[str, ...]:
+    """Names of the classes, from the file that was given."""
+    if where.class_names is None:
+        return ("background", "foreground") if where.binary else ()
+    names = tuple(read_lines(where.class_names, "a text file with the name of one class per line"))
+    if where.classes is not None and where.classes != len(names):
+        raise UserError(f"{where.class_names} names {len(names)} classes, but --classes is {where.classes}")
+    if not 2 <= len(set(names)) == len(names) <= IGNORE:
+        raise UserError(f"{where.class_names}: give 2 to {IGNORE} names, each of them once")
+    return names
 
 
 def _sets(where: SegmentationData) -> tuple[LabelledPixels, LabelledPixels]:
     """Training and test images, from VOC's layout or from pairs of folders."""
     options: dict[str, Any] = {"void": where.void}
     if where.voc is not None:
+        for split in where.splits:  # both before the images of one, perhaps many, are looked for
+            voc_list(where.voc, split)
         train, test = (voc_split(where.voc, split, **options) for split in where.splits)
         return train, test
     if where.images is None or where.labels is None:

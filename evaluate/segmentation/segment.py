@@ -127,7 +127,10 @@ def _frozen_maps(
     """
     maps: list[Tensor] = []
     labels: list[Tensor] = []
-    with torch.inference_mode():
+    with (
+        torch.inference_mode(),
+        runtime.progress("maps of the training images", len(data)) as advance,
+    ):
         for images, reduced in ordered_batches(
             ResizedSamples(data, protocol), batch_size=32, workers=runtime.workers, device=runtime.device
         ):
@@ -141,6 +144,7 @@ def _frozen_maps(
                 )
             maps.append(found)
             labels.append(reduced.cpu())
+            advance(len(images))
     return torch.cat(maps).clone(), torch.cat(labels).clone()
 
 
@@ -204,21 +208,23 @@ def _measure(
     confusion = torch.zeros(data.classes, data.classes, dtype=torch.int64)
     shown = {round(position) for position in np.linspace(0, len(data) - 1, min(PICTURES, len(data)))}
     pictures = []
-    for index in range(len(data)):
-        image, labels = data.read(index)
-        logits = logits_of(image[None].to(runtime.device))
-        enlarged = functional.interpolate(
-            logits.float(), size=labels.shape, mode="bilinear", align_corners=False
-        )
-        predicted = enlarged[0].argmax(0).cpu()
-        confusion += confusion_matrix(labels, predicted, data.classes)
-        if index in shown:
-            name = data.images[index].name
-            pictures.append((name, segmentation_picture(image, labels, predicted, data.classes)))
+    with runtime.progress("test images", len(data)) as advance:
+        for index in range(len(data)):
+            image, labels = data.read(index)
+            logits = logits_of(image[None].to(runtime.device))
+            enlarged = functional.interpolate(
+                logits.float(), size=labels.shape, mode="bilinear", align_corners=False
+            )
+            predicted = enlarged[0].argmax(0).cpu()
+            confusion += confusion_matrix(labels, predicted, data.classes)
+            if index in shown:
+                name = data.images[index].name
+                pictures.append((name, segmentation_picture(image, labels, predicted, data.classes)))
+            advance(1)
     ious = class_iou(confusion)
     return Outcome(
         metrics=segmentation_metrics(confusion),
-        per_class={str(index): iou for index, iou in enumerate(ious)},
+        per_class=dict(zip(data.names, ious, strict=True)),
         confusion=confusion.tolist(),
         curves={"loss": curve},
         pictures=pictures,

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from hapicl.cli import command_line
-from hapicl.evaluate.classification.run import run_knn
+from hapicl.evaluate.classification.run import knn_task
 from hapicl.evaluate.measure import Subject, Task, measure
 from hapicl.evaluate.result import Outcome
 from hapicl.evaluate.settings import Request
@@ -83,7 +83,7 @@ def test_random_was_measured_with_batchnorm_statistics_that_any_training_replace
         data={},
         image_size=64,
         evaluate=evaluate,
-        train_images=lambda seed: [images],
+        train_images=lambda subject: [images],
     )
     for weights in ("random", "random-untouched"):
         request = Request(weights=weights, protocol="p", arch="resnet18", say=lambda text: None)
@@ -109,6 +109,7 @@ def test_another_seed_is_another_baseline(colour_folders: Path) -> None:
         runs=2,
         say=lambda text: None,
     )
-    result, runs = run_knn(request, train=colour_folders / "train", test=colour_folders / "test")
+    task = knn_task(request, train=colour_folders / "train", test=colour_folders / "test")
+    result, runs = measure(request, task)
     assert len(result["runs"]) == 2
     assert runs[0].weights["sha256"] != runs[1].weights["sha256"]

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from hapicl.common.errors import UserError
 from hapicl.data.images.class_folders import class_folders
 from hapicl.evaluate.classification.knn import PROTOCOLS
-from hapicl.evaluate.classification.run import run_knn, run_linear
+from hapicl.evaluate.classification.run import knn_task, linear_task
 from hapicl.evaluate.classification.vectors import evaluation_vectors, measure_vectors
+from hapicl.evaluate.measure import measure
 from hapicl.evaluate.result import Outcome
 from hapicl.evaluate.segmentation.data import hold_out, paired_folders, with_classes
 from hapicl.evaluate.segmentation.protocols import ProbeProtocol
@@ -45,7 +46,7 @@ def knn(folder: Path, weights: str, **changes: str) -> dict[str, object]:
         changes={"k": "3", **changes},
         say=lambda text: None,
     )
-    return run_knn(request, train=folder / "train", test=folder / "test")[0]
+    return measure(request, knn_task(request, train=folder / "train", test=folder / "test"))[0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,8 @@ def test_both_vectors_are_classified_by_trainings_of_their_own(colour_folders: P
         runtime=Runtime(folder=tmp_path / "runs"),
         say=lambda text: None,
     )
-    result, _ = run_linear(request, train=colour_folders / "train", test=colour_folders / "test")
+    task = linear_task(request, train=colour_folders / "train", test=colour_folders / "test")
+    result, _ = measure(request, task)
     assert set(result["mean"]) == {"top1", "top1_mean"}
     assert (tmp_path / "runs/seed0/last.pt").is_file()
     assert (tmp_path / "runs/mean/seed0/last.pt").is_file()
