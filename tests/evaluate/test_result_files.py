@@ -202,9 +202,7 @@ def test_an_evaluation_in_a_pipe_says_how_far_it_is(
 ) -> None:
     from hapicl.common.terminal import progress
 
-    monkeypatch.setattr(
-        progress.PlainLines.__init__, "__kwdefaults__", {"clock": progress.time.monotonic, "every": 0.0}
-    )
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     said = knn(weights, colour_folders)
     assert "features of the training images: 24 of 24 (100 %)" in said.output
     assert "features of the test images: 12 of 12 (100 %)" in said.output
