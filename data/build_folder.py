@@ -49,8 +49,13 @@ class BuildFolder:
             plan: dict[str, Any] = json.loads((self.path / "plan.json").read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path}/plan.json cannot be read ({error}); delete {self.path}") from error
+        except OSError as error:
+            raise UserError(
+                f"{self.path}/plan.json cannot be read ({error.strerror}); put that right, or choose another "
+                "--out"
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{self.path}/plan.json is damaged ({error}); delete {self.path}") from error
         return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from pathlib import Path
 from typing import IO, Any
 
 import h5py
@@ -70,3 +71,27 @@ def memmap_dataset(file: h5py.File, name: str, kind: str, mapping: mmap.mmap) ->
         values = dataset[...]
     values.flags.writeable = False
     return values
+
+
+def why_unreadable(path: str | os.PathLike[str], what: str, maker: str, error: Exception) -> str:
+    """Say why a file does not open and what to do; to delete it is advised only where it is damaged.
+
+    Args:
+        path: the file.
+        what: it should be, such as "a mask file".
+        maker: command that writes such files.
+        error: of `DAMAGE`.
+    """
+    give, text = f"give the file that `{maker}` wrote", str(error)
+    if Path(path).is_dir():
+        reason, advice = "it is a folder", give
+    elif isinstance(error, OSError) and error.errno is not None:
+        reason, advice = os.strerror(error.errno), f"put that right, or {give}"
+    elif "locking" in text or "already open" in text:
+        reason = "it is open already, with HDF5's file locking"
+        advice = "close it there, or open it there with locking=False"
+    elif "signature not found" in text:
+        reason, advice = "it is no HDF5 file", give
+    else:
+        reason, advice = text, f"copy it again, or delete this one and run `{maker}` again"
+    return f"{path} cannot be read as {what}: {reason}; {advice}"

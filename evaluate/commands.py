@@ -9,8 +9,22 @@ from typing import Any
 
 import click
 
+from ..common.terminal.completion import completing
+from ..models.backbones.names import usual_names
+
 FOLDER = click.Path(path_type=Path)
 TABLE_FORMATS = ("md", "html", "csv")
+EXPORT_TARGETS = ("torchvision", "timm", "detectron2", "safetensors")
+# the names of the PROTOCOLS beside each task's code, which shells complete without importing torch
+PROTOCOL_NAMES = {
+    "knn": ("knn-dino", "knn-instdisc"),
+    "linear": ("linear-moco", "linear-moco-cached", "linear-mae"),
+    "semi": ("semi-finetune", "logistic-1pct"),
+    "svm": ("svm-voc07", "svm-voc07-lowshot"),
+    "segment": ("seg-probe", "seg-densecl-fcn8", "seg-moco-fcn16"),
+    "detect": ("detect-small", "voc-c4-moco", "coco-fpn-2fc", "coco-fpn-4conv1fc"),
+}
+ARCH_NAMES = completing(usual_names)
 
 
 @click.group()
@@ -29,11 +43,21 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @click.argument("weights")
-        @click.option("--protocol", default=default, show_default=True, help="By origin; see docs.")
+        @click.option(
+            "--protocol",
+            default=default,
+            show_default=True,
+            shell_complete=completing(lambda: PROTOCOL_NAMES[task]),
+            help=f"By origin, see docs: {', '.join(PROTOCOL_NAMES[task])}.",
+        )
         @click.option(
             "--like", metavar="WEIGHTS", help="For random: take network and stem from these weights."
         )
-        @click.option("--arch", help="Backbone, where the file does not say; of random weights.")
+        @click.option(
+            "--arch",
+            shell_complete=ARCH_NAMES,
+            help="Backbone, where the file does not say; of random weights.",
+        )
         @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
         @click.option(
             "--image-size",
@@ -250,16 +274,25 @@ def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--to", "target", required=True, help="torchvision, timm, detectron2 or safetensors.")
-@click.option("--out", type=FOLDER, help="File.  [default: backbone-TARGET beside the checkpoint]")
-@click.option("--arch", help="Backbone, where the file does not say.")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    shell_complete=completing(lambda: EXPORT_TARGETS),
+    help="torchvision, timm, detectron2 or safetensors.",
+)
+@click.option("--out", type=FOLDER, help="File.  [default: backbone-TARGET beside the weights]")
+@click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone, where the file does not say.")
 def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> None:
-    """Write a backbone for another library, and check that it loads there."""
+    """Write a backbone for another library, and check that it loads there.
+
+    CHECKPOINT is a run folder, or a weight file as for `hapicl evaluate`.
+    """
     from .export.export import export_backbone
 
-    written, matched = export_backbone(
-        checkpoint, target, out or Path(checkpoint).parent / f"backbone-{target}", arch=arch
-    )
+    path = Path(checkpoint)
+    place = (path if path.is_dir() else path.parent) / f"backbone-{target}"
+    written, matched = export_backbone(checkpoint, target, out or place, arch=arch)
     click.echo(matched)
     click.echo(f"wrote {written.path} ({written.keys} keys, read back and compared). To use it:")
     click.echo(written.usage)
@@ -269,7 +302,7 @@ def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> 
 @click.argument("weights")
 @click.argument("image", type=FOLDER)
 @click.option("--out", type=FOLDER, default=Path("matches.png"), show_default=True, help="The picture.")
-@click.option("--arch", help="Backbone, where the file does not say.")
+@click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone, where the file does not say.")
 @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
 @click.option(
     "--image-size",

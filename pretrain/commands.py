@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..common.terminal.completion import completing
+from ..models.backbones.names import usual_names
 
 
 def _method_names() -> list[str]:
@@ -23,6 +24,7 @@ def _recipe_names() -> list[str]:
 
 
 METHOD_NAMES, RECIPE_NAMES = completing(_method_names), completing(_recipe_names)
+ARCH_NAMES = completing(usual_names)
 
 
 @click.command()
@@ -31,7 +33,7 @@ METHOD_NAMES, RECIPE_NAMES = completing(_method_names), completing(_recipe_names
     "--images", metavar="DIR", help="Image folder or packed .h5  [default: recorded in the mask file]"
 )
 @click.option("--method", shell_complete=METHOD_NAMES, help="See `hapicl methods`.  [default: hapicl_m]")
-@click.option("--arch", help="Backbone.  [default: resnet50]")
+@click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone.  [default: resnet50]")
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
@@ -130,7 +132,7 @@ def _pretrain(
     "--images", type=click.Path(), help="Image folder or packed file, if not where the masks were made."
 )
 @click.option("--method", shell_complete=METHOD_NAMES, help="What would be trained.  [default: hapicl_m]")
-@click.option("--arch", help="Backbone.")
+@click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone.")
 @click.option("--image-size", type=int, help="Side of the views, pixels.")
 @click.option(
     "--batch-size", type=int, help="Samples of a step.  [default: the recipe's, at most all images]"

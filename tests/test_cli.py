@@ -1,4 +1,5 @@
 import errno
+import importlib
 import subprocess
 import sys
 
@@ -6,6 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from hapicl import cli
+from hapicl.evaluate.commands import EXPORT_TARGETS, PROTOCOL_NAMES
+from hapicl.evaluate.export.export import SUFFIX
+from hapicl.models.backbones.names import USUAL_VITS
+from hapicl.models.backbones.vit import known_vits
 
 
 def _ends(monkeypatch, capsys, error):
@@ -83,6 +88,11 @@ def test_a_mistyped_name_is_told_the_nearest(words, hint):
         (["pretrain", "--method"], "hapicl_", ["hapicl_m", "hapicl_s", "hapicl_vit"]),
         (["pretrain", "--recipe"], "mae_s", ["mae_small"]),
         (["doctor", "--method"], "dense", ["densecl"]),
+        (["pretrain", "--arch"], "vit_s", ["vit_small_patch16_224"]),
+        (["evaluate", "knn", "--arch"], "resnet1", ["resnet101", "resnet152", "resnet18"]),
+        (["evaluate", "segment", "--protocol"], "seg-m", ["seg-moco-fcn16"]),
+        (["evaluate", "detect", "--protocol"], "", sorted(PROTOCOL_NAMES["detect"])),
+        (["export", "--to"], "t", ["timm", "torchvision"]),
     ],
 )
 def test_shells_complete_names_without_torch(words, begun, found):
@@ -93,3 +103,24 @@ def test_shells_complete_names_without_torch(words, begun, found):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{found} False"
+
+
+def test_names_that_shells_complete_are_those_of_the_code():
+    for task, names in PROTOCOL_NAMES.items():
+        room = {"segment": "segmentation.protocols", "detect": "detection.protocols"}
+        module = importlib.import_module(f"hapicl.evaluate.{room.get(task, f'classification.{task}')}")
+        assert set(names) == set(module.PROTOCOLS), task
+    assert set(EXPORT_TARGETS) == set(SUFFIX)
+    assert set(USUAL_VITS) <= set(known_vits())
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["pretrain", "--images", ".", "--arch", "resnet51"], "did you mean resnet50?"),
+        (["pretrain", "--images", ".", "--arch", "vit_tny_patch16_224"], "vit_tiny_patch16_224?"),
+        (["export", "w.pth", "--to", "detectron"], "did you mean detectron2?"),
+    ],
+)
+def test_mistyped_backbones_and_targets_are_told_the_nearest(words, hint):
+    assert hint in str(CliRunner().invoke(cli.command_line, words).exception)

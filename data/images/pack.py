@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
 from ..masks.format import FORMAT as MASK_FORMAT
-from ..memmap import DAMAGE, WatchedFile, memmap_dataset
+from ..memmap import DAMAGE, WatchedFile, memmap_dataset, why_unreadable
 from ..path_keys import PathList, find_row
 from .decode import ImageError
 from .store import Encoded
@@ -135,9 +135,7 @@ class ImagePack:
         except UserError:
             raise
         except DAMAGE as error:
-            raise UserError(
-                f"{self.path} cannot be read as an image pack: {error}; make one with `hapicl data pack`"
-            ) from error
+            raise UserError(why_unreadable(self.path, "an image pack", "hapicl data pack", error)) from error
         if self._file.changed():
             raise UserError(f"{self.path} is being written to; wait until that is done")
         _check(columns, self.path)

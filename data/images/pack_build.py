@@ -107,10 +107,10 @@ def pack_images(
 def _finished(target: Path, plan: dict[str, Any]) -> PackSummary:
     """Say that the file is there, or refuse another one."""
     if (kind := file_kind(target)) != PACK:
-        raise UserError(f"{target} is there already and is {kind}; choose another --out, or delete it")
+        raise UserError(f"{target} is there already and is {kind}; choose another --out")
     pack = ImagePack(target)
     if different := _different(pack.description, plan):
-        raise UserError(f"{target} was made with {different}; delete it or choose another --out")
+        raise UserError(f"{target} was made with {different}; choose another --out")
     return PackSummary(len(pack), target.stat().st_size, pack.description["unreadable"], True)
 
 
@@ -121,7 +121,8 @@ def _settle(folder: BuildFolder, plan: dict[str, Any]) -> None:
         folder.write_plan(plan)
     elif different := _different(begun, plan):
         raise UserError(
-            f"{folder.path} holds an unfinished pack with {different}; delete it or choose another --out"
+            f"{folder.path} holds an unfinished pack with {different}; give those settings to finish it, or "
+            "choose another --out"
         )
 
 

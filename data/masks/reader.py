@@ -9,7 +9,6 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...common.errors import UserError
 from ..geometry import ViewGeometry
-from ..memmap import DAMAGE, WatchedFile, memmap_dataset
+from ..memmap import DAMAGE, WatchedFile, memmap_dataset, why_unreadable
 from ..path_keys import PathList, decode_path, find_row
 from .format import (
     COLUMNS,
@@ -251,11 +250,7 @@ class MaskReader:
         except FileNotFoundError as error:
             raise MaskError(f"no mask file {self.path}; make it with `hapicl masks build`") from error
         except DAMAGE as error:
-            reason = "it is a folder" if Path(self.path).is_dir() else str(error)
-            raise MaskError(
-                f"{self.path} cannot be read as a mask file: {reason}; give the file that "
-                "`hapicl masks build` wrote, or delete this one and build it again"
-            ) from error
+            raise MaskError(why_unreadable(self.path, "a mask file", "hapicl masks build", error)) from error
         check_columns(data, self.path)
         if self._file.changed():
             raise MaskError(f"{self.path} is being written to; wait until that is done")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
-from ...common.errors import UserError
+from ...common.errors import UserError, did_you_mean
 from ...engine.checkpoint import write_torch
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
@@ -29,7 +29,6 @@ from ...models.write_weights import write_safetensors
 from .detectron import detectron_name, read_detectron, write_detectron
 from .usage import timm_arguments, usage
 
-TARGETS = ("torchvision", "timm", "detectron2", "safetensors")
 SUFFIX = {"torchvision": ".pth", "timm": ".safetensors", "detectron2": ".pkl", "safetensors": ".safetensors"}
 
 
@@ -47,7 +46,7 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
 
     Args:
         spec: weights as `load_backbone` takes them, not `random`.
-        target: one of `TARGETS`.
+        target: a key of `SUFFIX`.
         out: the file; a name without suffix gets the target's.
         arch: the backbone's name where the file does not say.
 
@@ -58,15 +57,15 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
         UserError: for an unknown target, a file that exists or cannot be written, a ViT for torchvision or
             detectron2, or weights that do not match.
     """
-    if target not in TARGETS:
-        raise UserError(f"--to {target}: choose one of {', '.join(TARGETS)}")
+    if target not in SUFFIX:
+        raise UserError(f"--to {target}{did_you_mean(target, SUFFIX)}: choose one of {', '.join(SUFFIX)}")
     if spec == "random":
         raise UserError("export wants trained weights, not `random`")
     path = out if out.suffix else out.with_suffix(SUFFIX[target])
     if path.suffix != SUFFIX[target]:  # timm, detectron2 and our own reader go by it
         raise UserError(f"--to {target} writes a {SUFFIX[target]} file; give --out {out}{SUFFIX[target]}")
     if path.is_file():
-        raise UserError(f"{path} exists already; choose another --out, or delete it first")
+        raise UserError(f"{path} exists already; choose another --out")
     refuse_unwritable(path)
     backbone, info = load_backbone(spec, arch=arch)
     state = {name: value.clone().contiguous() for name, value in backbone.export_state().items()}

@@ -74,7 +74,7 @@ def plan_build(request: BuildRequest, parts: PartFiles) -> Plan:
         refuse_other(what, old["recipe"], old["image_root"], request)
         if old["base"] and not request.out.exists():
             raise UserError(
-                f"{parts.path} adds to {request.out}, which is gone; put it back or delete that folder"
+                f"{parts.path} adds to {request.out}, which is gone; put it back, or choose another --out"
             )
         plan = _plan(request, fresh=not old["base"])
         if plan.same_work(old):
@@ -83,7 +83,7 @@ def plan_build(request: BuildRequest, parts: PartFiles) -> Plan:
             raise UserError(
                 f"the images in {request.image_root} have changed since the build in {parts.path} began "
                 f"({old['images']} then, {len(plan.paths)} now); add --update to keep what is finished, or "
-                "delete that folder"
+                "choose another --out"
             )
         save_unfinished(request.out, parts)
         parts.remove_parts()
@@ -98,11 +98,9 @@ def refuse_other(what: str, recipe: dict[str, Any], image_root: str, request: Bu
     different = sorted(key for key in {*recipe, *asked} - {"about"} if recipe.get(key) != asked.get(key))
     if different:
         told = ", ".join(f"{key}: {recipe.get(key)!r}, now {asked.get(key)!r}" for key in different[:4])
-        raise UserError(f"{what} with other parameters ({told}); choose another --out, or delete it")
+        raise UserError(f"{what} with other parameters ({told}); choose another --out")
     if image_root != request.image_root:
-        raise UserError(
-            f"{what} from {image_root}, not {request.image_root}; choose another --out, or delete it"
-        )
+        raise UserError(f"{what} from {image_root}, not {request.image_root}; choose another --out")
 
 
 def _plan(request: BuildRequest, *, fresh: bool) -> Plan:

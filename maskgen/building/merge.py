@@ -68,7 +68,8 @@ def join_part_files(out: Path, parts: PartFiles) -> int:
     readers = parts.readers()
     if paths_digest(path for reader in readers for path in reader.paths) != plan["paths_digest"]:
         raise UserError(
-            f"the part files in {parts.path} do not belong to its plan; delete the folder and build again"
+            f"the part files in {parts.path} do not belong to its plan; put back those that do, or build "
+            "with another --out"
         )
     return _join(out, parts, plan, readers, complete=True)
 
@@ -97,7 +98,8 @@ def _join(
         base = MaskReader(out)
         if base.attributes["content_digest"] != plan["base"]:
             raise UserError(
-                f"{out} is not the file that {parts.path} adds to; delete {parts.path} and update again"
+                f"{out} is not the file that {parts.path} adds to; put that file back, or move {parts.path} "
+                "away and update again"
             )
         sources.append(base)
         keep.append(kept_rows(base, plan["drop"]))

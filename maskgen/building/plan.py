@@ -130,7 +130,7 @@ class PartFiles(BuildFolder):
         if not isinstance(plan, dict) or any(
             not isinstance(plan.get(name), kind) for name, kind in kinds.items()
         ):
-            raise UserError(f"{self.path}/plan.json is not what a build of masks wrote; delete {self.path}")
+            raise UserError(f"{self.path}/plan.json is not what a build of masks wrote; choose another --out")
         return {**plan, "recipe": read_recipe(plan["recipe"])}
 
     def readers(self) -> list[MaskReader]:

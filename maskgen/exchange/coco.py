@@ -44,7 +44,7 @@ def import_coco(
     """
     start = time.monotonic()
     if Path(out).exists():
-        raise UserError(f"{out} exists; choose another --out, or delete it")
+        raise UserError(f"{out} exists; choose another --out")
     refuse_unwritable(out)
     coco_masks()  # a missing library is told before the file is read
     content = read_coco(Path(source), MASK_ROWS)

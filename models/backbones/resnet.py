@@ -11,8 +11,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ...common.errors import UserError, did_you_mean
 from .base import Backbone, Stem
+from .names import RESNETS
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 # Total stride of the last map by stem. The layers keep torchvision's names and shapes, only strides differ,
 # so that the weights of every stem load everywhere.
 STEM_STRIDE = {"imagenet": 32, "no_pool": 16, "stride1": 8}

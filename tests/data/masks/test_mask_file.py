@@ -166,6 +166,22 @@ def test_an_image_of_another_size_is_refused(mask_file):
         reader.integral(path, (width + 1, height))
 
 
+def test_files_that_are_whole_were_advised_to_be_deleted(mask_file, tmp_path):
+    """A folder, another kind of file, or one that is open elsewhere is no damage."""
+    (tmp_path / "text.h5").write_text("hello")
+    with h5py.File(mask_file, "r", locking=True):
+        with pytest.raises(MaskError, match="it is open already") as told:
+            len(MaskReader(mask_file))
+        assert "delete" not in str(told.value)
+    for path in (tmp_path, tmp_path / "text.h5"):
+        with pytest.raises(MaskError) as told:
+            len(MaskReader(path))
+        assert "delete" not in str(told.value)
+    (tmp_path / "cut.h5").write_bytes(mask_file.read_bytes()[:3000])
+    with pytest.raises(MaskError, match=r"truncated.*delete this one and run `hapicl masks build` again"):
+        len(MaskReader(tmp_path / "cut.h5"))
+
+
 def test_unknown_paths_missing_files_and_foreign_files_are_named(mask_file, tmp_path):
     with pytest.raises(MaskError, match=r"no mask for 'nothing.jpg'"):
         MaskReader(mask_file)["nothing.jpg"]
