@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ...common.errors import UserError, did_you_mean
 from .base import Backbone, Stem
-from .names import RESNETS
+from .names import RESNETS as RESNETS  # other modules look for it here
 
 # Total stride of the last map by stem. The layers keep torchvision's names and shapes, only strides differ,
 # so that the weights of every stem load everywhere.
