@@ -8,6 +8,7 @@ command that needs them.
 import errno
 import importlib
 import io
+import os
 import signal
 import sys
 
@@ -95,42 +96,51 @@ def main() -> None:
     """Run the command line; a `UserError` ends in its message and exit code 2, never in a traceback.
 
     So does what the system says of a file in the midst of work: a full disk, a folder that vanished. SIGTERM
-    ends a command as an error would, so that it clears up.
+    and Ctrl-C end a command as an error would, so that it clears up, with exit codes 143 and 130.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with raise_on_signals([signal.SIGTERM]):
+        with raise_on_signals([signal.SIGTERM, signal.SIGINT]):
             command_line.main(prog_name="hapicl")
     except Stopped as stopped:
         click.echo(f"stopped by {stopped.name}; give the same command again to go on", err=True)
         sys.exit(128 + stopped.number)
     except UserError as error:
         if str(error):  # else another process of this run has said it
-            click.echo(f"error: {error}", err=True)
+            _say(str(error), error)
         sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno not in DISK_FULL:
             raise  # not about a file: a bug, or a lost connection
         where = f"{error.filename}: " if error.filename is not None else ""
-        click.echo(
-            f"error: {where}{error.strerror}; put that right and give the same command again", err=True
-        )
+        _say(f"{where}{error.strerror}; put that right and give the same command again", error)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". This is")[0]
+        if _is_out_of_memory(error):
+            advice = "lower --batch-size, --image-size or widths given by --set"
+            _say(f"not enough memory: {reason}; {advice}", error)
+        elif _is_lost_process(error):
+            _say(f"another process of this run is gone, which may say why: {reason}", error)
+        else:
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        click.echo(
-            f"error: not enough memory: {reason}; lower --batch-size, --image-size or widths given by --set",
-            err=True,
-        )
         sys.exit(2)
+
+
+def _say(text: str, error: BaseException) -> None:
+    """Print an error and what was noted of it on the way, such as what a training has saved."""
+    click.echo("\n".join([f"error: {text}", *getattr(error, "__notes__", [])]), err=True)
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Whether an allocation failed: Python says so by type, torch's CPU allocator and CUDA only in words."""
     return isinstance(error, MemoryError) or ("allocate" in str(error) and "memory" in str(error))
+
+
+def _is_lost_process(error: MemoryError | RuntimeError) -> bool:
+    """Whether one of several processes has lost another; torch has no class of its own for that."""
+    return "WORLD_SIZE" in os.environ and "by peer" in str(error)
 
 
 if __name__ == "__main__":  # torchrun starts modules by name: -m hapicl.cli

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import multiprocessing.util
 import os
 import random
 import signal
@@ -22,6 +23,8 @@ import psutil
 
 LIMIT_SECONDS = 240  # a command that takes longer hangs
 POLL_SECONDS = 0.002
+AGENT_SECONDS = 30  # torchrun's patience
+EXIT_STOPPED = 75
 
 
 def hapicl(arguments: Sequence[str]) -> Callable[[], None]:
@@ -62,7 +65,7 @@ def start(call: Callable[[], object], errors: Path, *, environment: Mapping[str,
         return process
     code = 1
     try:
-        atexit._clear()  # what the parent would clear away in the end is not the child's
+        _forget_exit_functions()
         os.setsid()
         os.environ.update(environment or {})
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
@@ -79,6 +82,12 @@ def start(call: Callable[[], object], errors: Path, *, environment: Mapping[str,
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _forget_exit_functions() -> None:
+    """Drop what the parent clears away in the end, but for what minds whose process it is in."""
+    atexit._clear()
+    atexit.register(multiprocessing.util._exit_function)
 
 
 def _exit_code(call: Callable[[], object]) -> int:
@@ -106,6 +115,23 @@ def finish(process: int, *, seconds: float = LIMIT_SECONDS) -> int | None:
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
     return None
+
+
+def finish_together(processes: Sequence[int]) -> list[int | None]:
+    """`finish` all as torchrun does: when one has failed the others get SIGTERM, later SIGKILL."""
+    codes: dict[int, int | None] = {}
+    waiting, end = list(processes), time.monotonic() + LIMIT_SECONDS
+    while waiting and time.monotonic() < end:
+        for process in [process for process in waiting if has_ended(process)]:
+            codes[process] = finish(process)
+            waiting.remove(process)
+            if codes[process] not in {0, EXIT_STOPPED} and waiting:
+                end = min(end, time.monotonic() + AGENT_SECONDS)
+                for other in waiting:
+                    os.kill(other, signal.SIGTERM)
+        time.sleep(POLL_SECONDS)
+    codes |= {process: finish(process, seconds=0) for process in waiting}
+    return [codes[process] for process in processes]
 
 
 def run(call: Callable[[], object], errors: Path) -> int | None:

@@ -62,7 +62,8 @@ def main() -> int:
             seconds = time.perf_counter() - start
             row = {"what": ATTACKS[name][1], **tally.as_json(), "seconds": round(seconds, 1)}
             outcomes = ", ".join(f"{times} {what}" for what, times in tally.outcomes.most_common())
-            print(f"{row['what']:58} {tally.attacks:6} {len(tally.failures):6} {seconds:8.1f}  {outcomes}")
+            numbers = f"{tally.attacks:6} {len(tally.failures):6} {seconds:8.1f}"
+            print(f"{row['what']:58} {numbers}  {outcomes}", flush=True)
             for failure in tally.failures:
                 print(f"    {failure}", flush=True)
             failed += len(tally.failures)

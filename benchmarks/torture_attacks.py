@@ -32,6 +32,7 @@ SUBJECTS = {
     "pack": "data pack",
 }
 FIRST_MOMENT = 0.05  # seconds; before it the forked child is not yet a command
+EXIT_LOST = 2  # of one of several processes that has lost another
 TRIES = 4  # for each kill that is to count
 
 
@@ -134,7 +135,7 @@ class Torture:
     def _settle(self, subject: Subject, folder: Path, what: str, wrong: list[str], tally: Tally) -> None:
         """Give the command again and compare what it has written."""
         errors = folder.with_suffix(".stderr")
-        codes = [forked.finish(process) for process in subject.start(folder, errors)]
+        codes = forked.finish_together(subject.start(folder, errors))
         if any(code != 0 for code in codes):
             wrong.append(f"given again it ended with {codes}")
         elif subject.result(folder) != self._undisturbed(subject).result:
@@ -280,14 +281,19 @@ def _kill(
     else:
         forked.wait_until(processes[0], lambda: False, moment)
     late = all(forked.has_ended(process) for process in processes)
-    for process in processes:
+    one = len(processes) > 1 and draw.random() < 0.5
+    targets = [draw.choice(processes)] if one else processes
+    for process in targets:
         if not forked.has_ended(process):
             os.kill(process, number)
-    codes = [forked.finish(process) for process in processes]
+    codes = forked.finish_together(processes)
     if late or codes == [0] * len(codes):
         return None, None if set(codes) == {0} else f"ended with {codes} by itself"
     allowed = {-signal.SIGKILL} if number == signal.SIGKILL else {0, *subject.codes[number]}
-    outcome = f"{number.name}{' inside a write' if aimed else ''}: exit {' '.join(map(str, codes))}"
+    if one and number == signal.SIGKILL:  # the other learns of it, or is ended too
+        allowed |= {EXIT_LOST, *subject.codes[signal.SIGTERM], 128 + signal.SIGTERM}
+    where = f"{' to one' if one else ''}{' inside a write' if aimed else ''}"
+    outcome = f"{number.name}{where}: exit {' '.join(map(str, codes))}"
     return outcome, None if set(codes) <= allowed else f"{number.name} ended it with {codes}"
 
 

@@ -21,9 +21,8 @@ from PIL import Image
 
 # documented exit codes after each signal; 0: it had just ended
 LOOP = {signal.SIGTERM: {75}, signal.SIGINT: {75}, signal.SIGUSR1: {75}}
-# as a shell counts signals; click says "Aborted!" and 1 to a Ctrl-C that the command does not take itself
-TOOL = {signal.SIGTERM: {143}, signal.SIGINT: {1, 130}}
-FINE_TUNING = {signal.SIGTERM: {75, 143}, signal.SIGINT: {75, 1}}
+TOOL = {signal.SIGTERM: {143}, signal.SIGINT: {130}}  # as a shell counts signals
+FINE_TUNING = {signal.SIGTERM: {75, 143}, signal.SIGINT: {75, 130}}  # outside of its loop as a tool
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,14 @@ def make_subjects(data: Path) -> dict[str, Subject]:
         Subject("pretrain, two processes", two, weights, LOOP, inside=inside, processes=2),
         Subject("evaluate semi", evaluate, _fine_tuned, FINE_TUNING, prepare=_frequent_checkpoints),
         Subject("masks build", build, lambda folder: _columns(folder / "masks.h5"), TOOL, frozenset({0})),
-        Subject("data pack", pack, lambda folder: _columns(folder / "images.h5"), TOOL, frozenset({0})),
+        Subject(
+            "data pack",
+            pack,
+            lambda folder: _columns(folder / "images.h5"),
+            TOOL,
+            frozenset({0}),
+            prepare=_small_parts,
+        ),
     ]
     return {subject.name: subject for subject in subjects}
 
@@ -137,9 +143,17 @@ def _draw_classes(folder: Path) -> None:
 
 def _frequent_checkpoints() -> None:
     """Let fine-tuning save every other step: no option does that, as real ones are short."""
-    from hapicl.evaluate.finetune import Runtime
+    from hapicl.evaluate.settings import Runtime
 
-    Runtime.__init__.__kwdefaults__["checkpoint_every"] = 2
+    Runtime.model_fields["checkpoint_every"].default = 2
+    Runtime.model_rebuild(force=True)
+
+
+def _small_parts() -> None:
+    """Let the pack be made of several parts, as that of many images is."""
+    from hapicl.data.images import pack_build
+
+    pack_build.PART_IMAGES = 6
 
 
 def _digest(pieces: Sequence[bytes]) -> str:

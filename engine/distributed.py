@@ -109,6 +109,13 @@ def processes(device: str = "auto", *, timeout_minutes: float = 30) -> Iterator[
         dist.destroy_process_group()
 
 
+def _all_gather(joined: Tensor, local: Tensor) -> None:
+    """Fill `joined` (W * B, ...) with everyone's (B, ...), in order of rank."""
+    # torch 2.14 has a new name for it, and warns of the old one on the user's screen
+    gather_tensors = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather_tensors(joined, local.contiguous())
+
+
 class _Gather(torch.autograd.Function):
     """All slices in order of rank; backward sums what every process sends back to this slice."""
 
@@ -116,7 +123,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, local: Tensor) -> Tensor:
         ctx.rows = local.shape[0]
         joined = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
-        dist.all_gather_into_tensor(joined, local.contiguous())
+        _all_gather(joined, local)
         return joined
 
     @staticmethod
@@ -212,7 +219,7 @@ def _gather_rows(local: Tensor) -> Tensor:
     if world_size() == 1:
         return local
     joined = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
-    dist.all_gather_into_tensor(joined, local.contiguous())
+    _all_gather(joined, local)
     return joined
 
 
@@ -303,7 +310,7 @@ def all_or_none() -> Iterator[None]:
         raise failure
     other = next((number for number, message in enumerate(failures) if message is not None), None)
     if other is not None:
-        raise UserError(f"process {other} cannot start: {failures[other]}")
+        raise UserError(f"process {other} cannot go on: {failures[other]}")
 
 
 def host_group() -> dist.ProcessGroup | None:

@@ -1,12 +1,18 @@
-"""A non-finite loss changes no parameter, and the host learns of it without waiting for the device."""
+"""What a bad step must not spoil.
+
+A non-finite loss changes no parameter, and the host learns of it without waiting for the device. A step that
+an error ends before its update can be undone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common.errors import UserError
 from .distributed import world_size
@@ -76,3 +82,75 @@ class FiniteGuard:
 
 def _finite(value: float) -> bool:
     return value - value == 0
+
+
+class WholeStep:
+    """Brings a module back to its last whole step, unless an error came in the midst of an update.
+
+    Forward passes change buffers: BatchNorm's running statistics, queues. Those are copied at the beginning
+    of every step; which they are is learnt from the forward passes themselves, by the count that torch keeps
+    of the changes of a tensor (it counts none of BatchNorm's). A memory bank, which only the end of a step
+    writes, is never copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._tensors = _tensors(module)
+        self._versions: dict[str, int] = {}
+        self._copies: dict[str, Tensor] = {}
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []  # copies and their originals, by type
+        self._state: Literal["whole", "begun", "updating"] = "whole"
+        norms = {name for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
+        self._found = {name for name, _ in module.named_buffers() if name.rpartition(".")[0] in norms}
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """A step begins: copy what its forward passes will change; the device is not waited for."""
+        if self._found:
+            self._copies |= {name: torch.empty_like(self._tensors[name]) for name in self._found}
+            self._found = set()
+            self._group()
+        for copies, originals in self._groups:
+            torch._foreach_copy_(copies, originals)
+        self._versions = {name: value._version for name, value in self._tensors.items()}
+        self._state = "begun"
+
+    def begin_update(self) -> None:
+        """The forward passes are done, the update begins: note what they have changed, for the next step."""
+        self._found.update(name for name in self._changed() if name not in self._copies)
+        self._state = "updating"
+
+    def end(self) -> None:
+        """The step is whole."""
+        self._state = "whole"
+
+    @torch.no_grad()
+    def restore(self) -> bool:
+        """Undo a step that has not reached its update; False where that cannot be done."""
+        if self._state != "begun":
+            return self._state == "whole"
+        now = _tensors(self._module)
+        same = now.keys() == self._tensors.keys() and all(now[name] is self._tensors[name] for name in now)
+        if not same or any(name not in self._copies for name in self._changed()):
+            return False
+        for copies, originals in self._groups:
+            torch._foreach_copy_(originals, copies)
+        self._state = "whole"
+        return True
+
+    def _changed(self) -> list[str]:
+        return [name for name, value in self._tensors.items() if value._version != self._versions[name]]
+
+    def _group(self) -> None:
+        """Sort by type: tensors of one type are copied in one call."""
+        kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for name, copy in self._copies.items():
+            copies, originals = kinds.setdefault(copy.dtype, ([], []))
+            copies.append(copy)
+            originals.append(self._tensors[name])
+        self._groups = list(kinds.values())
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())

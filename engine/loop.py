@@ -7,21 +7,23 @@ loop never waits for the device between two log lines: no `.item()`, no `.cpu()`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batchnorm import average_running_statistics
-from .checkpoint import save_checkpoint
-from .distributed import DataParallel, World, any_process, barrier, host_group
-from .guard import FiniteGuard
+from ..common.errors import UserError
+from .batchnorm import SplitBatchNorm, average_running_statistics
+from .checkpoint import LAST, save_checkpoint
+from .distributed import DataParallel, World, all_or_none, any_process, barrier, host_group
+from .guard import FiniteGuard, NonFiniteLossError, WholeStep
 from .health import HealthWatch, collapse_metrics
 from .interfaces import FitResult, Hooks, LoopSettings, Result, Source
-from .meter import Meter
+from .meter import Meter, peak_bytes
 from .optimizers import mask_updates, set_lr
 from .run_logger import CHANCE, LOSS, RunLogger
 from .schedule import lr_factor
@@ -62,6 +64,8 @@ def fit(
 
     Raises:
         NonFiniteLossError: no parameter was changed by the bad step.
+        Exception: any other error of the module, the source or the disk, after a checkpoint of the last whole
+            step where one can be written; the error's notes say what is saved.
     """
     loop = _Fit(
         module,
@@ -99,10 +103,15 @@ class _Fit:
         self.module, self.source, self.optimizer, self.settings = module, source, optimizer, settings
         self.world, self.hooks, self.run_logger = world, hooks, run_logger
         self.folder, self.config = folder, config
-        self.step = first_step
+        self.step = self.first_step = first_step
         self.last: dict[str, float] = {}
         self.meter = Meter()
         self.guard = FiniteGuard(world.device)
+        self.whole_step = WholeStep(module)
+        resumed_here = first_step > 0 and folder is not None and (folder / LAST).exists()
+        self.saved_step = first_step if resumed_here else None  # of the checkpoint in the folder
+        self.saving = False
+        self.leaving_together = False  # all processes leave at the same place
         # whether the optimiser itself leaves the parameters alone after a bad loss; else the host must look
         self.updates_masked = mask_updates(optimizer, self.guard.found_inf)
         self.steps_per_epoch = source.steps_per_epoch // settings.grad_accum_steps
@@ -120,7 +129,13 @@ class _Fit:
         self.health = HealthWatch(total_steps=settings.total_steps, workers=settings.workers)
 
     def run(self, stop: StopRequest, trace: Callable[[], None]) -> FitResult:
-        """Step until the last step or a signal; `trace` is called after every step."""
+        """Step until the last step, a signal or an error; `trace` is called after every step."""
+        with ExitStack() as stack:
+            stack.push(self.leave)
+            return self.steps(stop, trace)
+
+    def steps(self, stop: StopRequest, trace: Callable[[], None]) -> FitResult:
+        """Step until the last step or a signal."""
         batches = self.stream()
         if self.step == 0:
             self.validate()  # the row of random weights, and a mistake in its data shows at once
@@ -140,6 +155,41 @@ class _Fit:
         ended = None if self.step >= self.settings.total_steps else "stop_after"
         return FitResult(self.step, ended, self.last)
 
+    def leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """After an error (not a second Ctrl-C), save the last whole step and note in it what is saved."""
+        if not isinstance(error, Exception) or isinstance(error, NonFiniteLossError):
+            return  # a loss that is not finite says itself how to go on
+        if self.folder is None or self.step == self.first_step:
+            return  # nothing to save
+        hindrance = self.rescue() if self.saved_step != self.step else ""
+        if not self.world.first:
+            return
+        lost = f"step {self.step} could not be saved ({hindrance}); " if hindrance else ""
+        if self.saved_step is None:
+            error.add_note(f"{lost}there is no checkpoint yet")
+        else:
+            error.add_note(
+                f"{lost}{self.folder / LAST} holds step {self.saved_step} of {self.settings.total_steps}: "
+                "give the same command again, where it has it with --resume auto"
+            )
+
+    def rescue(self) -> str:
+        """Save the last whole step after an error; gives what is in the way of that, or nothing."""
+        if self.saving:
+            return "that is what failed"
+        if not self.whole_step.restore():
+            return "the next one was half done"
+        alone = self.world.size > 1 and not self.leaving_together
+        if alone and any(isinstance(part, SplitBatchNorm) for part in self.module.modules()):
+            return "its BatchNorm statistics are spread over processes that are gone"
+        try:
+            self.save(keep=False, alone=alone)
+        except (UserError, OSError, RuntimeError, MemoryError) as error:
+            return str(error).partition("\n")[0]
+        return ""
+
     def stream(self) -> Iterator[Any]:
         """Batches from the current position on, epoch after epoch."""
         epoch, within = divmod(self.step, self.steps_per_epoch)
@@ -154,12 +204,14 @@ class _Fit:
     def one_step(self, batches: Iterator[Any]) -> None:
         """Forward, backward, masked update, and what follows it."""
         settings = self.settings
+        self.whole_step.begin()
         factor = lr_factor(settings.schedule, self.step, settings.total_steps, self.steps_per_epoch)
         lr = set_lr(self.optimizer, factor)
         _seed_step(settings.seed, self.step, self.world.rank)
         parts = range(settings.grad_accum_steps)
         names, values = zip(
-            *(self.forward_backward(next(batches), last=part == parts[-1]) for part in parts), strict=True
+            *(self.forward_backward(self.next_batch(batches), last=part == parts[-1]) for part in parts),
+            strict=True,
         )
         if settings.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip_norm)
@@ -167,11 +219,29 @@ class _Fit:
         self.guard.check(self.step, names[0], torch.stack(values).mean(0))
         if not self.updates_masked:
             self.guard.raise_if_failed()
+        self.whole_step.begin_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.meter.note({"schedule/lr": lr, "epoch": (self.step + 1) / self.steps_per_epoch})
         self.meter.note(self.hooks.after_step(self.step, settings.total_steps))
         self.step += 1
+        self.whole_step.end()
+
+    def next_batch(self, batches: Iterator[Any]) -> Any:
+        """Take a batch; where one process gets none all leave here, or the others would wait for it."""
+        if self.world.size == 1:
+            return next(batches)
+        batch, failure = None, None
+        try:
+            batch = next(batches)
+        except UserError as error:
+            failure = error
+        if any_process(failure is not None, self.host_group):
+            self.leaving_together = True
+            with all_or_none():
+                if failure is not None:
+                    raise failure
+        return batch
 
     def forward_backward(self, batch: Any, *, last: bool) -> tuple[tuple[str, ...], Tensor]:
         """One batch of an optimiser step; gradients are exchanged at the last one only.
@@ -226,19 +296,26 @@ class _Fit:
         embeddings = self.result.embeddings
         spread = {} if embeddings is None or len(embeddings) < 2 else collapse_metrics(embeddings)
         values = self.meter.read(spread)
-        values["memory/peak_gib"] = _peak_bytes(self.world.device) / 2**30
+        values["memory/peak_gib"] = peak_bytes(self.world.device) / 2**30
         values |= {CHANCE + name: value for name, value in self.result.references.items()}
         self.last = values
         self.run_logger.record(self.step, values)
         for sentence in self.health.judge(self.step, values, self.result.references):
             self.run_logger.info(f"warning at step {self.step}: {sentence}")
 
-    def save(self, *, keep: bool) -> None:
-        """Write a checkpoint from the first process; never one of a state after a bad loss."""
+    def save(self, *, keep: bool, alone: bool = False) -> None:
+        """Write a checkpoint from the first process; never one of a state after a bad loss.
+
+        Args:
+            keep: also for good.
+            alone: without the other processes, which are elsewhere or gone.
+        """
         if self.folder is None:
             return
+        self.saving = True
         self.guard.raise_if_failed()
-        average_running_statistics(self.module)
+        if not alone:
+            average_running_statistics(self.module)
         if self.world.first:
             save_checkpoint(
                 self.folder,
@@ -248,20 +325,11 @@ class _Fit:
                 config=self.config,
                 keep=keep,
             )
-        barrier()
+        self.saved_step, self.saving = self.step, False
+        if not alone:
+            barrier()
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch by counter, so that dropout and the like are drawn again after a resume."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """Largest memory held so far: on the GPU, or by this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB, macOS in bytes
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from hapicl import cli
+from hapicl.common.errors import UserError
 from hapicl.evaluate.commands import EXPORT_TARGETS, PROTOCOL_NAMES
 from hapicl.evaluate.export.export import SUFFIX
 from hapicl.models.backbones.names import USUAL_VITS
@@ -35,6 +36,23 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     code, said = _ends(monkeypatch, capsys, OSError(errno.ENOSPC, "No space left on device"))
     assert code == 2
     assert said.startswith("error: No space left on device;")
+
+
+def test_what_a_training_has_saved_is_the_last_line(monkeypatch, capsys):
+    error = UserError("a mask does not fit its image")
+    error.add_note("runs/first/last.pt holds step 5 of 10")
+    code, said = _ends(monkeypatch, capsys, error)
+    assert code == 2
+    assert said == "error: a mask does not fit its image\nruns/first/last.pt holds step 5 of 10\n"
+
+
+def test_a_lost_process_of_several_was_a_traceback(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    where = "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:47: Connection reset by peer"
+    error = RuntimeError(f"{where}. This is typically caused by a remote worker hanging.")
+    code, said = _ends(monkeypatch, capsys, error)
+    assert code == 2
+    assert said == f"error: another process of this run is gone, which may say why: {where}\n"
 
 
 @pytest.mark.parametrize(

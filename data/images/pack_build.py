@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +19,14 @@ from pydantic import Field
 from ...common.config import Settings
 from ...common.errors import UserError
 from ..build_folder import BuildFolder, paths_digest
+from ..build_workers import default_workers, local_workers, run_in_workers
 from ..path_keys import encode_path
 from .decode import ImageError, decode_image, read_bytes
 from .folder import find_images
 from .pack import PACK, ImagePack, PackRow, columns_of, file_kind, write_pack
 
 PART_IMAGES = 256  # about 30 MB of ImageNet originals
+MOST_DEATHS = 3  # of workers before a part is finished
 Progress = Callable[[int, int], None]  # images done, images in all
 
 
@@ -153,21 +157,45 @@ def _make_parts(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    """Make the parts that are not there yet; a worker writes its part itself."""
+    """Make the parts that are not there yet; a worker writes its part itself.
+
+    Raises:
+        UserError: if workers die again and again; what is finished is kept.
+    """
     count = -(-len(paths) // PART_IMAGES)
-    done = set(folder.finished())
-    todo = [number for number in range(count) if number not in done]
-    jobs = (
-        joblib.delayed(make_part)(
-            root, paths[number * PART_IMAGES : (number + 1) * PART_IMAGES], folder.part_path(number), settings
+
+    def images_of(number: int) -> Sequence[str]:
+        return paths[number * PART_IMAGES : (number + 1) * PART_IMAGES]
+
+    deaths = 0  # since a part was finished
+    while todo := sorted(set(range(count)) - set(folder.finished())):
+        jobs = (
+            joblib.delayed(make_part)(root, images_of(number), folder.part_path(number), settings)
+            for number in todo
         )
-        for number in todo
-    )
-    processes = min(workers or joblib.cpu_count(), max(1, len(todo)))
-    made = joblib.Parallel(n_jobs=processes, return_as="generator_unordered", pre_dispatch="2*n_jobs")(jobs)
-    for finished, _ in enumerate(made, len(done) + 1):
-        if progress is not None:
-            progress(min(len(paths), finished * PART_IMAGES), len(paths))
+        try:
+            with closing(_run(jobs, min(workers or default_workers(), len(todo)))) as made:
+                for finished, _ in enumerate(made, count - len(todo) + 1):
+                    deaths = 0
+                    if progress is not None:
+                        progress(min(len(paths), finished * PART_IMAGES), len(paths))
+        except BrokenProcessPool as error:
+            deaths += 1
+            if deaths == MOST_DEATHS:
+                raise UserError(
+                    f"a worker died {deaths} times before a part was finished, the last time at one of the "
+                    f"images after {images_of(todo[0])[0]!r}; if memory is short, use fewer --workers. "
+                    f"What is finished is kept in {folder.path}: the same command goes on"
+                ) from error
+
+
+def _run(jobs: Iterable[Any], processes: int) -> Generator[Any, None, None]:
+    """Run jobs in worker processes, or here if one is enough."""
+    if processes == 1:
+        yield from joblib.Parallel(n_jobs=1, return_as="generator")(jobs)
+        return
+    with local_workers():
+        yield from run_in_workers(jobs, workers=processes)
 
 
 def make_part(root: Path, paths: Sequence[str], out: Path, settings: PackSettings) -> None:

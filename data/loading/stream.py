@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import shutil
 import signal
+import sys
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import cv2
@@ -36,6 +40,7 @@ WORKER_TIMEOUT = 600  # seconds without a chunk before the run stops; no network
 # a worker outlives SIGTERM by so much: longer than any step, or the step in progress dies with its worker
 # (torch ends workers whose trainer is gone)
 GRACE_SECONDS = 600
+LOST_SECONDS = 0.5  # a killed trainer's connections end a moment before it does
 MOST_DEATHS, DEATH_STEPS = 3, 100  # so many deaths of workers within so many steps end the run
 ADVICE = "use fewer --workers, a smaller --batch-size, or more /dev/shm"
 
@@ -271,6 +276,17 @@ def _as_it_is(chunk: Any) -> Any:
     return chunk
 
 
+def _tell_unless_orphaned(
+    parent: int, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Keep from the screen that a killed trainer does not take what the worker was just sending."""
+    lost = isinstance(error, ConnectionError | EOFError)
+    if lost:
+        time.sleep(LOST_SECONDS)
+    if not lost or os.getppid() == parent:
+        sys.__excepthook__(kind, error, trace)
+
+
 def _prepare_worker(_: int) -> None:
     """One thread a worker: more would fight over the cores. Signals are the trainer's business."""
     # a scheduler or torchrun sends them to every process of a run; the trainer needs its workers until the
@@ -278,6 +294,7 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    sys.excepthook = partial(_tell_unless_orphaned, os.getppid())
     if cv2.getNumThreads() != 1:  # a forked worker has it from its parent and must not touch its thread pool
         cv2.setNumThreads(1)
     torch.set_num_threads(1)

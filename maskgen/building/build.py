@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -192,17 +192,18 @@ class _Build:
         rows: defaultdict[int, list[MaskRow]] = defaultdict(list)
         seconds: defaultdict[int, float] = defaultdict(float)
         built = 0
-        for result in self.runner.results(self.plan.tasks(todo)):
-            part = result.task.part
-            rows[part] += result.rows
-            seconds[part] += result.seconds
-            built += len(result.rows)
-            counter.add(result.rows)
-            if len(rows[part]) == len(self.plan.part_paths(part)):
-                description = describe(
-                    self.plan.recipe, self.plan.image_root, worker_seconds=seconds.pop(part), part=part
-                )
-                write_masks(self.parts.part_path(part), rows.pop(part), description)
+        with closing(self.runner.results(self.plan.tasks(todo))) as results:
+            for result in results:
+                part = result.task.part
+                rows[part] += result.rows
+                seconds[part] += result.seconds
+                built += len(result.rows)
+                counter.add(result.rows)
+                if len(rows[part]) == len(self.plan.part_paths(part)):
+                    description = describe(
+                        self.plan.recipe, self.plan.image_root, worker_seconds=seconds.pop(part), part=part
+                    )
+                    write_masks(self.parts.part_path(part), rows.pop(part), description)
         return built
 
     def _images(self, parts: Sequence[int]) -> int:

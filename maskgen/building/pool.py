@@ -7,21 +7,16 @@ run again one by one; an image that kills its worker twice becomes a row that sa
 from __future__ import annotations
 
 import importlib
-import os
-import signal
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import joblib
-from joblib.externals.loky import cpu_count, get_reusable_executor
 
 from ...common.errors import UserError
+from ...data.build_workers import default_workers, local_workers, run_in_workers
 from ...data.masks.writer import MaskRow
 from .plan import Task
 from .settings import BuildSettings
@@ -29,27 +24,6 @@ from .worker import RowMaker, TaskResult, make_rows
 
 # so many images in a row that each kill their worker: then it is not the images
 _TOO_MANY_DEATHS = 5
-
-
-def default_workers() -> int:
-    """Cores this process may use: respects CPU affinity and control groups."""
-    return int(cpu_count())
-
-
-def follow_parent(parent: int) -> None:
-    """Prepare a worker: Ctrl-C is the parent's business, and a killed parent takes its workers with it.
-
-    (An orphaned loky worker would wait for five minutes, with its memory.)
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """End this process when its parent is gone."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 @dataclass
@@ -76,22 +50,13 @@ class Runner:
         """Processes for loky, or for a cluster started here."""
         return self.settings.workers or default_workers()
 
-    @contextmanager
-    def started(self) -> Iterator[None]:
+    def started(self) -> AbstractContextManager[None]:
         """Hold the worker processes; on leaving, however, they end."""
         if self.backend == "loky":
-            with warnings.catch_warnings():
-                # that a worker died is handled here; that one is stopped on the way out is meant
-                warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-                try:
-                    yield
-                finally:
-                    get_reusable_executor().shutdown(wait=True, kill_workers=True)
-        else:
-            with _cluster(self.backend, self.workers, self.settings.scheduler):
-                yield
+            return local_workers()
+        return _cluster(self.backend, self.workers, self.settings.scheduler)
 
-    def results(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
+    def results(self, tasks: Sequence[Task]) -> Generator[TaskResult, None, None]:
         """Run tasks, yielding results as they come; a task may come back in pieces.
 
         Raises:
@@ -157,26 +122,13 @@ class Runner:
                     joblib.delayed(make_rows)(self.root, task, self.maker) for task in some
                 )
             return
-        with self._configured():
-            # joblib runs a single worker in this process, where a crash would be the end of the build: so for
-            # one worker a pool of two is given one task at a time
-            alone = self.backend == "loky" and self.workers == 1
-            parallel = joblib.Parallel(
-                n_jobs=max(2, self.workers) if self.backend == "loky" else -1,
-                pre_dispatch=1 if alone else "2*n_jobs",
-                batch_size=1,
-                return_as="generator_unordered",
-            )
-            yield from parallel(calls())
-
-    def _configured(self) -> AbstractContextManager[Any]:
-        """The settings of a joblib call here; those of a cluster hold for as long as it is connected."""
-        if self.backend != "loky":
-            return nullcontext()
-        settings: AbstractContextManager[Any] = joblib.parallel_config(
-            backend="loky", inner_max_num_threads=1, initializer=follow_parent, initargs=(os.getpid(),)
-        )
-        return settings
+        if self.backend == "dask":
+            yield from joblib.Parallel(n_jobs=-1, batch_size=1, return_as="generator_unordered")(calls())
+            return
+        # joblib runs a single worker in this process, where a crash would be the end of the build: so for one
+        # worker a pool of two is given one task at a time
+        ahead = 1 if self.workers == 1 else "2*n_jobs"
+        yield from run_in_workers(calls(), workers=max(2, self.workers), pre_dispatch=ahead)
 
 
 def _worker_deaths(backend: str) -> tuple[type[BaseException], ...]:

@@ -7,61 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toy import ToyModule, ToySource
+from toy import ToyModule, ToySource, assert_same_state, train
 
 from hapicl.engine.checkpoint import load_checkpoint
-from hapicl.engine.distributed import World
 from hapicl.engine.guard import NonFiniteLossError
-from hapicl.engine.interfaces import Hooks, LoopSettings
-from hapicl.engine.loop import fit
-from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
-from hapicl.engine.run_logger import RunLogger, read_metrics
-
-CPU = torch.device("cpu")
-
-
-def train(
-    folder=None, *, total=10, optimizer="sgd", module=None, source=None, resume=False, fused=True, **settings
-):
-    module = module or ToyModule()
-    options = OptimizerSettings(name=optimizer, base_lr=1.0, fused=fused)
-    update = build_optimizer(module, options, batch_size=8, device=CPU)
-    first_step = 0
-    if resume:
-        state = load_checkpoint(folder / "last.pt")
-        module.load_state_dict(state["module"])
-        update.load_state_dict(state["optimizer"])
-        first_step = state["step"]
-    hooks = Hooks(**settings.pop("hooks", {}))
-    with RunLogger(folder, total=total, resumed_step=first_step, show=False) as run_logger:
-        result = fit(
-            module,
-            source or ToySource(),
-            update,
-            LoopSettings(total_steps=total, **settings),
-            world=World(),
-            run_logger=run_logger,
-            folder=folder,
-            first_step=first_step,
-            hooks=hooks,
-        )
-    return module, update, result
-
-
-def tensors(module, optimizer):
-    state = dict(module.state_dict())
-    for number, values in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    return state
-
-
-def assert_same_state(one, other):
-    left, right = tensors(*one[:2]), tensors(*other[:2])
-    assert left.keys() == right.keys()
-    different = [
-        name for name in left if not torch.equal(torch.as_tensor(left[name]), torch.as_tensor(right[name]))
-    ]
-    assert different == []
+from hapicl.engine.run_logger import read_metrics
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])

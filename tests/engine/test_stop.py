@@ -119,7 +119,8 @@ def test_a_thread_beside_the_main_one_may_use_it():
     assert done == [True]
 
 
-def test_the_command_line_clears_up_on_sigterm(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_the_command_line_clears_up_on_signals(tmp_path, name):
     program = (
         "import os, signal, sys, pathlib\n"
         "from hapicl import cli\n"
@@ -127,13 +128,13 @@ def test_the_command_line_clears_up_on_sigterm(tmp_path):
         "def main(**_):\n"
         "    with atomic_write(pathlib.Path(sys.argv[1])) as part:\n"
         "        part.write_text('half')\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        os.kill(os.getpid(), signal.Signals[sys.argv[2]])\n"
         "cli.command_line.main = main\n"
         "cli.main()\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program, str(tmp_path / "a")]
+    command = [sys.executable, "-c", program, str(tmp_path / "a"), name]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
-    assert done.stderr == "stopped by SIGTERM; give the same command again to go on\n"
+    assert (done.returncode, done.stdout) == (128 + signal.Signals[name], "")
+    assert done.stderr == f"stopped by {name}; give the same command again to go on\n"
     assert list(tmp_path.iterdir()) == []

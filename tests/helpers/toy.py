@@ -5,6 +5,13 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from hapicl.engine.checkpoint import load_checkpoint
+from hapicl.engine.distributed import World
+from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loop import fit
+from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
+from hapicl.engine.run_logger import RunLogger
+
 
 class ToyModule(nn.Module):
     """Squared error with a queue-like buffer, BatchNorm and dropout: all that a resume must restore."""
@@ -51,3 +58,51 @@ class ToySource:
             generator = torch.Generator().manual_seed(1000 * epoch + step)
             whole = torch.randn(self.batch, 6, generator=generator)
             yield whole.tensor_split(self.world_size)[self.rank]
+
+
+CPU = torch.device("cpu")
+
+
+def train(
+    folder=None, *, total=10, optimizer="sgd", module=None, source=None, resume=False, fused=True, **settings
+):
+    """Fit a toy to the end; gives module, optimiser and result."""
+    module = module or ToyModule()
+    options = OptimizerSettings(name=optimizer, base_lr=1.0, fused=fused)
+    update = build_optimizer(module, options, batch_size=8, device=CPU)
+    first_step = 0
+    if resume:
+        state = load_checkpoint(folder / "last.pt")
+        module.load_state_dict(state["module"])
+        update.load_state_dict(state["optimizer"])
+        first_step = state["step"]
+    hooks = Hooks(**settings.pop("hooks", {}))
+    with RunLogger(folder, total=total, resumed_step=first_step, show=False) as run_logger:
+        result = fit(
+            module,
+            source or ToySource(),
+            update,
+            LoopSettings(total_steps=total, **settings),
+            world=World(),
+            run_logger=run_logger,
+            folder=folder,
+            first_step=first_step,
+            hooks=hooks,
+        )
+    return module, update, result
+
+
+def tensors(module, optimizer):
+    state = dict(module.state_dict())
+    for number, values in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+    return state
+
+
+def assert_same_state(one, other):
+    left, right = tensors(*one[:2]), tensors(*other[:2])
+    assert left.keys() == right.keys()
+    different = [
+        name for name in left if not torch.equal(torch.as_tensor(left[name]), torch.as_tensor(right[name]))
+    ]
+    assert different == []

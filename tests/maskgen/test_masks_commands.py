@@ -228,7 +228,7 @@ def test_a_worker_never_loads_torch():
 def test_workers_follow_the_cores_of_this_process():
     command = (
         "import os, sys; os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]});"
-        "from hapicl.maskgen.building.pool import default_workers; sys.exit(default_workers() != 1)"
+        "from hapicl.data.build_workers import default_workers; sys.exit(default_workers() != 1)"
     )
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 import h5py
@@ -188,6 +189,44 @@ def test_an_interrupted_pack_goes_on(flat_folder, tmp_path, monkeypatch):
     with h5py.File(whole) as first, h5py.File(out) as second:
         for name in ("path", "image_size", "offset", "crc32", "blob"):
             np.testing.assert_array_equal(first[name][...], second[name][...])
+
+
+def _workers_that_die(monkeypatch, *, after):
+    """Let the workers die after so many parts of every call; gives the list of calls."""
+    calls = []
+
+    def run(jobs, *, workers):
+        calls.append(workers)
+        for number, (function, arguments, named) in enumerate(jobs):
+            if number == after:
+                raise BrokenProcessPool("a worker died")
+            yield function(*arguments, **named)
+
+    monkeypatch.setattr(packbuild, "PART_IMAGES", 3)
+    monkeypatch.setattr(packbuild, "run_in_workers", run)
+    return calls
+
+
+def test_a_worker_that_dies_ended_the_pack_with_a_traceback(flat_folder, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole.h5", tmp_path / "images.h5"
+    pack_images(flat_folder, whole, workers=1)
+    calls = _workers_that_die(monkeypatch, after=1)
+    done = []
+    pack_images(flat_folder, out, workers=2, progress=lambda *counts: done.append(counts))
+    assert calls == [2, 2, 2]  # the last of four parts is made here
+    assert done == [(3, 12), (6, 12), (9, 12), (12, 12)]
+    with h5py.File(whole) as first, h5py.File(out) as second:
+        np.testing.assert_array_equal(first["blob"][...], second["blob"][...])
+
+
+def test_workers_that_die_again_and_again_end_the_pack_in_a_line(flat_folder, tmp_path, monkeypatch):
+    out = tmp_path / "images.h5"
+    calls = _workers_that_die(monkeypatch, after=0)
+    with pytest.raises(UserError, match=r"died 3 times .* after 'image_00.png'; .* use fewer --workers"):
+        pack_images(flat_folder, out, workers=2)
+    assert len(calls) == 3
+    assert (tmp_path / "images.h5.parts" / "plan.json").exists()
+    assert pack_images(flat_folder, out, workers=1).images == 12
 
 
 @pytest.mark.slow
