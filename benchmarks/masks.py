@@ -12,8 +12,10 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -29,7 +31,10 @@ from hapicl.common.iou import iou
 from hapicl.data.images.decode import read_image
 from hapicl.data.images.folder import find_images
 from hapicl.maskgen import RECIPES, segment
-from hapicl.maskgen.refinement.region_regressor import refine, train_region_regressor
+from hapicl.maskgen.building.build import build_masks
+from hapicl.maskgen.building.settings import BuildSettings
+from hapicl.maskgen.refinement.prediction import NetworkFile, NetworkRows, open_network
+from hapicl.maskgen.refinement.refine import network_path, refine_masks
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -116,14 +121,40 @@ def score(maker: Maker, pairs: list[tuple[Image, Mask]]) -> tuple[float, float]:
     return float(np.mean(overlaps)), milliseconds
 
 
-def self_trained(pairs: list[tuple[Image, Mask]]) -> Maker:
-    """Train on the set's own images and first masks (no truth), as `hapicl masks refine` does."""
-    images = [image for image, _ in pairs]
-    regressor = train_region_regressor(images, [segment(image, "quality").mask for image in images])
-    return lambda image: refine(image, regressor).mask
+@contextmanager
+def no_bar(title: str) -> Iterator[Callable[[int, int, int], None]]:
+    """Show no progress."""
+    yield lambda done, total, failures: None
 
 
-def speed(folder: Path) -> dict[str, dict[str, float]]:
+def train_network(folders: list[Path], work: Path) -> tuple[NetworkFile, dict[str, float]]:
+    """Refine as `hapicl masks refine` does by default, on all images of some folders together; no truth.
+
+    Returns:
+        The network, and what it cost: seconds of the clock and of the processor, first masks not counted.
+    """
+    images = work / "images"
+    images.mkdir(parents=True)
+    for number, folder in enumerate(folders):
+        (images / f"{number}-{folder.name}").symlink_to(folder.resolve())
+    build_masks(images, work / "first.h5", "quality", BuildSettings(workers=1))
+    start, processor = time.monotonic(), time.process_time()
+    summary = refine_masks(
+        images, work / "first.h5", work / "refined.h5", build_settings=BuildSettings(workers=1), bar=no_bar
+    )
+    if summary.network is None:
+        raise SystemExit(summary.kept_because)
+    network = open_network(network_path(work / "refined.h5"))
+    cost = {
+        "images": float(len(find_images(images))),
+        "seconds": time.monotonic() - start,
+        # the training alone: masks are made by worker processes
+        "training_processor_seconds": time.process_time() - processor,
+    }
+    return network, cost
+
+
+def speed(folder: Path, network: NetworkFile | None) -> dict[str, dict[str, float]]:
     """Images per second and core from file to mask, decoding (reduced where the recipe allows) included."""
     paths = [folder / path for path in find_images(folder)]
     rates = {}
@@ -133,6 +164,9 @@ def speed(folder: Path) -> dict[str, dict[str, float]]:
             jobs[name] = lambda path, recipe=recipe: segment(
                 read_image(path, reduce_to=recipe.work_size), recipe
             )
+    if network is not None:
+        rows = NetworkRows(network)
+        jobs["refined"] = lambda path: rows.find(read_image(path, reduce_to=rows.recipe.work_size))
     for name, job in jobs.items():
         job(paths[0])
         start = time.process_time()
@@ -170,6 +204,29 @@ def draw(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def measure(options: argparse.Namespace, result: dict, temporary: Path) -> None:
+    """Train where asked, score every set, time every recipe; all goes into `result`."""
+    sets = {name: Path(folder) for name, folder in (entry.split("=", 1) for entry in options.set)}
+    network = None if options.network is None else open_network(options.network)
+    if options.refine:
+        folders = [folder / "images" for folder in sets.values()] + options.unlabelled
+        network, result["training"] = train_network(folders, options.work or temporary / "work")
+    chosen = makers()
+    if network is not None:
+        result["network"] = {"digest": network.digest, **network.about}
+        rows = NetworkRows(network)
+        chosen["refined"] = lambda image: rows.find(image).mask
+    for name, folder in sets.items():
+        pairs = load_set(folder, options.half)
+        methods = {}
+        for maker_name, maker in chosen.items():
+            overlap, milliseconds = score(maker, pairs)
+            methods[maker_name] = {"iou": overlap, "ms_per_image": milliseconds}
+        result["sets"][name] = {"images": len(pairs), "methods": methods}
+    if options.speed:
+        result["speed"] = speed(options.speed, network)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -180,8 +237,13 @@ def main() -> None:
     parser.add_argument("--half", choices=["odd", "even", "all"], default="odd")
     parser.add_argument("--speed", type=Path, help="image folder for the speed from file to mask")
     parser.add_argument(
-        "--refine", action="store_true", help="also train hybrid_drfi on each set's own images"
+        "--refine", action="store_true", help="also train `refined`, on the images of all sets together"
     )
+    parser.add_argument(
+        "--unlabelled", action="append", default=[], type=Path, help="folder to train on too; repeat"
+    )
+    parser.add_argument("--network", type=Path, help="a network of `masks refine`, instead of --refine")
+    parser.add_argument("--work", type=Path, help="new folder for --refine; a temporary one otherwise")
     parser.add_argument("--out", type=Path, help="JSON file; printed otherwise")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
@@ -199,16 +261,8 @@ def main() -> None:
     result: dict = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "half": options.half, "sets": {}}
     if not hasattr(cv2, "saliency"):
         result["not_run"] = {"OpenCV static saliency": "this OpenCV has no cv2.saliency (a contrib module)"}
-    for name, folder in (entry.split("=", 1) for entry in options.set):
-        pairs = load_set(Path(folder), options.half)
-        chosen = makers() | ({"hybrid_drfi": self_trained(pairs)} if options.refine else {})
-        methods = {}
-        for maker_name, maker in chosen.items():
-            iou, milliseconds = score(maker, pairs)
-            methods[maker_name] = {"iou": iou, "ms_per_image": milliseconds}
-        result["sets"][name] = {"images": len(pairs), "methods": methods}
-    if options.speed:
-        result["speed"] = speed(options.speed)
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(options, result, Path(temporary))
     text = json.dumps(result, indent=1)
     if options.out:
         options.out.write_text(text + "\n")

@@ -16,6 +16,7 @@ from ..common.errors import UserError
 
 if TYPE_CHECKING:
     from .building.build import BuildSummary, Progress
+    from .building.worker import RowMaker
 
 _FAILURES_LISTED = 10
 _images_option = click.option(
@@ -56,7 +57,12 @@ def masks() -> None:
     type=click.Path(path_type=Path),
     help="Mask file to write.",
 )
-@click.option("--recipe", default="quality", show_default=True, help="How masks are made: fast, quality, ...")
+@click.option("--recipe", help="How masks are made: fast, quality, ...  [default: quality]")
+@click.option(
+    "--network",
+    type=click.Path(path_type=Path),
+    help="Network of `masks refine` that takes part, instead of a recipe.",
+)
 @click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
 @click.option("--limit", type=int, help="Only the first so many images.")
 @click.option(
@@ -76,25 +82,42 @@ def masks() -> None:
     "--update", is_flag=True, help="Add new and changed images to an existing file, drop those gone."
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 if an image has no mask.")
-def build(images: Path, out: Path, recipe: str, strict: bool, **options: Any) -> None:
+def build(
+    images: Path, out: Path, recipe: str | None, network: Path | None, strict: bool, **options: Any
+) -> None:
     """Build the mask file of an image folder.
 
     Stop it with Ctrl-C or lose the machine: the same command continues.
     """
     from ..common.config import build as build_settings
-    from .building.build import BuildInterrupted, build_masks
+    from .building.build import BuildInterrupted, build_rows
     from .building.settings import BuildSettings
 
     settings = build_settings(BuildSettings, options)
+    maker = _row_maker(recipe, network)
     try:
         with progress_bar("masks") as progress:
-            summary = build_masks(images, out, recipe, settings, progress=progress)
+            summary = build_rows(images, out, maker, settings, progress=progress)
     except BuildInterrupted as interruption:
         click.echo(str(interruption), err=True)
         sys.exit(128 + interruption.number)
     _print_summary(summary)
     if strict and summary.failures:
         sys.exit(1)
+
+
+def _row_maker(recipe: str | None, network: Path | None) -> RowMaker:
+    """What makes the masks: a recipe by name, or a network's file."""
+    if network is None:
+        from .building.worker import RecipeRows
+        from .recipes import get_recipe
+
+        return RecipeRows(get_recipe(recipe or "quality"))
+    if recipe is not None:
+        raise click.UsageError("--network brings its own recipe; leave out --recipe")
+    from .refinement.prediction import NetworkRows, open_network
+
+    return NetworkRows(open_network(network))
 
 
 @masks.command()
@@ -176,37 +199,50 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
     help="Mask file to write.",
 )
 @click.option(
-    "--train-images", default=400, show_default=True, type=click.IntRange(1), help="Images to learn from."
+    "--rounds", type=int, help="Networks trained, each on the masks of the one before.  [default: 2]"
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the draw of images.")
-@click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
+@click.option("--train-images", type=int, help="Images to learn from; all get masks.  [default: 4000]")
+@click.option("--encoder", metavar="WEIGHTS", help="Weights of a backbone to start from.  [default: none]")
+@click.option("--device", default="auto", show_default=True, help="Where to train: auto, cpu, cuda, cuda:N.")
+@click.option("--epochs", type=int, help="How often a round sees each image.")
+@click.option("--image-size", type=int, help="Side of the network's input, pixels.  [default: 128]")
+@click.option("--seed", type=int, help="Of weights and draws.  [default: 0]")
+@click.option("--workers", type=int, help="Processes that make masks.  [default: cores this process may use]")
 def refine(
-    images: Path, masks_file: Path, out: Path, train_images: int, seed: int, workers: int | None
+    images: Path, masks_file: Path, out: Path, device: str, workers: int | None, **options: Any
 ) -> None:
     """Learn from the first masks what your images' foreground looks like, and make better ones.
 
-    No labels: a region regressor is trained on the surer half of the first masks.
+    No labels and no downloads: a small network is trained on the first masks, and what it says joins the map
+    that the masks are cut from. The network is saved beside the masks; `masks build --network` applies it to
+    other images. Stop it with Ctrl-C or lose the machine: the same command continues.
     """
-    from ..common.atomic_files import refuse_unwritable
     from ..common.config import build as build_settings
-    from .building.build import BuildInterrupted, build_rows
+    from .building.build import BuildInterrupted
     from .building.settings import BuildSettings
-    from .refinement.region_regressor import train_on_mask_file
+    from .refinement.refine import refine_masks
+    from .refinement.settings import RefineSettings
 
-    settings = build_settings(BuildSettings, {"workers": workers})
-    refuse_unwritable(out)
-    if out.resolve() == masks_file.resolve():
-        raise click.UsageError(f"--out {out} is the file of the first masks; choose another name")
-    click.echo(f"learning from {masks_file}")
-    maker = train_on_mask_file(images, masks_file, limit=train_images, seed=seed)
-    click.echo(f"learned from {maker.regressor.images} images, {maker.regressor.regions} regions")
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        with progress_bar("masks") as progress:
-            summary = build_rows(images, out, maker, settings, progress=progress)
+        summary = refine_masks(
+            images,
+            masks_file,
+            out,
+            build_settings(RefineSettings, given),
+            build_settings(BuildSettings, {"workers": workers}),
+            device=device,
+            say=lambda text: click.echo(text, err=True),
+            bar=progress_bar,
+        )
     except BuildInterrupted as interruption:
         click.echo(str(interruption), err=True)
         sys.exit(128 + interruption.number)
-    _print_summary(summary)
+    _print_summary(summary.build)
+    if summary.kept_because:
+        click.echo(f"the first masks are kept as they are: {summary.kept_because}")
+    else:
+        click.echo(f"network: {summary.network}; `hapicl masks build --network` applies it to other images")
 
 
 @masks.command("import")
@@ -317,9 +353,9 @@ def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
     help="Image folder: score the saliency computed again from it.",
 )
 @click.option(
-    "--first-masks",
+    "--network",
     type=click.Path(path_type=Path),
-    help="With --images and refined masks: the first masks that `refine` learned from.",
+    help="With --images and refined masks: the network beside them.",
 )
 @_json_option
 def score(masks_file: Path, truth: Path, as_json: bool, **options: Any) -> None:

@@ -62,14 +62,14 @@ def segment(image: Pixels, recipe: str | MaskRecipe = "quality") -> Foreground:
         confidence 0.
 
     Raises:
-        UserError: for an unknown recipe, or one that needs a trained regressor.
+        UserError: for an unknown recipe, or one that needs a trained network.
         ValueError: if `image` is not (H, W, 3) uint8.
     """
     recipe = get_recipe(recipe)
     if recipe.learned:
         raise UserError(
-            f"recipe {recipe.name} learns from first masks of your images: build with another recipe, then "
-            "`hapicl masks refine --images DIR --masks first.h5`"
+            f"recipe {recipe.name} needs a network that has learned from first masks of your images: build "
+            "with another recipe, then `hapicl masks refine --images DIR --masks first.h5`"
         )
     work, lab = preprocess(image, recipe)
     if lacks_contrast(work):

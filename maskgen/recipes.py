@@ -40,7 +40,7 @@ class MaskRecipe(Settings):
         cut: rounds of the solver of the cut along colour edges that starts from the mask; 0 for no cut.
         cut_smoothness: gamma of the cut, the price of an edge in a flat place; GrabCut's paper has 50.
         cut_agreement: the cut is taken where its IoU with the mask before is at least this.
-        learned: weight of the self-trained regressor in the map; 0 for none.
+        learned: weight of the self-trained network in the map; 0 for none.
         low_confidence: masks whose confidence is below are flagged, and kept.
     """
 
@@ -119,9 +119,9 @@ RECIPES = {
             regions="pixels",
         ),
         _QUALITY.replace(
-            name="hybrid_drfi",
-            about="`quality` with a region regressor trained on your own first masks (after DRFI, CVPR 2013)",
-            learned=0.3,
+            name="refined",
+            about="`quality` with the probability of a network trained on your own first masks in the map",
+            learned=0.5,
         ),
     )
 }

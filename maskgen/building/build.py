@@ -105,13 +105,17 @@ def build_rows(
     maker: RowMaker,
     settings: BuildSettings | None = None,
     *,
+    paths: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> BuildSummary:
-    """Build a mask file whose rows any `RowMaker` makes; otherwise as `build_masks`."""
+    """Build a mask file whose rows any `RowMaker` makes; otherwise as `build_masks`.
+
+    `paths`, sorted and relative to the folder, says which images; None takes all.
+    """
     start = time.monotonic()
     settings = settings or BuildSettings()
     root = str(Path(images).resolve())
-    paths = find_images(root)[: settings.limit]
+    paths = (find_images(root) if paths is None else paths)[: settings.limit]
     if not paths:
         raise UserError(f"no images in {root}; give the folder that holds them, at any depth")
     recipe = read_recipe(as_json(maker.as_dict()))

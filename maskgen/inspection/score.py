@@ -23,7 +23,6 @@ from ..building.plan import as_json
 from ..exchange.tree import aspect_differs, binary, resize_mask
 from ..pipeline import Foreground, segment
 from ..recipes import RECIPES, MaskRecipe
-from ..refinement.region_regressor import refine, train_on_mask_file
 from .measures import adaptive_f_beta, f_beta_curve, mean_absolute_error, s_measure
 
 
@@ -51,7 +50,7 @@ def score_masks(
     *,
     saliency: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
-    first_masks: str | os.PathLike[str] | None = None,
+    network: str | os.PathLike[str] | None = None,
 ) -> Scores:
     """Score a mask file against a folder of true masks, at the truths' own size.
 
@@ -65,8 +64,7 @@ def score_masks(
             suffix, or where that finds nothing by stem.
         saliency: folder of grey saliency maps, matched likewise.
         images: the image folder.
-        first_masks: with `images`, the mask file that refined masks were learned from: a mask file does not
-            hold the regressor, so it is trained again.
+        network: with `images`, the network that took part in refined masks; their file has its digest only.
 
     Raises:
         UserError: if no truth matches, or two images share a stem that a truth is matched by.
@@ -77,7 +75,7 @@ def score_masks(
         raise UserError(
             f"none of the {len(reader)} images in {reader.path} has a truth in {truth}; names must match"
         )
-    source = _map_source(reader, pairs, saliency, images, first_masks)
+    source = _map_source(reader, pairs, saliency, images, network)
     reasons = reader.reasons()
     scores, curves = {}, []
     for path, file in pairs.items():
@@ -140,7 +138,7 @@ def _map_source(
     pairs: dict[str, Path],
     saliency: str | os.PathLike[str] | None,
     images: str | os.PathLike[str] | None,
-    first_masks: str | os.PathLike[str] | None,
+    network: str | os.PathLike[str] | None,
 ) -> Callable[[str], NDArray[np.float32]] | None:
     """Where saliency maps come from: a folder, the images, or nowhere."""
     if saliency is not None:
@@ -150,35 +148,34 @@ def _map_source(
             raise UserError(f"{missing} has no saliency map in {saliency}")
         return lambda path: (read_image(files[path])[:, :, 0] / 255).astype(np.float32)
     if images is not None:
-        root, find = Path(images), _recorded_method(reader, images, first_masks)
+        root, find = Path(images), _recorded_method(reader, network)
         work_size = int(reader.recipe["work_size"])
         return lambda path: find(read_image(root / path, reduce_to=work_size)).saliency
     return None
 
 
 def _recorded_method(
-    reader: MaskReader, images: str | os.PathLike[str], first_masks: str | os.PathLike[str] | None
+    reader: MaskReader, network: str | os.PathLike[str] | None
 ) -> Callable[[Pixels], Foreground]:
     """Return what made a file's masks, of an image.
 
     Raises:
-        UserError: if this version cannot do it, or needs the first masks of a refined file.
+        UserError: if this version cannot do it, or needs the network of a refined file.
     """
     recipe = recorded_recipe(reader)
     if not recipe.learned:
         return lambda image: segment(image, recipe)
-    trained = reader.recipe["trained"]
-    if first_masks is None:
+    if network is None:
         raise UserError(
-            f"{reader.path} holds refined masks; add --first-masks FILE, the masks that `masks refine` "
-            "learned from, or give saliency maps with --saliency"
+            f"{reader.path} holds refined masks; add --network FILE, which `masks refine` wrote beside them, "
+            "or give saliency maps with --saliency"
         )
-    if MaskReader(first_masks).attributes["content_digest"] != trained["first_masks"]:
-        raise UserError(
-            f"{reader.path} was not refined from {first_masks}; give the file it was refined from"
-        )
-    rows = train_on_mask_file(images, first_masks, limit=trained["limit"], seed=trained["seed"])
-    return lambda image: refine(image, rows.regressor, recipe)
+    from ..refinement.prediction import NetworkRows, open_network  # here, for it needs torch
+
+    file = open_network(Path(network))
+    if file.digest != reader.recipe.get("network"):
+        raise UserError(f"{reader.path} was not made with {network}; give the network beside it")
+    return NetworkRows(file).find
 
 
 def recorded_recipe(reader: MaskReader) -> MaskRecipe:
@@ -188,9 +185,14 @@ def recorded_recipe(reader: MaskReader) -> MaskRecipe:
         UserError: if this version has none with these parameters.
     """
     name = reader.recipe.get("name")
-    parameters = {key: value for key, value in reader.recipe.items() if key != "trained"}
-    if name in RECIPES and as_json(RECIPES[name].as_dict()) == parameters:
-        return RECIPES[name]
+    parameters = {key: value for key, value in reader.recipe.items() if key not in ("network", "trained")}
+    if name in RECIPES:
+        recipe = RECIPES[name]
+        weight = parameters.get("learned")
+        if recipe.learned and isinstance(weight, float | int) and 0 < weight <= 1:  # as its network says
+            recipe = recipe.replace(learned=weight)
+        if as_json(recipe.as_dict()) == parameters:
+            return recipe
     raise UserError(
         f"{reader.path} was made by {name!r} with parameters that this version does not have; give saliency "
         "maps with --saliency, or build the masks again"

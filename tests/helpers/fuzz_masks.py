@@ -38,7 +38,8 @@ from hapicl.maskgen.building.build import build_masks
 from hapicl.maskgen.building.pool import Runner
 from hapicl.maskgen.building.worker import make_rows
 from hapicl.maskgen.commands import masks
-from hapicl.maskgen.refinement.region_regressor import train_on_mask_file
+from hapicl.maskgen.refinement.refine import usable_paths
+from hapicl.maskgen.refinement.samples import read_first_masks
 
 Generator = np.random.Generator
 COLUMNS = ("path", "image_size", "mask_size", "offset", "coverage", "confidence", "status", "crc32",
@@ -134,7 +135,8 @@ def change_description(file: h5py.File, generator: Generator) -> str:
     where = description
     if generator.random() < 0.5:
         where = description["recipe"]
-        where.setdefault("trained", {"limit": 3, "seed": 0, "first_masks": "x"})
+        where.setdefault("trained", {"first_masks": "x"})
+        where.setdefault("network", "0123")
     name = _pick(generator, [*sorted(where), "other"])
     if generator.random() < 0.3:
         where.pop(name, None)
@@ -248,6 +250,12 @@ def _train(file: pathlib.Path) -> None:
         reader.integral(path, (height, width)).crop(ViewGeometry(0, 0, height, width, True), 7)
 
 
+def _learn(images: pathlib.Path, file: pathlib.Path) -> None:
+    """Read a file as refinement does: choose images, read them and their masks."""
+    reader = MaskReader(file)
+    read_first_masks(images, reader, usable_paths(reader), work_size=64, size=32, advance=lambda done: None)
+
+
 def uses(file: pathlib.Path, base: pathlib.Path, folder: pathlib.Path) -> dict[str, Callable[[], None]]:
     """Everything that reads a mask file, by name; `folder` is empty and may be written to."""
     images, truth = base.parent / "images", base.parent / "truth"
@@ -273,11 +281,11 @@ def uses(file: pathlib.Path, base: pathlib.Path, folder: pathlib.Path) -> dict[s
         "export": command("export", file, "--out", folder / "full"),
         "export --stored-size": command("export", file, "--out", folder / "stored", "--stored-size"),
         "score": command("score", file, "--truth", truth),
-        "score --images": command("score", file, "--truth", truth, "--images", images, "--first-masks", base),
+        "score --images": command("score", file, "--truth", truth, "--images", images, "--network", base),
         "merge": command("merge", file, base, "--out", folder / "merged.h5", "--images", images),
         "merge alone": command("merge", file, "--out", folder / "alone.h5"),
         "build --update": update,
-        "refine": lambda: train_on_mask_file(images, file) and None,
+        "refine": lambda: _learn(images, file),
         "training": lambda: _train(file),
     }
 

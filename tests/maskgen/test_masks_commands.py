@@ -26,7 +26,7 @@ WORK = (
     "building.merge.join_masks",
     "inspection.gallery.contact_sheet",
     "inspection.page.contact_sheet",
-    "refinement.region_regressor.train_on_mask_file",
+    "refinement.refine._Refinement.run",
     "exchange.tree.resize_mask",
     "exchange.coco.read_coco",
 )

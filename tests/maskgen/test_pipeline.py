@@ -106,7 +106,7 @@ def test_unknown_and_trained_recipes_say_what_to_do() -> None:
     with pytest.raises(UserError, match="choose one of fast, quality"):
         foreground(image, "best")
     with pytest.raises(UserError, match="hapicl masks refine"):
-        foreground(image, "hybrid_drfi")
+        foreground(image, "refined")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,294 @@
+"""The command's work: learn from first masks in rounds, judge what was learned, make all masks anew.
+
+What is unfinished lies in `<out>.learning/`: one folder a round (checkpoint, log), the networks of finished
+rounds and the masks that the next one learns from. The same command goes on from there, whatever stopped it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...common.atomic_files import atomic_write, refuse_unwritable, remove_leftovers
+from ...common.errors import UserError
+from ...common.locks import LOCK, hold_folder
+from ...common.randomness import counter_generator
+from ...common.terminal.progress import show_progress
+from ...data.masks.format import STATUSES, MaskStatus
+from ...data.masks.reader import MaskReader
+from ...data.masks.writer import join_masks
+from ...engine.distributed import choose_device
+from ...models.weights import file_hash
+from ..building.build import BuildInterrupted, BuildSummary, Progress, build_rows, summarize
+from ..building.merge import describe
+from ..building.settings import BuildSettings
+from ..recipes import get_recipe
+from .agreement import Agreement, judge
+from .prediction import RECIPE, NetworkFile, NetworkRows, open_network, save_network
+from .samples import FirstMasks, read_first_masks
+from .settings import RefineSettings
+from .training import train_round
+
+LEAST_IMAGES = 16  # fewer masks than this teach nothing
+MOST_HELD_OUT = 400
+_ROUND_SEEDS = 1000  # between the seeds of two rounds
+
+Say = Callable[[str], None]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class RefineSummary:
+    """What a refinement did.
+
+    Attributes:
+        build: of the mask file.
+        network: the network's file; None where the first masks were kept.
+        agreement: with the masks held out; None where nothing was trained.
+        kept_because: why the first masks were kept; empty where they were not.
+    """
+
+    build: BuildSummary
+    network: Path | None
+    agreement: Agreement | None
+    kept_because: str = ""
+
+
+def refine_masks(
+    images: str | os.PathLike[str],
+    masks: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: RefineSettings | None = None,
+    build_settings: BuildSettings | None = None,
+    *,
+    device: str = "auto",
+    say: Say = lambda text: None,
+    bar: Bar,
+    show: bool = True,
+) -> RefineSummary:
+    """Train a network on first masks and make better ones; where it learns nothing, keep the first.
+
+    Args:
+        images: the image folder of the first masks.
+        masks: the first mask file, however it was made.
+        out: the mask file to write; the network goes beside it (`network_path`).
+        settings: of the training.
+        build_settings: workers; the masks do not depend on it.
+        device: where to train, `auto`, `cpu`, `cuda` ...; masks are made by workers on the CPU.
+        say: takes sentences for the user.
+        bar: gives a progress display for making masks.
+        show: whether the training shows its progress.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: for files or settings that do not fit.
+        BuildInterrupted: on a signal, after saving what is finished.
+    """
+    target, first = Path(out), MaskReader(masks)
+    if target.resolve() == Path(masks).resolve():
+        raise UserError(f"--out {out} is the file of the first masks; choose another name")
+    refuse_unwritable(target)
+    work = _Refinement(
+        root=Path(images).resolve(),
+        first=first,
+        out=target,
+        settings=settings or RefineSettings(),
+        build_settings=build_settings or BuildSettings(),
+        device=choose_device(device),
+        say=say,
+        bar=bar,
+        show=show,
+    )
+    folder = work.folder
+    with hold_folder(folder, advice="wait for it to end, or choose another --out"):
+        remove_leftovers(folder)
+        summary = work.run()
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    with suppress(OSError):  # gone with its lock, or another refinement has just begun in it
+        folder.rmdir()
+    return summary
+
+
+def network_path(out: Path) -> Path:
+    """Where the network of a mask file goes: `refined.network.safetensors` beside `refined.h5`."""
+    return out.with_name(f"{out.stem}.network.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refinement:
+    """One call of `refine_masks`."""
+
+    root: Path
+    first: MaskReader
+    out: Path
+    settings: RefineSettings
+    build_settings: BuildSettings
+    device: torch.device
+    say: Say
+    bar: Bar
+    show: bool
+
+    @property
+    def folder(self) -> Path:
+        """Where unfinished work lies."""
+        return self.out.with_name(self.out.name + ".learning")
+
+    def run(self) -> RefineSummary:
+        """Learn unless that is done, then make the masks."""
+        start = time.monotonic()
+        learned = self._finished_network()
+        if learned is None:
+            paths = draw(usable_paths(self.first), self.settings)
+            if len(paths) < LEAST_IMAGES:
+                reason = f"{len(paths)} usable masks are too few to learn from (at least {LEAST_IMAGES})"
+                return self._keep_first(reason, None, start)
+            learned, agreement = self._learn(paths)
+            if learned is None:
+                return self._keep_first(
+                    f"the network has not learned: {agreement.sentence()}", agreement, start
+                )
+        agreement = Agreement(**learned.about["agreement"])
+        self.say(agreement.sentence())
+        with self.bar("masks") as progress:
+            summary = build_rows(
+                self.root, self.out, NetworkRows(learned), self.build_settings, progress=progress
+            )
+        return RefineSummary(summary, Path(learned.path), agreement)
+
+    def _about(self) -> dict[str, Any]:
+        """What the networks depend on."""
+        settings = self.settings.as_dict()
+        if self.settings.encoder is not None:
+            settings["encoder"] = file_hash(Path(self.settings.encoder))
+        return {"first_masks": self.first.content_digest, "settings": settings}
+
+    def _finished_network(self) -> NetworkFile | None:
+        """The network of an earlier call of the same command, if it is there."""
+        path = network_path(self.out)
+        if not path.exists():
+            return None
+        file, about = open_network(path), self._about()
+        if any(file.about.get(name) != value for name, value in about.items()):
+            raise UserError(
+                f"{path} was trained on other first masks or with other settings; choose another --out, or "
+                "delete it"
+            )
+        self.say(f"{path} is trained already")
+        return file
+
+    def _learn(self, paths: Sequence[str]) -> tuple[NetworkFile | None, Agreement]:
+        """Train round after round; no network where the first one has not learned."""
+        settings, reader = self.settings, self.first
+        count = min(MOST_HELD_OUT, max(4, round(settings.held_out * len(paths))))
+        for number in range(1, settings.rounds + 1):
+            read = self._read(reader, paths)
+            held_out, train = read.subset(np.arange(count)), read.subset(np.arange(count, len(read)))
+            if number == 1:
+                judged = held_out  # every round is judged by the first masks
+            file = self._round(number, train, judged)
+            agreement = Agreement(**file.about["agreement"])
+            if not agreement.has_learned:
+                return None, agreement
+            if number < settings.rounds:
+                self.say(f"round {number}: {agreement.sentence()}")
+                reader = self._masks_of_round(number, file, paths)
+        final = network_path(self.out)
+        with atomic_write(final) as part:
+            shutil.copyfile(file.path, part)
+        return open_network(final), agreement
+
+    def _read(self, reader: MaskReader, paths: Sequence[str]) -> FirstMasks:
+        """Read what a round learns from."""
+        with show_progress("reading images", len(paths)) as advance:
+            return read_first_masks(
+                self.root,
+                reader,
+                paths,
+                work_size=get_recipe(RECIPE).work_size,
+                size=self.settings.image_size,
+                advance=advance,
+            )
+
+    def _round(self, number: int, train: FirstMasks, judged: FirstMasks) -> NetworkFile:
+        """Train one round, unless its network is there."""
+        path = self.folder / f"round-{number}.safetensors"
+        about = self._about() | {"rounds_done": number}
+        if path.exists():
+            return open_network(path)
+        self.say(f"round {number} of {self.settings.rounds}: learning from {len(train)} images")
+        network, result = train_round(
+            train,
+            self.settings,
+            device=self.device,
+            folder=self.folder / f"round-{number}",
+            config=about,
+            seed=self.settings.seed + _ROUND_SEEDS * number,
+            show=self.show,
+        )
+        if result.stopped_by is not None:
+            raise BuildInterrupted(
+                f"stopped by {result.stopped_by} after step {result.step} of round {number}; run the same "
+                "command again to continue",
+                signal.Signals[result.stopped_by].value,
+            )
+        agreement = judge(network, train, judged)
+        about |= {
+            "agreement": agreement.as_dict(),
+            "image_size": self.settings.image_size,
+            "network_weight": self.settings.network_weight,
+            "trained_on": len(train),
+            "steps": result.step,
+        }
+        return save_network(network, path, about)
+
+    def _masks_of_round(self, number: int, file: NetworkFile, paths: Sequence[str]) -> MaskReader:
+        """Make the masks that the next round learns from."""
+        out = self.folder / f"round-{number}.h5"
+        with self.bar(f"masks of round {number}") as progress:
+            build_rows(
+                self.root,
+                out,
+                NetworkRows(file),
+                self.build_settings,
+                paths=sorted(paths, key=os.fsencode),
+                progress=progress,
+            )
+        return MaskReader(out)
+
+    def _keep_first(self, reason: str, agreement: Agreement | None, start: float) -> RefineSummary:
+        """Write the first masks as they are, and say why."""
+        description = describe(
+            self.first.recipe, self.first.image_root, kept_first_masks=reason, refinement=self._about()
+        )
+        join_masks(self.out, [self.first], description)
+        return RefineSummary(summarize(self.out, 0, start), None, agreement, reason)
+
+
+def usable_paths(reader: MaskReader) -> list[str]:
+    """Images whose mask has two sides and, where that is known, a confidence above 0."""
+    status, confidence = reader.column("status"), np.asarray(reader.column("confidence"))
+    kinds = [STATUSES.index(kind) for kind in (MaskStatus.OK, MaskStatus.LOW_CONFIDENCE)]
+    rows = np.flatnonzero(np.isin(status, kinds) & ~(confidence <= 0))
+    return [reader.paths[int(row)] for row in rows]
+
+
+def draw(paths: Sequence[str], settings: RefineSettings) -> list[str]:
+    """The images to learn from, in an order drawn by counter; the first of them are held out."""
+    order = counter_generator(settings.seed, 0, 0, 0, purpose="refine images").permutation(len(paths))
+    return [paths[int(row)] for row in order[: settings.train_images]]
