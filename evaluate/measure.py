@@ -120,17 +120,16 @@ def check_weights(request: Request) -> None:
             raise UserError("--like is for random weights; others say themselves which network they are of")
         files = [request.weights]
     for file in files:
-        path = Path(file.removeprefix("supervised:"))
-        if not path.is_file():
-            describe_weights(path)  # says what is wrong with it
+        if not Path(file.removeprefix("supervised:")).is_file():
+            describe_weights(file)  # says what is wrong with it
 
 
 def _load(request: Request, task: Task, seed: int) -> tuple[Backbone, WeightsInfo]:
     """The weights of one run."""
     arch, stem = request.arch, request.stem
     if request.like is not None:
-        described = describe_weights(Path(request.like.removeprefix("supervised:")))
-        arch, stem = arch or described["arch"], stem or described.get("stem")
+        described = describe_weights(request.like)
+        arch, stem = arch or described.get("arch"), stem or described.get("stem")
     return load_backbone(request.weights, arch=arch, image_size=task.image_size, stem=stem, seed=seed)
 
 

@@ -33,7 +33,12 @@ ARCH_NAMES = completing(usual_names)
     "--images", metavar="DIR", help="Image folder or packed .h5  [default: recorded in the mask file]"
 )
 @click.option("--method", shell_complete=METHOD_NAMES, help="See `hapicl methods`.  [default: hapicl_m]")
-@click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone.  [default: resnet50]")
+@click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone.  [default: the weights', else resnet50]")
+@click.option(
+    "--weights",
+    metavar="FILE|RUN|NAME",
+    help="Start from a weight file, a run folder, torchvision:NAME or timm:NAME.  [default: random]",
+)
 @click.option(
     "--recipe",
     metavar="NAME|FILE",

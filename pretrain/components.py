@@ -20,6 +20,7 @@ from ..engine.distributed import World
 from ..engine.interfaces import LoopSettings
 from ..models.backbones.base import Backbone
 from ..models.backbones.build import build_backbone
+from ..models.weights import WeightsInfo, fill_backbone
 from .config.settings import RunSettings
 from .methods.base import Context, Method
 from .methods.registry import method_class
@@ -38,6 +39,7 @@ class Components:
     method: Method
     context: Context
     micro_batch: int  # global samples of one forward pass
+    weights: WeightsInfo | None = None  # what the backbone started from; None: random
 
     @property
     def backbone(self) -> Backbone:
@@ -56,6 +58,8 @@ def assemble(settings: RunSettings, world: World) -> Components:
         torch.backends.cudnn.benchmark = True
     backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
     needs = kind.needs(config, backbone, image_size=settings.image_size)
+    # before the method copies it: slow encoders start as its equals
+    weights = None if settings.weights is None else fill_backbone(backbone, settings.weights, settings.arch)
     loader = build_loader(settings, needs, world)
     steps_per_epoch = loader.steps_per_epoch // settings.grad_accum_steps
     if steps_per_epoch == 0:
@@ -72,7 +76,7 @@ def assemble(settings: RunSettings, world: World) -> Components:
     )
     method = kind(config, context, backbone)
     method = synchronise_batch_norm(method, world.device)
-    return Components(settings, world, loader, needs, method, context, loader.batch_size)
+    return Components(settings, world, loader, needs, method, context, loader.batch_size, weights)
 
 
 def build_loader(settings: RunSettings, needs: Needs, world: World, *, every_image: bool = False) -> Loader:
@@ -132,6 +136,7 @@ def describe(components: Components) -> dict[str, Any]:
             "paths_sha256": digest,
             "masks_digest": masks.content_digest if masks is not None and components.needs.masks else None,
         },
+        "weights": components.weights and components.weights.record(),
         "needs": _plain(dataclasses.asdict(components.needs)),
         "total_steps": components.context.total_steps,
         "steps_per_epoch": components.context.steps_per_epoch,

@@ -70,11 +70,25 @@ def check_same_training(
             f"{now['settings']['masks']} holds other masks (content digest {then.get('masks_digest')} then, "
             f"{data['masks_digest']} now)"
         )
+    if _weights_digest(before) != _weights_digest(now):
+        differing.append(f"it started from {_weights_words(before)}, and is given {_weights_words(now)}")
     if differing:
         raise UserError(
             f"{checkpoint} is of another training: {'; '.join(differing)}. Give the same settings, or start "
             "a new run with another --out"
         )
+
+
+def _weights_digest(config: dict[str, Any]) -> Any:
+    """Digest of the weights that a run started from; None: random."""
+    weights = config.get("weights")
+    return weights.get("sha256") if isinstance(weights, dict) else None
+
+
+def _weights_words(config: dict[str, Any]) -> str:
+    """What a run started from, for people."""
+    digest = _weights_digest(config)
+    return f"{config['weights'].get('spec')} (sha256 {digest})" if digest else "random weights"
 
 
 def refuse_unusable_folder(folder: Path) -> None:

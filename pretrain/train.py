@@ -203,6 +203,8 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
         f"{device_name(components.world.device)} x {components.world.size}, "
         f"{components.loader.workers} workers each"
     )
+    if components.weights is not None:
+        run_logger.info(components.weights.line())
     run_logger.info(
         f"learning rate {optimizer.lr(settings.batch_size):.6g} = {optimizer.base_lr:g} x "
         f"{settings.batch_size} / 256 ({optimizer.name})"

@@ -26,6 +26,8 @@ class Backbone(nn.Module):
     last: str
     stride: int
     stem: str
+    # whether it starts from weights of a file: methods then leave their own initialisation out
+    has_weights: bool = False
 
     def stride_of(self, level: str) -> int:
         """Image pixels per cell of a map; backbones whose maps differ in it say so here."""

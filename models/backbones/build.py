@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Backbone, Stem
-from .resnet import build_resnet
+from .resnet import RESNETS, build_resnet
 
 # how timm's names of Vision Transformers begin; `test_vit` is its miniature
 VIT_PREFIXES = ("vit_", "deit", "test_vit")
@@ -25,3 +25,9 @@ def build_backbone(arch: str, *, image_size: int, stem: Stem = "auto") -> Backbo
 
         return build_vit(arch, image_size=image_size, stem=stem)
     return build_resnet(arch, image_size=image_size, stem=stem)
+
+
+def arch_of_timm(name: str) -> str:
+    """Our name of the backbone that timm's name, perhaps with the tag of its weights, means."""
+    base = name.partition(".")[0]
+    return base if base in RESNETS or base.startswith(VIT_PREFIXES) else f"timm:{base}"

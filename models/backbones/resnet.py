@@ -88,13 +88,16 @@ def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBa
 def zero_init_residual(backbone: Backbone) -> None:
     """Start the last BatchNorm of every residual block at weight 0, so that each block is the identity.
 
-    Goyal et al. (arXiv 1706.02677), section 5.1; torchvision's option of the same name.
+    Goyal et al. (arXiv 1706.02677), section 5.1; torchvision's option of the same name. Weights that came
+    from a file stay.
 
     Raises:
         UserError: if the backbone has no residual blocks.
     """
     if not isinstance(backbone, ResNetBackbone):
         raise UserError("zero_init_residual is of ResNets: leave it out, or choose one by --arch")
+    if backbone.has_weights:
+        return
     for block in backbone.trunk.modules():
         if isinstance(block, BasicBlock):
             nn.init.zeros_(block.bn2.weight)

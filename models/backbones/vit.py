@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from timm import create_model, list_models
+from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class ViTBackbone(Backbone):
         return self.channels["patches"]
 
     def freeze_patch_embedding(self) -> None:
-        """Keep the patch embedding at its random initialisation (MoCo v3, arXiv 2104.02057, section 4.2)."""
+        """Keep the patch embedding as it starts (random in MoCo v3, arXiv 2104.02057, section 4.2)."""
         self.trunk.patch_embed.requires_grad_(False)
 
     @torch.no_grad()
@@ -70,7 +71,10 @@ class ViTBackbone(Backbone):
 
         Queries, keys and values are drawn as three layers of their own (Xavier's bound of C and C instead of
         C and 3C), the class token is small (standard deviation 1e-6), and the patch embedding's bias is 0.
+        Weights that came from a file stay.
         """
+        if self.has_weights:
+            return
         for block in self.trunk.blocks:
             for part in block.attn.qkv.weight.chunk(3):
                 nn.init.xavier_uniform_(part)
@@ -127,7 +131,8 @@ class ViTBackbone(Backbone):
         """Make this backbone and weights that are about to be loaded fit each other.
 
         A file without the final LayerNorm was trained without it, so it is dropped here too; positions of
-        another grid are resampled (bicubic) to this one.
+        another grid are resampled (bicubic) to this one, and a patch embedding of another patch size so that
+        it gives nearly the same tokens of resized patches (FlexiViT, arXiv 2212.08013, section 3.4).
 
         Args:
             state: tensors under timm's names; not changed.
@@ -137,6 +142,9 @@ class ViTBackbone(Backbone):
         """
         if "blocks.0.norm1.weight" in state and "norm.weight" not in state:
             self.drop_final_norm()
+        kernel, own = state.get("patch_embed.proj.weight"), self.trunk.patch_embed.proj.weight
+        if kernel is not None and kernel.dim() == 4 and kernel.shape[2:] != own.shape[2:]:
+            state = {**state, "patch_embed.proj.weight": resample_patch_embed(kernel, list(own.shape[2:]))}
         stored = state.get("pos_embed")
         if stored is None or stored.shape[1] == self.grid**2 + 1 or stored.dim() != 3:
             return state

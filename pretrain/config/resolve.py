@@ -12,6 +12,7 @@ from ...common.config import build, merge
 from ...common.errors import UserError
 from ...engine.run_logger import CONFIG, read_config
 from ...models.backbones.build import build_backbone
+from ...models.weights import describe_weights
 from ..methods.registry import method_class
 from .recipe_files import default_recipe, load_recipe
 from .settings import RunSettings, Start, parse_overrides, without_effect
@@ -44,6 +45,9 @@ def resolve(
     both = {"epochs", "steps"}
     if both & stated.keys():  # one given on top replaces the other below
         base = {key: value for key, value in base.items() if key not in both}
+    if not origin.endswith(CONFIG):  # a run that goes on has its backbone in its config.json
+        base, told = _as_the_weights_say(base, stated)
+        notes += told
     given = merge(base, stated)
     settings = build(RunSettings, given)
     kind = method_class(settings.method)
@@ -63,6 +67,29 @@ def resolve(
     ]
     notes += [f"warning: {line}" for line in without_effect(settings, stated, uses_masks=needs.masks)]
     return settings, notes
+
+
+def _as_the_weights_say(base: dict[str, Any], stated: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Let the weights to start from choose the backbone's name and stem, where the user states none.
+
+    Args:
+        base: of the recipe.
+        stated: by the user.
+
+    Returns:
+        The base with what the weights say of themselves, and a sentence if that changed it.
+    """
+    weights = merge(base, stated).get("weights")
+    if not isinstance(weights, str) or {"arch", "stem"} <= stated.keys():
+        return base, []
+    known = describe_weights(weights)
+    if "arch" in stated and known.get("arch") != stated["arch"]:
+        return base, []
+    chosen = {name: known[name] for name in ("arch", "stem") if name in known and name not in stated}
+    if all(base.get(name) == value for name, value in chosen.items()):
+        return base, []
+    words = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    return base | chosen, [f"{words}, as the weights say"]
 
 
 def _base(stated: dict[str, Any], recipe: str | None) -> tuple[dict[str, Any], str]:

@@ -41,6 +41,8 @@ class RunSettings(Start):
 
     # what is trained
     arch: str = "resnet50"
+    # what the backbone starts from: a weight file, a run folder, torchvision:NAME or timm:NAME; None: random
+    weights: PathText | None = None
     stem: str = "auto"  # of a ResNet imagenet, no_pool or stride1; of a ViT its patch, such as patch8
     image_size: ImageSize = 224  # side of the views, pixels
     epochs: Epochs | None = None  # 200 where neither is given
@@ -92,6 +94,7 @@ SESSION = frozenset(
         "resume",
         "images",
         "masks",
+        "weights",  # the path; what it holds is compared by its digest
         "about",
         "device",
         "workers",

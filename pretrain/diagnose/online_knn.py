@@ -89,7 +89,7 @@ class OnlineKnn:
         """
         began = self._clock()
         backbone = self.backbone
-        if is_untouched(backbone):
+        if is_untouched(backbone) and not backbone.has_weights:  # old files lack BatchNorm's counters
             crops = spread_crops(self.train, image_size=self.size, seed=0, limit=ENOUGH_IMAGES)
             backbone = reestimated_copy(backbone, crops, device=self.device)
         train, test = (

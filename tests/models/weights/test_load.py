@@ -122,7 +122,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, resnet: torch.n
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no weight file"):
         load_backbone(str(tmp_path / "none.pth"))
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match=r"is a folder without backbone\.safetensors or last\.pt"):
         load_backbone(str(tmp_path))
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(UserError, match="cannot be read as plain tensors") as refused:
