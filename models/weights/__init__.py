@@ -5,7 +5,7 @@ Matched keys are counted, and what did not load is an error.
 
 from .load import describe_weights, fill_backbone, load_backbone
 from .match import MATCH_REQUIRED
-from .read import State
+from .read import State, file_hash
 from .record import RANDOM, WeightsInfo
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "State",
     "WeightsInfo",
     "describe_weights",
+    "file_hash",
     "fill_backbone",
     "load_backbone",
 ]
