@@ -98,9 +98,9 @@ def make_subjects(data: Path) -> dict[str, Subject]:
         return [*pretrain(folder), "--workers", "0", "--steps", "8"]
 
     def evaluate(folder: Path) -> list[str]:
-        parts = ["--train", str(data / "classes"), "--test", str(data / "classes"), "--fraction", "1.0"]
+        parts = ["--train", str(data / "classes"), "--test", str(data / "classes"), "--fraction", "0.7"]
         size = ["--arch", "resnet18", "--image-size", "32", "--device", "cpu", "--no-report"]
-        steps = ["--set", "epochs=4", "--set", "batch_size=6", "--keep-checkpoints"]
+        steps = ["--set", "epochs=6", "--set", "batch_size=6", "--keep-checkpoints"]
         return ["evaluate", "semi", "random", *parts, *size, *steps, "--out", str(folder / "semi.json")]
 
     def build(folder: Path) -> list[str]:

@@ -39,7 +39,7 @@ def pack(images: Path, out: Path, short_side: int | None, quality: int, workers:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..common.config import build
-    from ..common.terminal.printable import console
+    from ..common.terminal.printable import console, printable_name
     from .images.pack_build import PackSettings, pack_images
 
     settings = build(PackSettings, {"short_side": short_side, "quality": quality})
@@ -58,4 +58,4 @@ def pack(images: Path, out: Path, short_side: int | None, quality: int, workers:
     if summary.unreadable:
         click.echo(f"{len(summary.unreadable)} images cannot be decoded and were left out:")
         for path, reason in list(summary.unreadable.items())[:10]:
-            click.echo(f"  {path}: {reason}")
+            click.echo(f"  {printable_name(path)}: {reason}")

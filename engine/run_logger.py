@@ -116,7 +116,8 @@ class RunLogger:
     def _log(self, text: str) -> None:
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / LOG, "a", encoding="utf-8") as log:
+        # a name in the text may hold bytes that are not UTF-8
+        with open(self.folder / LOG, "a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}\n")
 
 

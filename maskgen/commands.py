@@ -404,6 +404,8 @@ def progress_bar(title: str) -> Iterator[Progress]:
 
 def _print_summary(summary: BuildSummary) -> None:
     """Print what a build did, and the first failures."""
+    from ..common.terminal.printable import printable_name
+
     missing = summary.missing_part_files
     if missing or not summary.counts:
         state = f"{missing} part files are still missing" if missing else "all part files are there"
@@ -422,7 +424,7 @@ def _print_summary(summary: BuildSummary) -> None:
     rows.append(("file", f"{summary.out}, {summary.out.stat().st_size:,} bytes"))
     _print_table(rows)
     for path, reason in list(summary.failures.items())[:_FAILURES_LISTED]:
-        click.echo(f"  {path}: {reason}")
+        click.echo(f"  {printable_name(path)}: {reason}")
     if len(summary.failures) > _FAILURES_LISTED:
         more = len(summary.failures) - _FAILURES_LISTED
         click.echo(f"  ... and {more} more: `hapicl masks show {summary.out} --out masks.html` lists them")

@@ -13,6 +13,13 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def printable_name(name: str) -> str:
+    r"""Return a file's name as one line of plain text: line breaks and colours become `\n`, `\x1b`."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in name
+    )
+
+
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return a rich console on which brackets are no markup, `:x:` is no emoji and numbers get no colour.
 

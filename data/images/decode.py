@@ -30,6 +30,7 @@ from PIL import (
 )
 
 from ...common.errors import UserError
+from ...common.terminal.printable import printable_name
 from .quiet import quiet_codecs, quiet_pillow
 
 # 50 million pixels decode to 150 MB; with the file, an upright copy and libraries a worker stays under 600 MB
@@ -66,7 +67,7 @@ class ImageError(UserError):
     """An image that cannot be used; `reason` alone is what a mask file records."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
+        super().__init__(f"{printable_name(name)}: {reason}")
         self.name = name
         self.reason = reason
 

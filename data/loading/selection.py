@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import UserError
+from ...common.terminal.printable import printable_name
 from ..images.folder import Folder
 from ..images.store import ImageStore
 from ..masks.format import STATUSES, MaskStatus
 from ..masks.reader import MaskReader
-from ..path_keys import encode_path
+from ..path_keys import decode_path, encode_path
 from .batch import MissingMasks
 
 logger = logging.getLogger("hapicl.data")
@@ -150,5 +151,5 @@ def _report(
 
 def _few(paths: npt.NDArray[np.bytes_]) -> str:
     """The first paths, for a message."""
-    names = [bytes(path).decode("utf-8", "replace") for path in paths[:NAMED]]
+    names = [printable_name(decode_path(bytes(path))) for path in paths[:NAMED]]
     return ", ".join(names) + (", ..." if len(paths) > NAMED else "")

@@ -14,6 +14,7 @@ from hapicl.common.locks import hold_folder
 from hapicl.data.masks.reader import MaskReader
 from hapicl.engine.checkpoint import load_checkpoint
 from hapicl.pretrain.config.resolve import resolve
+from hapicl.pretrain.methods.hapicl_m import HAPiCLM
 from hapicl.pretrain.train import pretrain
 
 
@@ -87,6 +88,36 @@ def test_a_finished_run_holds_nothing(tmp_path, masks):
     run(masks, out, steps=2, checkpoint_every=1)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     assert load_checkpoint(out / "previous.pt")["step"] == 1
+
+
+def test_a_damaged_image_whose_name_is_not_utf8_ended_the_run(tmp_path, flat_folder):
+    """train.log could not hold the name."""
+    odd = os.fsencode(flat_folder) + b"/caf\xe9\n.png"
+    with open(odd, "wb") as file:
+        file.write((flat_folder / "image_00.png").read_bytes()[:300])
+    given = {"images": str(flat_folder), "method": "simclr", "out": str(tmp_path / "run")}
+    assert pretrain(resolve(given | small_run.OPTIONS)[0], show=False).step == 4
+    assert r"image replaced by the next one in the list: caf\udce9\n.png: " in (
+        tmp_path / "run" / "train.log"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_mask_file_that_changes_during_a_run_ended_without_a_checkpoint(tmp_path, masks):
+    def spoil(step, total):
+        if step == 2:
+            with open(masks, "r+b") as file:
+                file.truncate(1000)
+        return {}
+
+    given = {"masks": masks, "out": str(tmp_path / "run")} | small_run.OPTIONS | small_run.CONFIG
+    settings = resolve(given)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HAPiCLM, "after_step", lambda self, step, total: spoil(step, total))
+        with pytest.raises(UserError, match="was changed while it was in use") as raised:
+            pretrain(settings, show=False)
+    last = tmp_path / "run" / "last.pt"
+    assert raised.value.__notes__[0].startswith(f"{last} holds step 3 of 4")
+    assert load_checkpoint(last)["step"] == 3
 
 
 def test_another_mask_file_is_another_training(tmp_path, masks, flat_folder):

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from hapicl.common.terminal.printable import console, printable
+from hapicl.common.terminal.printable import console, printable, printable_name
 
 
 def test_brackets_and_colons_in_names_are_printed_as_they_are(capsys):
@@ -15,6 +15,12 @@ def test_names_that_are_not_utf8_can_be_printed():
     assert printable(name) == "caf\\udce9 é.jpg"
     assert printable("plain é") == "plain é"
     assert printable("\ud800") == "\\ud800"
+
+
+def test_a_name_is_one_line_without_colours():
+    name = b"a\nb\x1b[31m caf\xe9 \xc3\xa9.jpg".decode("utf-8", "surrogateescape")
+    assert printable_name(name) == r"a\nb\x1b[31m caf\udce9 é.jpg"
+    assert printable_name(printable_name(name)) == printable_name(name)
 
 
 def test_the_command_line_prints_names_that_are_not_utf8(tmp_path):

@@ -191,6 +191,16 @@ def test_an_interrupted_pack_goes_on(flat_folder, tmp_path, monkeypatch):
             np.testing.assert_array_equal(first[name][...], second[name][...])
 
 
+def test_images_left_out_are_named_in_a_line_each(flat_folder, tmp_path):
+    odd = os.fsencode(flat_folder) + b"/caf\xe9\n.png"
+    with open(odd, "wb") as file:
+        file.write(b"no image")
+    words = ["pack", "--images", str(flat_folder), "--out", str(tmp_path / "images.h5"), "--workers", "1"]
+    said = CliRunner().invoke(data, words).stdout.splitlines()
+    assert said[-2] == "1 images cannot be decoded and were left out:"
+    assert said[-1].startswith(r"  caf\udce9\n.png: ")
+
+
 def _workers_that_die(monkeypatch, *, after):
     """Let the workers die after so many parts of every call; gives the list of calls."""
     calls = []
