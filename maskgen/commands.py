@@ -23,6 +23,12 @@ _images_option = click.option(
     "--images", type=click.Path(path_type=Path), help="Image folder, if it was moved."
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_against_option = click.option(
+    "--against",
+    metavar="MASKS",
+    type=click.Path(path_type=Path),
+    help="Compare with this mask file of the same images.",
+)
 _masks_argument = click.argument("masks_file", metavar="MASKS", type=click.Path(path_type=Path))
 
 
@@ -148,9 +154,18 @@ def info(masks_file: Path, as_json: bool) -> None:
     "--paths", multiple=True, help="Show this image instead, relative to the image folder; may be repeated."
 )
 @click.option("--seed", default=0, show_default=True, type=int, help="Draws another sample.")
-def show(masks_file: Path, out: Path, **options: Any) -> None:
-    """Show masks on their images, as a picture or as a self-contained page."""
-    if out.suffix == ".png":
+@_against_option
+def show(masks_file: Path, out: Path, against: Path | None, **options: Any) -> None:
+    """Show masks on their images, as a picture or as a self-contained page.
+
+    With --against: the images whose masks differ most in two files, under both masks.
+    """
+    if against is not None and out.suffix in (".png", ".html", ".htm"):
+        from .inspection.compare import show_comparison
+
+        found = show_comparison(masks_file, against, out, images=options["images"], paths=options["paths"])
+        _print_table(found.rows())
+    elif out.suffix == ".png":
         from .inspection.gallery import gallery_png
 
         gallery_png(masks_file, out, **options)
@@ -343,9 +358,8 @@ def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
 
 @masks.command()
 @_masks_argument
-@click.option(
-    "--truth", required=True, type=click.Path(path_type=Path), help="Folder of true masks, matched by stem."
-)
+@click.option("--truth", type=click.Path(path_type=Path), help="Folder of true masks, matched by stem.")
+@_against_option
 @click.option("--saliency", type=click.Path(path_type=Path), help="Folder of grey saliency maps to score.")
 @click.option(
     "--images",
@@ -358,8 +372,16 @@ def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
     help="With --images and refined masks: the network beside them.",
 )
 @_json_option
-def score(masks_file: Path, truth: Path, as_json: bool, **options: Any) -> None:
-    """Score masks against the truth: IoU, F-beta (beta squared 0.3), MAE, S-measure."""
+def score(masks_file: Path, truth: Path | None, against: Path | None, as_json: bool, **options: Any) -> None:
+    """Score masks against the truth: IoU, F-beta (beta squared 0.3), MAE, S-measure.
+
+    With --against: how two files differ; with --truth too, the scores of both.
+    """
+    if against is not None:
+        _score_two(masks_file, against, truth, as_json)
+        return
+    if truth is None:
+        raise click.UsageError("give --truth DIR, --against MASKS, or both")
     from .inspection.score import score_masks
 
     scores = score_masks(masks_file, truth, **options)
@@ -368,6 +390,28 @@ def score(masks_file: Path, truth: Path, as_json: bool, **options: Any) -> None:
         return
     _print_table([(name, f"{value:.4f}") for name, value in scores.mean.items()])
     click.echo(f"{len(scores.images)} images, {len(scores.without_mask)} of them without a mask")
+
+
+def _score_two(first: Path, second: Path, truth: Path | None, as_json: bool) -> None:
+    """Print how two files differ and, where there is a truth, what each scores."""
+    from ..data.masks.reader import MaskReader
+    from .inspection.compare import compare_masks
+    from .inspection.score import score_masks
+
+    found = compare_masks(MaskReader(first), MaskReader(second))
+    means = [] if truth is None else [score_masks(file, truth).mean for file in (first, second)]
+    if as_json:
+        click.echo(json.dumps({**found.as_dict(), "scores": means}, indent=1))
+        return
+    rows = found.rows()
+    if means:
+        rows += [
+            (name, f"{value:.4f} -> {means[1][name]:.4f} ({means[1][name] - value:+.4f})")
+            for name, value in means[0].items()
+        ]
+    _print_table(rows)
+    for path, agreement in found.largest:
+        click.echo(f"  {agreement:.2f}  {path}")
 
 
 @contextmanager
