@@ -20,6 +20,7 @@ from ..engine.distributed import World
 from ..engine.interfaces import LoopSettings
 from ..models.backbones.base import Backbone
 from ..models.backbones.build import build_backbone
+from ..models.backbones.resnet import restore_lines
 from ..models.weights import WeightsInfo, fill_backbone
 from .config.settings import RunSettings
 from .methods.base import Context, Method
@@ -126,7 +127,8 @@ def loop_settings(components: Components) -> LoopSettings:
 
 def describe(components: Components) -> dict[str, Any]:
     """Everything that config.json holds, JSON-able."""
-    settings = components.settings.replace(config=components.method.config.model_dump())
+    backbone = components.backbone
+    settings = components.settings.replace(config=components.method.config.model_dump(), stem=backbone.stem)
     digest = hashlib.sha256("\n".join(components.loader.paths).encode("utf-8", "surrogateescape")).hexdigest()
     masks = components.loader.masks
     return {
@@ -137,6 +139,7 @@ def describe(components: Components) -> dict[str, Any]:
             "masks_digest": masks.content_digest if masks is not None and components.needs.masks else None,
         },
         "weights": components.weights and components.weights.record(),
+        "restore": restore_lines(backbone.stem),  # Python for the library whose names the weights have
         "needs": _plain(dataclasses.asdict(components.needs)),
         "total_steps": components.context.total_steps,
         "steps_per_epoch": components.context.steps_per_epoch,

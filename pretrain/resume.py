@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..common.atomic_files import is_part, refuse_unwritable
 from ..common.errors import UserError
 from ..common.locks import LOCK
 from ..engine.checkpoint import LAST
 from ..engine.run_logger import CONFIG
+from ..engine.schedule import ScheduleSettings, lr_factor
+from ..models.backbones.build import build_backbone
 from .config.settings import SESSION, RunSettings, flatten
+
+LENGTH = frozenset({"epochs", "steps"})
 
 
 def find_checkpoint(settings: RunSettings, folder: Path) -> Path | None:
@@ -53,11 +59,12 @@ def check_same_training(
     """
     if not isinstance(before.get("settings"), dict) or not isinstance(before.get("data"), dict):
         raise UserError(f"{checkpoint} does not say of which training it is; give a checkpoint of this run")
-    old, new = dict(flatten(before["settings"])), dict(flatten(now["settings"]))
+    old, new = dict(flatten(_named_stem(before["settings"]))), dict(flatten(now["settings"]))
+    may_differ = SESSION | (LENGTH if _is_longer(before, now) else frozenset())
     differing = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys(), key=str)
-        if str(key).split(".")[0] not in SESSION and old.get(key) != new.get(key)
+        if str(key).split(".")[0] not in may_differ and old.get(key) != new.get(key)
     ]
     then, data = before["data"], now["data"]
     if any(then.get(name) != data[name] for name in ("images", "paths_sha256")):
@@ -89,6 +96,48 @@ def _weights_words(config: dict[str, Any]) -> str:
     """What a run started from, for people."""
     digest = _weights_digest(config)
     return f"{config['weights'].get('spec')} (sha256 {digest})" if digest else "random weights"
+
+
+def _named_stem(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings with the stem that `auto` meant; config.json once kept the word."""
+    if settings.get("stem") != "auto":
+        return settings
+    with torch.device("meta"):
+        backbone = build_backbone(settings["arch"], image_size=settings["image_size"])
+    return {**settings, "stem": backbone.stem}
+
+
+def _is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run is to take as many steps as before or more, so that it can go on."""
+    steps = before.get("total_steps")
+    return isinstance(steps, int) and now["total_steps"] >= steps
+
+
+def note_extension(
+    before: dict[str, Any], now: dict[str, Any], schedule: ScheduleSettings, *, step: int
+) -> str:
+    """Write into config.json which lengths a run had before; what to tell the user if this one is new.
+
+    Args:
+        before, now: config.json of the checkpoint and of this session, which gets `extended`.
+        schedule: of the learning rate.
+        step: optimiser step the run goes on at.
+    """
+    old, new = before["total_steps"], now["total_steps"]
+    now["extended"] = list(before.get("extended", []))
+    if new == old:
+        return ""
+    now["extended"].append({"at_step": step, "from_steps": old})
+    then, after = (
+        now["lr"] * lr_factor(schedule, min(step, total - 1), total, now["steps_per_epoch"])
+        for total in (old, new)
+    )
+    return (
+        f"extended from {old} to {new} steps at step {step}: from here the {schedule.name} schedule is that "
+        f"of {new} steps (learning rate {after:.3g}; that of {old} steps had come to {then:.3g}), and so is "
+        f"whatever else the method moves over a run; it is not the training that {new} steps from the start "
+        "would have been"
+    )
 
 
 def refuse_unusable_folder(folder: Path) -> None:

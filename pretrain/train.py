@@ -25,6 +25,7 @@ from ..engine.optimizers import build_optimizer
 from ..engine.run_logger import RunLogger, write_config
 from ..engine.schedule import warmup_steps
 from ..models.backbones.base import Backbone
+from ..models.backbones.resnet import restore_lines
 from ..models.write_weights import write_safetensors
 from .components import Components, assemble, describe, device_name, loop_settings
 from .config.settings import RunSettings
@@ -32,7 +33,7 @@ from .diagnose.online_knn import OnlineKnn
 from .first_pass import run_first_pass
 from .modules.memory import path_difference, remembered_paths
 from .report.views import KEPT, save_method_pictures, save_views
-from .resume import check_same_training, find_checkpoint, refuse_unusable_folder
+from .resume import check_same_training, find_checkpoint, note_extension, refuse_unusable_folder
 
 WEIGHTS = "backbone.safetensors"
 
@@ -100,6 +101,7 @@ class _Start:
     optimizer: torch.optim.Optimizer
     first_step: int
     knn: OnlineKnn | None
+    extended: str  # what to say of a run that has become longer
 
 
 def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
@@ -109,7 +111,7 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
     config = describe(components)
     method, paths = components.method, list(components.loader.paths)
     optimizer = _build_optimizer(components)
-    first_step = 0
+    first_step, extended = 0, ""
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         remembered = remembered_paths(state["module"])
@@ -117,9 +119,10 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
         check_same_training(state["config"], config, checkpoint, images_differ_in=difference)
         restore(checkpoint, state, method, optimizer)
         first_step = state["step"]
+        extended = note_extension(state["config"], config, settings.schedule, step=first_step)
     method.before_training(paths)
     knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
-    return _Start(components, config, optimizer, first_step, knn)
+    return _Start(components, config, optimizer, first_step, knn, extended)
 
 
 def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
@@ -131,9 +134,9 @@ def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
             if isinstance(module, Backbone):
                 module.compile()  # in place: names in checkpoints stay
     _log_start(components, first_step, run_logger)
-    if (
-        not kernels_are_compiled()
-    ):  # here and announced, not in the workers, as a long wait for the first batch
+    if start.extended:
+        run_logger.info(start.extended)
+    if not kernels_are_compiled():  # here and announced, not in the workers before the first batch
         run_logger.info("compiling kernels, once")
         compile_kernels()
     few: list[Batch] = []
@@ -195,9 +198,9 @@ def _channels_last(batch: Batch) -> Batch:
 def _log_start(components: Components, first_step: int, run_logger: RunLogger) -> None:
     """Say what is about to be trained."""
     settings, context = components.settings, components.context
-    optimizer = settings.optimizer
+    optimizer, stem = settings.optimizer, components.backbone.stem
     run_logger.info(
-        f"{settings.method} with {settings.arch} on {context.data_set_size} images"
+        f"{settings.method} with {settings.arch} (stem {stem}) on {context.data_set_size} images"
         f"{_left_out(components.loader.selection)}, "
         f"{context.total_steps} steps of {settings.batch_size} ({context.steps_per_epoch} an epoch), "
         f"{device_name(components.world.device)} x {components.world.size}, "
@@ -205,6 +208,11 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
     )
     if components.weights is not None:
         run_logger.info(components.weights.line())
+    if lines := restore_lines(stem):
+        run_logger.info(
+            f"the stem {stem} suits views of {settings.image_size} px; the weights load into torchvision's "
+            f"{settings.arch} and give other features there, until you set {'; '.join(lines)}"
+        )
     run_logger.info(
         f"learning rate {optimizer.lr(settings.batch_size):.6g} = {optimizer.base_lr:g} x "
         f"{settings.batch_size} / 256 ({optimizer.name})"

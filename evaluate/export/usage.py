@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.backbones.base import Backbone
+from ...models.backbones.resnet import restore_lines
 from ...models.backbones.vit import ViTBackbone
 
 
@@ -86,11 +87,8 @@ def _detectron2(backbone: Backbone, path: Path, arch: str) -> list[str]:
 
 def _strides(backbone: Backbone) -> list[str]:
     """What gives another library's ResNet the strides of training, where those were others."""
-    if isinstance(backbone, ViTBackbone) or backbone.stem == "imagenet":
-        return []
-    lines = [f"# {_trained_with(backbone)}; the weights fit the usual one too:"]
-    lines += ["model.maxpool = torch.nn.Identity()"]
-    return lines + (["model.conv1.stride = (1, 1)"] if backbone.stem == "stride1" else [])
+    lines = restore_lines(backbone.stem)
+    return lines and [f"# {_trained_with(backbone)}; the weights fit the usual one too:", *lines]
 
 
 def _text(path: Path) -> str:

@@ -85,6 +85,15 @@ def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBa
     return ResNetBackbone(arch, stem)
 
 
+def restore_lines(stem: Stem) -> list[str]:
+    """Lines of Python that give torchvision's or timm's ResNet, called `model`, the strides of a stem.
+
+    The weights fit without them, and the features are then others.
+    """
+    pool = ["model.maxpool = torch.nn.Identity()"] if stem in {"no_pool", "stride1"} else []
+    return pool + (["model.conv1.stride = (1, 1)"] if stem == "stride1" else [])
+
+
 def zero_init_residual(backbone: Backbone) -> None:
     """Start the last BatchNorm of every residual block at weight 0, so that each block is the identity.
 

@@ -26,6 +26,7 @@ from hapicl.pretrain import components as assembly
 from hapicl.pretrain.config.resolve import resolve
 from hapicl.pretrain.config.settings import RunSettings
 from hapicl.pretrain.report.page import write_report
+from hapicl.pretrain.resume import check_same_training
 from hapicl.pretrain.train import export_backbone, pretrain
 
 SMALL = {"arch": "resnet18", "image_size": 32, "batch_size": 4, "workers": 0, "device": "cpu", "steps": 4}
@@ -334,3 +335,57 @@ def test_torchrun_trains_as_one_process_and_resumes_at_another_world_size(tmp_pa
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
     foreground = [lines[3]["mask/foreground_fraction"] for lines in (one, two)]
     assert foreground[1] == pytest.approx(foreground[0])  # the same crops
+
+
+def test_a_finished_run_could_not_be_extended(tmp_path, masks):
+    """`--steps` raised on resume was "of another training"."""
+    out = tmp_path / "run"
+    pretrain(settings(masks, out, log_every=1), show=False)
+    with pytest.raises(UserError, match=r"another training: steps was 4, is 3"):
+        pretrain(settings(masks, out, resume="auto", steps=3), show=False)
+    result = pretrain(settings(masks, out, resume="auto", steps=6), show=False)
+    assert (result.step, result.total_steps) == (6, 6)
+    config = json.loads((out / "config.json").read_text())
+    assert config["extended"] == [{"at_step": 4, "from_steps": 4}]
+    assert [row["step"] for row in read_metrics(out)] == [1, 2, 3, 4, 5, 6]
+    said = (out / "train.log").read_text()
+    assert "extended from 4 to 6 steps at step 4: from here the cosine schedule is that of 6 steps" in said
+    pretrain(settings(masks, out, resume="auto", steps=6), show=False)  # done; says nothing new
+    assert (out / "train.log").read_text().count("extended from") == 1
+    assert json.loads((out / "config.json").read_text())["extended"] == config["extended"]
+
+
+def test_the_stem_of_small_views_was_said_nowhere(tmp_path, masks):
+    """Its weights load into another network and give other features there."""
+    out = tmp_path / "run"
+    pretrain(settings(masks, out, image_size=64), show=False)
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["stem"] == "no_pool"
+    assert config["restore"] == ["model.maxpool = torch.nn.Identity()"]
+    said = (out / "train.log").read_text()
+    assert "resnet18 (stem no_pool) on 12 images" in said
+    model = torchvision.models.resnet18()
+    model.load_state_dict(safetensors.torch.load_file(out / "backbone.safetensors"), strict=False)
+    for line in config["restore"]:
+        assert line in said
+        exec(line, {"model": model, "torch": torch})
+    model.fc = torch.nn.Identity()
+    backbone = build_backbone("resnet18", image_size=64)
+    backbone.trunk.load_state_dict(model.state_dict(), strict=False)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        ours = backbone.eval()(images)["layer4"].mean((2, 3))
+        torch.testing.assert_close(model.eval()(images), ours)
+
+
+def test_a_run_whose_config_still_says_auto_goes_on(tmp_path, masks):
+    out = tmp_path / "run"
+    pretrain(settings(masks, out, stop_after=2), show=False)
+    state = torch.load(out / "last.pt", weights_only=True)
+    config = json.loads((out / "config.json").read_text())
+    before = {**config, "settings": {**config["settings"], "stem": "auto"}}
+    check_same_training(before, config, out / "last.pt")
+    assert state["config"]["settings"]["stem"] == "stride1"
+    other = {**config, "settings": {**config["settings"], "stem": "no_pool"}}
+    with pytest.raises(UserError, match="stem was 'stride1', is 'no_pool'"):
+        check_same_training(before, other, out / "last.pt")
