@@ -18,19 +18,11 @@ from typing import IO, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
 from ...common.errors import UserError
 from ...common.terminal.printable import printable_name
+from .kinds import HEAD_BYTES, KNOWN, how_to_read, kind_of, opener
 from .quiet import quiet_codecs, quiet_pillow
 
 # 50 million pixels decode to 150 MB; with the file, an upright copy and libraries a worker stays under 600 MB
@@ -39,16 +31,6 @@ MAX_BYTES = 128_000_000
 
 _STRIP_PIXELS = 1 << 20
 _ORIENTATION_TAG = 0x0112
-# The plugin classes are opened directly: Image.open adds its own pixel limit, a process-wide setting.
-_FORMATS: dict[str, tuple[type, Callable[[bytes], bool]]] = {
-    "JPEG": (JpegImagePlugin.JpegImageFile, lambda head: head[:3] == b"\xff\xd8\xff"),
-    "PNG": (PngImagePlugin.PngImageFile, lambda head: head[:8] == b"\x89PNG\r\n\x1a\n"),
-    "WEBP": (WebPImagePlugin.WebPImageFile, lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
-    "TIFF": (TiffImagePlugin.TiffImageFile, lambda head: head[:4] in (b"II*\0", b"MM\0*")),
-    "BMP": (BmpImagePlugin.BmpImageFile, lambda head: head[:2] == b"BM"),
-    "GIF": (GifImagePlugin.GifImageFile, lambda head: head[:6] in (b"GIF87a", b"GIF89a")),
-    "PPM": (PpmImagePlugin.PpmImageFile, lambda head: head[:1] == b"P" and head[1:2] in b"123456"),
-}
 # EXIF orientation -> the turn that makes the stored pixels upright
 _UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     2: lambda image: image[:, ::-1],
@@ -192,7 +174,8 @@ def decode_image(
     limit = max_pixels // 2 if header.kind == "TIFF" else max_pixels
     if needed > limit:
         raise ImageError(name, f"{width} x {height} pixels are more than the limit of {limit}")
-    image = _decode_gif(data, name) if header.kind == "GIF" else _decode_cv2(data, name, header, factor)
+    decode = _decode_pillow if header.kind in {"GIF", "AVIF", "HEIC"} else _decode_cv2
+    image = decode(data, name, header, factor)
     if factor == 1 and image.shape[:2] != header.size:
         raise ImageError(name, f"decoded to {image.shape[:2]}, but its header says {header.size}")
     return np.ascontiguousarray(image)
@@ -200,18 +183,27 @@ def decode_image(
 
 def _header(file: IO[bytes], name: str) -> Header:
     """Kind, upright size and orientation from a file's header."""
-    head = file.read(16)
+    head = file.read(HEAD_BYTES)
     if not head:
         raise ImageError(name, "empty file")
-    kind = next((kind for kind, (_, accepts) in _FORMATS.items() if accepts(head)), None)
+    kind = kind_of(head)
     if kind is None:
-        raise ImageError(name, f"not an image of a known kind ({', '.join(_FORMATS)})")
+        raise ImageError(name, f"not an image of a known kind ({', '.join(KNOWN)})")
+    if missing := how_to_read(kind):
+        raise ImageError(name, f"a {kind} image; {missing} reads it")
     file.seek(0)
     try:
         with quiet_pillow():
-            image: Image.Image = _FORMATS[kind][0](file)
-            orientation = _orientation(image)
-    except (SyntaxError, OSError, ValueError, OverflowError) as error:  # what Pillow's plugins raise
+            image = opener(kind)(file)
+            # a HEIC file's own turn is part of its decoding, and its EXIF tag does not count beside it
+            orientation = 1 if kind == "HEIC" else _orientation(image)
+    except (
+        SyntaxError,
+        OSError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ) as error:  # what Pillow's plugins raise
         raise ImageError(name, f"damaged {kind} header: {error}") from error
     width, height = image.size
     if min(width, height) < 1:
@@ -260,9 +252,11 @@ def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[
     return image
 
 
-def _decode_gif(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode a GIF's first frame with Pillow; OpenCV reads GIF only from 4.11."""
+def _decode_pillow(data: bytes, name: str, header: Header, factor: int) -> NDArray[np.uint8]:
+    """Decode a file's first picture with Pillow to upright RGB; OpenCV reads GIF only from 4.11."""
     try:
-        return np.array(GifImagePlugin.GifImageFile(io.BytesIO(data)).convert("RGB"))
-    except (OSError, SyntaxError, EOFError) as error:
+        with quiet_pillow():
+            image = np.array(opener(header.kind)(io.BytesIO(data)).convert("RGB"))
+    except (OSError, SyntaxError, EOFError, ValueError, RuntimeError) as error:
         raise ImageError(name, f"cannot be decoded: {error}") from error
+    return _UPRIGHT[header.orientation](image) if header.orientation in _UPRIGHT else image

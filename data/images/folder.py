@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...common.errors import UserError
 from .decode import ImageError, read_bytes, read_header
+from .kinds import HEAD_BYTES, is_listed, is_sure, why_left_out
 from .store import Encoded
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-)
+logger = logging.getLogger("hapicl.data")
+_told: set[tuple[str, tuple[tuple[str, int], ...]]] = set()  # what this process has said was left out
+
+
+@dataclass
+class _Walk:
+    """What has been met under a folder."""
+
+    root: Path
+    found: list[str] = field(default_factory=list)  # images
+    links: list[str] = field(default_factory=list)  # linked folders that wait
+    seen: set[tuple[int, int]] = field(default_factory=set)  # folders, by device and inode
+    left_out: Counter[str] = field(default_factory=Counter)  # images that cannot be read here, by suffix
 
 
 def find_images(root: str | os.PathLike[str]) -> list[str]:
     """List the images under a folder, flat or nested to any depth.
 
-    Linked files count; a linked folder is followed unless it was already walked, so loops end. Hidden names
-    (a leading dot) are left out. What cannot be read is listed so that it can be reported: a broken link, a
+    A file counts by its suffix, and one without a suffix by its first bytes. Linked files count; a linked
+    folder is followed unless it was already walked, so loops end. Hidden names (a leading dot) are left out.
+    Images of kinds that cannot be read here (HEIC without its library, raw files) are left out, and a
+    warning counts them. What cannot be read is listed so that it can be reported: a broken link, a
     link to itself, a folder (by its own name) that this user may not open.
 
     Args:
@@ -30,43 +46,74 @@ def find_images(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         UserError: if `root` is missing or cannot be read, or a folder in it vanishes meanwhile.
     """
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    walk = _Walk(Path(root))
     waiting = [""]
     while waiting:  # real folders first, then the links met on the way, so that a link never hides its target
-        links: list[str] = []
+        walk.links = []
         for folder in sorted(waiting):
-            _walk(Path(root), folder, found, links, seen)
-        waiting = links
-    return sorted(found, key=os.fsencode)
+            _walk(walk, folder)
+        waiting = walk.links
+    _tell(walk)
+    return sorted(walk.found, key=os.fsencode)
 
 
-def _walk(root: Path, folder: str, found: list[str], links: list[str], seen: set[tuple[int, int]]) -> None:
-    """Add the images under one folder to `found` and its linked folders to `links`."""
+def _walk(walk: _Walk, folder: str) -> None:
+    """Add what is under one folder."""
     stack = [folder]
     while stack:
         relative = stack.pop()
         try:
-            status = (root / relative).stat()
-            if (status.st_dev, status.st_ino) in seen:
+            status = (walk.root / relative).stat()
+            if (status.st_dev, status.st_ino) in walk.seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(root / relative) as entries:
+            walk.seen.add((status.st_dev, status.st_ino))
+            with os.scandir(walk.root / relative) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     path = f"{relative}/{entry.name}" if relative else entry.name
                     if _is_folder(entry):
-                        (links if entry.is_symlink() else stack).append(path)
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path per file is slow)
-                        found.append(path)
+                        (walk.links if entry.is_symlink() else stack).append(path)
+                    else:
+                        _add_file(walk, entry, path)
         except OSError as error:
             if relative and isinstance(error, PermissionError):
-                found.append(relative)
+                walk.found.append(relative)
                 continue
             raise UserError(
-                f"cannot read the image folder {root / relative}: {error.strerror}; give a readable folder"
+                f"cannot read the image folder {walk.root / relative}: {error.strerror}; give a readable "
+                "folder"
             ) from error
+
+
+def _add_file(walk: _Walk, entry: os.DirEntry[str], path: str) -> None:
+    """Take a file where it is an image, count it where it is one that cannot be read."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (a Path per file is slow)
+    if is_listed(suffix) or (not suffix and _looks_like_an_image(entry)):
+        walk.found.append(path)
+    elif why_left_out(suffix):
+        walk.left_out[suffix] += 1
+
+
+def _looks_like_an_image(entry: os.DirEntry[str]) -> bool:
+    """Whether a file without a suffix begins as an image does."""
+    try:
+        if not entry.is_file():  # opening a named pipe would wait for a writer
+            return False
+        with open(entry.path, "rb") as file:
+            return is_sure(file.read(HEAD_BYTES))
+    except OSError:
+        return False
+
+
+def _tell(walk: _Walk) -> None:
+    """Warn of images that were left out, once for each folder and count."""
+    key = (str(walk.root), tuple(sorted(walk.left_out.items())))
+    if not walk.left_out or key in _told:
+        return
+    _told.add(key)
+    kinds = ", ".join(f"{count} {suffix} ({why_left_out(suffix)})" for suffix, count in key[1])
+    logger.warning("%s: images left out, because this installation cannot read them: %s", walk.root, kinds)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
