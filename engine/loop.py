@@ -79,7 +79,10 @@ def fit(
         config=config or {},
         first_step=first_step,
     )
-    with StopRequest() as stop, tracer(settings.profile, folder, world) as trace:
+    left = settings.total_steps - first_step
+    left = left if settings.stop_after is None else min(left, settings.stop_after)
+    say = loop.run_logger.info
+    with StopRequest() as stop, tracer(settings.profile, folder, world, left=left, info=say) as trace:
         return loop.run(stop, trace)
 
 

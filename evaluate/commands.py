@@ -51,7 +51,7 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
             help=f"By origin, see docs: {', '.join(PROTOCOL_NAMES[task])}.",
         )
         @click.option(
-            "--like", metavar="WEIGHTS", help="For random: take network and stem from these weights."
+            "--like", metavar="WEIGHTS", help="Take the stem, and random weights the network, from these."
         )
         @click.option(
             "--arch",

@@ -106,7 +106,7 @@ def check_weights(request: Request) -> None:
     """Refuse weights that cannot be, before any data is read.
 
     Raises:
-        UserError: for a file that is not there, random weights of no architecture, or `--like` for others.
+        UserError: for a file that is not there, or random weights of no architecture.
     """
     if request.weights in RANDOM:
         if request.arch is None and request.like is None:
@@ -114,12 +114,10 @@ def check_weights(request: Request) -> None:
                 f"{request.weights} weights are of which network? Give --like WEIGHTS to take it from the "
                 "weights they are compared with, or --arch (such as resnet50)"
             )
-        files = [] if request.like is None else [request.like]
+        files = []
     else:
-        if request.like is not None:
-            raise UserError("--like is for random weights; others say themselves which network they are of")
         files = [request.weights]
-    for file in files:
+    for file in files if request.like is None else [*files, request.like]:
         if not Path(file.removeprefix("supervised:")).is_file():
             describe_weights(file)  # says what is wrong with it
 
@@ -129,7 +127,9 @@ def _load(request: Request, task: Task, seed: int) -> tuple[Backbone, WeightsInf
     arch, stem = request.arch, request.stem
     if request.like is not None:
         described = describe_weights(request.like)
-        arch, stem = arch or described.get("arch"), stem or described.get("stem")
+        stem = stem or described.get("stem")
+        if request.weights in RANDOM:  # others say themselves which network they are of
+            arch = arch or described.get("arch")
     return load_backbone(request.weights, arch=arch, image_size=task.image_size, stem=stem, seed=seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -40,6 +41,9 @@ class BuildInterrupted(KeyboardInterrupt):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
+
+
+logger = logging.getLogger("hapicl.maskgen")
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,15 @@ class _Build:
         """
         first, step = (self.shard[0] - 1, self.shard[1]) if self.shard else (0, 1)
         own, finished = range(first, self.plan.part_files, step), set(self.parts.finished())
+        if self.shard and not own:
+            logger.warning(
+                "shard %d/%d has no images: the %d images make %d part files, so shards beyond 1/%d to %d/%d "
+                "have nothing to do",
+                *self.shard,
+                len(self.plan.paths),
+                self.plan.part_files,
+                *(self.shard[1], self.plan.part_files, self.shard[1]),
+            )
         todo = [part for part in own if part not in finished]
         total, left = self._images(own), self._images(todo)
         try:

@@ -25,6 +25,9 @@ from ..pipeline import Foreground, segment
 from ..recipes import RECIPES, MaskRecipe
 from .measures import adaptive_f_beta, f_beta_curve, mean_absolute_error, s_measure
 
+_LOOKED_AT = 65_536  # pixels of a truth, evenly spread, in which colours are counted
+_MOST_COLOURS = 256
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -79,7 +82,10 @@ def score_masks(
     reasons = reader.reasons()
     scores, curves = {}, []
     for path, file in pairs.items():
-        true = binary(read_image(file)[:, :, 0])
+        pixels = read_image(file)
+        if is_photograph(pixels):
+            raise UserError(f"{file} is a photograph, no mask; give --truth the folder of true masks")
+        true = binary(pixels[:, :, 0])
         if path not in reasons and aspect_differs(true.shape, reader.image_size(path)):
             raise UserError(
                 f"{file} is {true.shape}, but {path} is {reader.image_size(path)}; give its own truth"
@@ -101,6 +107,22 @@ def score_masks(
     mean["max_f_beta"] = float(np.mean(curves, axis=0).max())
     without_mask = [path for path in pairs if path in reasons]
     return Scores(scores, mean, without_mask, len(reader) - len(pairs))
+
+
+def is_photograph(pixels: Pixels) -> bool:
+    """Whether an image has the many colours, or the many middle greys, that no mask has.
+
+    Soft edges, JPEG's noise, a few levels and palettes of labels are all found in masks.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+    """
+    step = max(1, int((pixels.shape[0] * pixels.shape[1] / _LOOKED_AT) ** 0.5))
+    seen = pixels[::step, ::step].reshape(-1, 3).astype(np.int32)
+    colours = np.unique(seen @ np.array([1 << 16, 1 << 8, 1])).size
+    grey = seen.mean(axis=1)
+    middle = np.mean((grey > 0.2 * 255) & (grey < 0.8 * 255))
+    return bool(colours > _MOST_COLOURS or (colours > _MOST_COLOURS / 4 and middle > 0.3))
 
 
 def match_stems(paths: Any, folder: str | os.PathLike[str]) -> dict[str, Path]:

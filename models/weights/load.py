@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -64,10 +65,11 @@ def load_backbone(
         return backbone.eval(), info
     source = open_source(spec)
     arch = arch or source.described.get("arch") or _arch_of(source)
-    stem = stem or source.described.get("stem") or "auto"
+    stem = stem or told_stem({**source.described, "arch": arch})
     size = image_size or int(source.described.get("image_size", 224))
-    backbone = _build(arch, size, stem, seed)
-    return backbone.eval(), _fill_from(backbone, source, spec, arch)
+    backbone = _build(arch, size, stem or "auto", seed)
+    info = _fill_from(backbone, source, spec, arch)
+    return backbone.eval(), dataclasses.replace(info, stem_by_size=stem is None)
 
 
 def fill_backbone(backbone: Backbone, spec: str, arch: str) -> WeightsInfo:
@@ -101,7 +103,24 @@ def describe_weights(spec: str) -> dict[str, Any]:
         return {"arch": arch}
     source = open_source(spec)
     arch = source.described.get("arch") or _shaped_like(source)
-    return source.described | ({} if arch is None else {"arch": arch})
+    if arch is None:
+        return source.described
+    described = {**source.described, "arch": arch}
+    return described if (stem := told_stem(described)) is None else {**described, "stem": stem}
+
+
+def told_stem(described: dict[str, Any]) -> Stem | None:
+    """The stem that weights were trained with, as far as known.
+
+    A run folder may say `auto`: that is the stem of the size it was trained at, whatever the size now.
+    """
+    stem: Stem | None = described.get("stem")
+    if stem == "auto":
+        if "image_size" not in described:
+            return None
+        with torch.device("meta"):
+            stem = build_backbone(described["arch"], image_size=int(described["image_size"])).stem
+    return stem
 
 
 def _fill_from(backbone: Backbone, source: Source, spec: str, arch: str) -> WeightsInfo:

@@ -18,6 +18,7 @@ class WeightsInfo:
     kind: str  # random | random-untouched | supervised | file
     arch: str
     stem: str
+    stem_by_size: bool = False  # neither the user nor the weights said which
     sha256: str  # of the file; of "random:<seed>" for random weights
     matched: int
     total: int
@@ -37,7 +38,16 @@ class WeightsInfo:
         under = f" under {self.prefix!r}" if self.prefix else ""
         return (
             f"weights: {self.matched} of {self.total} keys of {self.arch} (stem {self.stem}) matched "
-            f"({self.fraction:.1%}){under} in {self.spec}{self._missing_words()}"
+            f"({self.fraction:.1%}){under} in {self.spec}{self._missing_words()}{self._stem_words()}"
+        )
+
+    def _stem_words(self) -> str:
+        """That a stem was chosen which weights of another toolkit were hardly trained with."""
+        if not self.stem_by_size or self.stem not in {"no_pool", "stride1"}:
+            return ""
+        return (
+            f"\nthe weights do not say their stem: {self.stem} fits the size of the input. Compare with "
+            "weights of the same stem only (--like WEIGHTS takes theirs); the usual one is --stem imagenet"
         )
 
     def _missing_words(self) -> str:

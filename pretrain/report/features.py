@@ -22,10 +22,13 @@ from ...data.images.decode import decode_image
 from ...engine.checkpoint import LAST, load_checkpoint
 from ...models.backbones.base import Backbone
 from ...models.backbones.build import build_backbone
+from ...models.batch_statistics import reestimate_batchnorm
 from ...models.preprocess import as_tensor, centre_crop, normalize
 
 SHOWN = 6  # images
-ENLARGED = 2  # a ResNet's map is computed at this many times the training size, for a finer picture
+# a ResNet's map is computed on a larger input than it was trained on, for a finer picture: so many times
+# its training size, up to so many pixels, and at least twice the training size
+ENLARGED, ENOUGH = 4, 448
 
 
 def feature_pictures(folder: Path, config: dict[str, Any], images: str | None) -> list[Picture] | str:
@@ -49,14 +52,25 @@ def feature_pictures(folder: Path, config: dict[str, Any], images: str | None) -
     try:
         backbone, size = load_backbone(folder, settings)
         pixels = _some_images(root, size)
+        untrained = _untrained(settings, pixels)
     except UserError as error:
         if images is not None:
             raise
         return f"No pictures of features: {error}"
+    images_shown, colours = components(backbone, pixels)
     return [
-        Picture(np.concatenate([image, colours], axis=1), lossy=True)
-        for image, colours in zip(*components(backbone, pixels), strict=True)
+        Picture(np.concatenate(tiles, axis=1), lossy=True, alt="image, features, features of random weights")
+        for tiles in zip(images_shown, colours, components(untrained, pixels)[1], strict=True)
     ]
+
+
+def _untrained(settings: dict[str, Any], pixels: Tensor) -> Backbone:
+    """The run's network with random weights, its BatchNorm statistics taken from the pictures."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        backbone = build_backbone(settings["arch"], image_size=settings["image_size"], stem=settings["stem"])
+    reestimate_batchnorm(backbone, [pixels], device="cpu")
+    return backbone.eval()
 
 
 def load_backbone(folder: Path, settings: dict[str, Any]) -> tuple[Backbone, int]:
@@ -71,7 +85,7 @@ def load_backbone(folder: Path, settings: dict[str, Any]) -> tuple[Backbone, int
     backbone.adapt({name.removeprefix("trunk."): value for name, value in kept.items()})
     backbone.load_state_dict(kept)
     flexible = not hasattr(backbone, "patch_size")  # a ViT's positions are for one size
-    return backbone.eval(), trained * (ENLARGED if flexible else 1)
+    return backbone.eval(), max(2 * trained, min(ENLARGED * trained, ENOUGH)) if flexible else trained
 
 
 def components(backbone: Backbone, pixels: Tensor) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:

@@ -143,7 +143,9 @@ def _pictures(folder: Path, config: dict[str, Any], images: str | None) -> list[
     else:
         blocks.append(
             "Features: the first three principal components of the last map over these images, as red, green "
-            "and blue, each image beside its map. Objects in one colour mean features that hang together."
+            "and blue: the image, the map of this run, and the map of the same network with random weights. "
+            "Objects in one colour mean features that hang together; what the random map shows as well are "
+            "the image's own colours and edges."
         )
         blocks.append(Pictures(features, minimum=260))
     blocks.append(Code(f"hapicl pretrain --resume '{folder}'   # continue this run"))

@@ -149,6 +149,18 @@ def test_kept_checkpoints_stay_and_validations_are_logged(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path) if "knn/accuracy" in line] == [0, 5, 10]
 
 
+@pytest.mark.parametrize(
+    ("total", "asked", "said"),
+    [(4, 2, ""), (2, 2, "traces 1 steps: this session has 2"), (1, 2, "traces nothing")],
+)
+def test_a_profile_of_a_short_run_was_left_out_without_a_word(tmp_path, total, asked, said):
+    train(tmp_path, total=total, profile=asked)
+    assert (tmp_path / "trace.json").exists() == (total > 1)
+    log = (tmp_path / "train.log").read_text() if (tmp_path / "train.log").exists() else ""
+    assert said in log
+    assert ("--profile" in log) == bool(said)
+
+
 def test_a_profile_is_written(tmp_path):
     train(tmp_path, total=10, profile=2)
     assert "traceEvents" in json.loads((tmp_path / "trace.json").read_text())

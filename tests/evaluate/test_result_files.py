@@ -134,8 +134,6 @@ def test_random_was_a_resnet50_that_nobody_had_asked_for(weights: Path, colour_f
     (path,) = Path("results").glob("*.json")
     about = json.loads(path.read_text())["weights"]
     assert (about["kind"], about["arch"], about["stem"]) == ("random", "resnet18", "no_pool")
-    said = knn(weights, colour_folders, "--like", weights)
-    assert "--like is for random weights" in str(said.exception)
     assert "no weight file" in str(knn("random", colour_folders, "--like", "none.pth").exception)
 
 
@@ -146,6 +144,28 @@ def test_like_reads_the_network_off_the_tensors_of_a_foreign_file(
     said = knn("random", colour_folders, "--like", "w.pth")
     assert said.exit_code == 0, said.output + str(said.exception)
     assert "resnet18" in said.output
+
+
+def test_weights_of_another_toolkit_had_another_stem_than_ours_beside_them(
+    weights: Path, colour_folders: Path, tmp_path: Path
+) -> None:
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
+    said = knn("w.pth", colour_folders)
+    assert "the weights do not say their stem: stride1 fits the size of the input" in said.output
+    said = knn("w.pth", colour_folders, "--like", weights)
+    assert said.exit_code == 0, said.output + str(said.exception)
+    assert "do not say" not in said.output
+    stems = {json.loads(path.read_text())["weights"]["stem"] for path in Path("results").glob("*.json")}
+    assert stems == {"stride1", "no_pool"}
+
+
+def test_a_run_folder_is_measured_and_exported(weights: Path, colour_folders: Path) -> None:
+    said = knn(weights.parent, colour_folders)
+    assert said.exit_code == 0, said.output + str(said.exception)
+    assert [name.rsplit("-", 1)[0] for name in results()] == ["knn-knn-dino-densecl_small"]
+    said = CliRunner().invoke(command_line, ["export", str(weights.parent), "--to", "timm"])
+    assert said.exit_code == 0, said.output + str(said.exception)
+    assert (weights.parent / "backbone-timm.safetensors").is_file()
 
 
 def test_weights_that_are_not_there_are_told_before_the_data_is_read(tmp_path: Path) -> None:

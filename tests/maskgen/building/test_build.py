@@ -254,6 +254,13 @@ def test_shards_join_to_the_same_file(tmp_path, many, here, small_parts):
     assert digests(out) == digests(tmp_path / "whole.h5")
 
 
+def test_a_shard_without_images_said_nothing(tmp_path, many, here, caplog):
+    summary = build_rows(many, tmp_path / "m.h5", ThresholdRows(), BuildSettings(shard=(3, 3)))
+    assert summary.built == 0
+    assert "shard 3/3 has no images" in caplog.text
+    assert "make 1 part files, so shards beyond 1/3 to 1/3 have nothing to do" in caplog.text
+
+
 def test_shards_on_disks_of_their_own_join_too(tmp_path, many, here, small_parts):
     build_rows(many, tmp_path / "whole.h5", ThresholdRows())
     for number in (1, 2):

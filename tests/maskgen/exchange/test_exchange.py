@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hapicl.common.errors import UserError
+from hapicl.data.images.decode import read_image
 from hapicl.data.masks.reader import MaskReader
 from hapicl.data.masks.writer import MaskRow, pack_mask, write_masks
 from hapicl.maskgen.building import build as build_module
@@ -18,7 +19,7 @@ from hapicl.maskgen.building.pool import Runner
 from hapicl.maskgen.building.worker import make_rows
 from hapicl.maskgen.exchange.coco import import_coco
 from hapicl.maskgen.exchange.tree import export_names, export_tree, import_tree, resize_mask
-from hapicl.maskgen.inspection.score import match_stems, score_masks
+from hapicl.maskgen.inspection.score import is_photograph, match_stems, score_masks
 from hapicl.maskgen.inspection.verify import verify_masks
 
 
@@ -223,6 +224,27 @@ def test_scores_take_saliency_maps_and_count_missing_masks_as_empty(tmp_path, fo
     assert scores.images["a/one.jpg"]["mae"] == pytest.approx(mae, abs=1e-6)
     with pytest.raises(UserError, match="does not have"):
         score_masks(tmp_path / "masks.h5", tmp_path / "truth", images=root)
+
+
+def test_photographs_were_scored_against_as_if_they_were_masks(folder, mask_file, tmp_path):
+    rng = np.random.default_rng(0)
+    photograph = cv2.GaussianBlur(rng.integers(0, 256, (200, 300, 3), np.uint8), (0, 0), 3)
+    rows = np.linspace(20, 230, 200)[:, None, None] + rng.normal(0, 9, (200, 300, 1))
+    grey = np.repeat(rows.clip(0, 255).astype(np.uint8), 3, axis=2)
+    mask = np.zeros((200, 300, 3), np.uint8)
+    cv2.ellipse(mask, (150, 100), (90, 60), 10, 0, 360, (255, 255, 255), -1, cv2.LINE_AA)
+    noisy = cv2.imdecode(cv2.imencode(".jpg", mask)[1], cv2.IMREAD_COLOR)
+    labels = rng.integers(0, 256, (21, 3), np.uint8)[rng.integers(0, 21, (200, 300))]
+    assert is_photograph(photograph)
+    assert is_photograph(grey)
+    for truth in (mask, noisy, labels, cv2.GaussianBlur(mask, (0, 0), 4)):
+        assert not is_photograph(truth)
+    root, path = folder[0], MaskReader(mask_file).paths[0]
+    name = tmp_path / "truth" / path
+    name.parent.mkdir(parents=True)
+    cv2.imwrite(str(name.with_suffix(".png")), cv2.resize(photograph, read_image(root / path).shape[1::-1]))
+    with pytest.raises(UserError, match="is a photograph, no mask; give --truth the folder of true masks"):
+        score_masks(mask_file, tmp_path / "truth")
 
 
 def test_ambiguous_stems_and_strangers_are_refused(tmp_path, mask_file):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from hapicl.common.errors import UserError
 from hapicl.models.backbones.build import build_backbone
-from hapicl.models.weights import load_backbone
+from hapicl.models.weights import describe_weights, load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +145,14 @@ def test_random_depends_on_the_seed_alone() -> None:
     assert torch.equal(first.export_state()[name], again.export_state()[name])
     assert not torch.equal(first.export_state()[name], other.export_state()[name])
     assert info.sha256 != other_info.sha256
+
+
+def test_a_stem_called_auto_was_that_of_the_evaluations_size(tmp_path: Path) -> None:
+    """A checkpoint of 64 px, measured at 224, got the stem of 224 and other features."""
+    backbone = build_backbone("resnet18", image_size=64)
+    module = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    settings = {"arch": "resnet18", "stem": "auto", "image_size": 64}
+    torch.save({"format": 1, "module": module, "settings": settings}, tmp_path / "last.pt")
+    for size in (64, 224):
+        assert load_backbone(str(tmp_path / "last.pt"), image_size=size)[1].stem == "no_pool"
+    assert describe_weights(str(tmp_path / "last.pt"))["stem"] == "no_pool"
