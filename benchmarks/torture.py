@@ -30,6 +30,7 @@ ATTACKS = {
     "evaluate": (3, "kills of fine-tuning in evaluate semi"),
     "build": (4, "kills of masks build"),
     "pack": (4, "kills of data pack"),
+    "pairs": (4, "commands given twice at the same moment: pretrain, evaluate, build and pack in turn"),
     "workers": (3, "workers killed: pretrain, masks build and data pack in turn"),
     "update": (2, "masks build --update while a reader holds the file"),
     "settings": (270, "values of --set"),
@@ -53,7 +54,7 @@ def main() -> int:
     from torture_attacks import Torture
 
     failed = 0
-    print(f"{'attack':58} {'times':>6} {'failed':>6} {'seconds':>8}  outcomes")
+    print(f"{'attack':75} {'times':>6} {'failed':>6} {'seconds':>8}  outcomes")
     with tempfile.TemporaryDirectory() as scratch:
         torture = Torture(Path(scratch), options.seed)
         for name in options.only:
@@ -63,7 +64,7 @@ def main() -> int:
             row = {"what": ATTACKS[name][1], **tally.as_json(), "seconds": round(seconds, 1)}
             outcomes = ", ".join(f"{times} {what}" for what, times in tally.outcomes.most_common())
             numbers = f"{tally.attacks:6} {len(tally.failures):6} {seconds:8.1f}"
-            print(f"{row['what']:58} {numbers}  {outcomes}", flush=True)
+            print(f"{row['what']:75} {numbers}  {outcomes}", flush=True)
             for failure in tally.failures:
                 print(f"    {failure}", flush=True)
             failed += len(tally.failures)

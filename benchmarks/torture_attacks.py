@@ -33,6 +33,8 @@ SUBJECTS = {
 }
 FIRST_MOMENT = 0.05  # seconds; before it the forked child is not yet a command
 EXIT_LOST = 2  # of one of several processes that has lost another
+EXIT_REFUSED = 2  # of a command whose place another one holds
+PAIR_SECONDS = 0.1  # at most between two commands given at the same moment
 TRIES = 4  # for each kill that is to count
 
 
@@ -84,6 +86,7 @@ class Torture:
             self._kills(self._subjects[SUBJECTS[name]], count, draw, tally)
         else:
             other = {
+                "pairs": self._pairs,
                 "workers": self._workers,
                 "update": self._updates,
                 "settings": self._settings,
@@ -147,6 +150,31 @@ class Torture:
             wrong.append("a traceback or a warning")
         if wrong:
             tally.failures.append(f"{what}: {'; '.join(wrong)}: {said[-1500:]}")
+
+    def _pairs(self, count: int, draw: random.Random, tally: Tally) -> None:
+        """Give a command twice at the same moment: one works, the other is told so or finds the work done."""
+        subjects = [subject for subject in self._subjects.values() if subject.processes == 1]
+        for number in range(count):
+            subject = subjects[number % len(subjects)]
+            self._undisturbed(subject)
+            folder = self._folder()
+            errors = [folder.with_suffix(f".stderr{which}") for which in range(2)]
+            processes = [*subject.start(folder, errors[0])]
+            time.sleep(draw.choice([0, draw.uniform(0, PAIR_SECONDS)]))
+            processes += subject.start(folder, errors[1])
+            codes = [forked.finish(process) for process in processes]
+            refused = [
+                file.read_text(errors="backslashreplace")
+                for file, code in zip(errors, codes, strict=True)
+                if code == EXIT_REFUSED
+            ]
+            tally.attacks += 1
+            tally.outcomes[f"{subject.name}: exit {' '.join(map(str, sorted(codes, key=str)))}"] += 1
+            wrong = [] if set(codes) <= {0, EXIT_REFUSED} and 0 in codes else [f"ended with {codes}"]
+            wrong += [text for text in refused if " is in use by " not in text]
+            folder.with_suffix(".stderr").write_bytes(b"".join(file.read_bytes() for file in errors))
+            self._settle(subject, folder, f"number {number}, {subject.name}", wrong, tally)
+            shutil.rmtree(folder)
 
     def _workers(self, count: int, draw: random.Random, tally: Tally) -> None:
         """Kill a worker of a command that goes on."""
@@ -291,7 +319,7 @@ def _kill(
         return None, None if set(codes) == {0} else f"ended with {codes} by itself"
     allowed = {-signal.SIGKILL} if number == signal.SIGKILL else {0, *subject.codes[number]}
     if one and number == signal.SIGKILL:  # the other learns of it, or is ended too
-        allowed |= {EXIT_LOST, *subject.codes[signal.SIGTERM], 128 + signal.SIGTERM}
+        allowed |= {EXIT_LOST, *subject.codes[signal.SIGTERM], 128 + signal.SIGTERM, -signal.SIGTERM}
     where = f"{' to one' if one else ''}{' inside a write' if aimed else ''}"
     outcome = f"{number.name}{where}: exit {' '.join(map(str, codes))}"
     return outcome, None if set(codes) <= allowed else f"{number.name} ended it with {codes}"

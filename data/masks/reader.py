@@ -33,6 +33,8 @@ from .format import (
 )
 from .integral import MaskIntegral
 
+PIECE_BYTES = 1 << 24
+
 __all__ = ["MaskError", "MaskIntegral", "MaskReader", "MaskStatus"]
 
 
@@ -225,6 +227,12 @@ class MaskReader:
         if zlib.crc32(bits) != columns["crc32"].item(row):
             raise self._damage(row, "crc32 does not match, the mask has changed since it was written")
         return bits
+
+    def blob_pieces(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """The stored bytes of many masks, in pieces; whether the file has changed is asked before each."""
+        stop = len(self.column("blob")) if stop is None else stop
+        for begin in range(start, stop, PIECE_BYTES):
+            yield self.column("blob")[begin : min(stop, begin + PIECE_BYTES)]
 
     def _damage(self, row: int, what: str) -> MaskError:
         """The error for a damaged row."""

@@ -298,11 +298,11 @@ def _joined_reasons(
 def _runs(
     sources: Sequence[MaskReader], origin: NDArray[np.int64], row: NDArray[np.int64]
 ) -> Iterator[NDArray[np.uint8]]:
-    """The masks' bytes in the joined order, in as few slices as neighbouring rows allow."""
+    """The masks' bytes in the joined order, in slices as long as neighbouring rows allow."""
     breaks = np.flatnonzero((np.diff(origin) != 0) | (np.diff(row) != 1)) + 1
     starts, stops = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(row)]])
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         if start < stop:
             source = sources[origin[start]]
             offset = source.column("offset")
-            yield source.column("blob")[offset[row[start]] : offset[row[stop - 1] + 1]]
+            yield from source.blob_pieces(int(offset[row[start]]), int(offset[row[stop - 1] + 1]))

@@ -75,7 +75,7 @@ def _digest_problems(reader: MaskReader) -> Iterator[str]:
     columns = {name: reader.column(name) for name in COLUMNS}
     if content_digest(columns, reader.recipe) != reader.attributes["content_digest"]:
         yield "the digest of the rows does not match: a column or the recipe has changed since it was written"
-    if blob_digest([reader.column("blob")]) != reader.attributes["blob_digest"]:
+    if blob_digest(reader.blob_pieces()) != reader.attributes["blob_digest"]:
         yield "the digest of the stored masks does not match: bytes have changed since they were written"
     keys = reader.column("path")
     if (keys[1:] <= keys[:-1]).any():

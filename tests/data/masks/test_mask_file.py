@@ -16,6 +16,7 @@ from hapicl.common.errors import UserError
 from hapicl.data.geometry import ViewGeometry
 from hapicl.data.images.pack import ImagePack
 from hapicl.data.images.pack_build import pack_images
+from hapicl.data.masks import reader as masks_reader
 from hapicl.data.masks.format import MaskError, MaskStatus
 from hapicl.data.masks.reader import MaskReader
 from hapicl.data.masks.writer import MaskRow, join_masks, pack_mask, write_masks
@@ -248,6 +249,24 @@ def test_a_file_cut_short_while_it_is_read_is_an_error_and_no_bus_error(
     os.truncate(file, 0)
     with pytest.raises(UserError, match=r"h5 was changed while it was in use.*--resume auto"):
         read(path)
+
+
+def test_a_file_cut_short_while_it_is_verified_is_an_error_and_no_bus_error(mask_file, monkeypatch):
+    """Only its opening was watched: the digest of a large file is read for minutes."""
+    monkeypatch.setattr(masks_reader, "PIECE_BYTES", 50)
+    pieces = MaskReader(mask_file).blob_pieces()
+    assert len(next(pieces)) == 50
+    os.truncate(mask_file, 0)
+    with pytest.raises(MaskError, match="was changed while it was in use"):
+        next(pieces)
+
+
+def test_pieces_are_the_whole(mask_file, monkeypatch):
+    monkeypatch.setattr(masks_reader, "PIECE_BYTES", 7)
+    reader = MaskReader(mask_file)
+    np.testing.assert_array_equal(np.concatenate(list(reader.blob_pieces())), reader.column("blob"))
+    some = np.concatenate(list(reader.blob_pieces(3, 31)))
+    np.testing.assert_array_equal(some, reader.column("blob")[3:31])
 
 
 def test_a_file_written_over_in_place_while_it_is_read_is_noticed(mask_file):

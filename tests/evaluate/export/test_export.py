@@ -8,11 +8,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from limits import largest_file
 from safetensors.torch import load_file
 
+from hapicl import cli
 from hapicl.common.errors import UserError
 from hapicl.evaluate.export.detectron import detectron_name, read_detectron
-from hapicl.evaluate.export.export import export_backbone
+from hapicl.evaluate.export.export import SUFFIX, export_backbone
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.weights import load_backbone
 from hapicl.models.write_weights import write_safetensors
@@ -41,6 +43,22 @@ def detectron2_keys(depths: tuple[int, ...], convolutions: int, shortcut_first: 
                 parts.append("shortcut")
             keys |= {f"res{stage}.{block}.{part}.{name}" for part in parts for name in ("weight", *norm)}
     return keys
+
+
+@pytest.mark.parametrize("target", list(SUFFIX))
+def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(target, tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "weights.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
+    out = tmp_path / "full" / f"weights{SUFFIX[target]}"
+    words = ["export", str(weights), "--to", target, "--arch", "resnet18", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["hapicl", *words])
+    with largest_file(1 << 20), pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: cannot write {out}: File too large; free some space or choose a folder you may write to"
+    )
+    assert list(out.parent.iterdir()) == []
 
 
 def test_the_detectron2_pickle_has_its_key_list(
