@@ -5,6 +5,8 @@ Shape legend: N embeddings, D dimensions.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -128,6 +130,43 @@ class HealthWatch:
         if kind == "starving":
             return True
         return step - self._since[kind] >= self._patience and step > 2 * self._patience
+
+
+class StartWatch:
+    """Says, once each, that a number has fallen below what the weights a run started from gave.
+
+    Args:
+        first: by name, as far as known from a session before; None watches nothing.
+        total_steps: of the run; a fall counts once it has lasted a tenth of it, at most so many steps.
+    """
+
+    # fraction of the first value below which a number has fallen: a batch's rank moves by some per cent
+    WATCHED: ClassVar[dict[str, float]] = {"knn/accuracy": 1.0, "embedding/effective_rank": 0.9}
+
+    def __init__(self, first: dict[str, float] | None, *, total_steps: int) -> None:
+        self._watches = first is not None
+        self._first = dict(first or {})
+        self._patience = min(LONGEST_PATIENCE, PATIENCE * total_steps)
+        self._since: dict[str, int] = {}
+        self._given: set[str] = set()
+
+    def judge(self, step: int, values: dict[str, float]) -> list[str]:
+        """Take one line of the log, at `step` optimiser steps done; give the sentences that are due now."""
+        found = []
+        for name in self.WATCHED.keys() & values.keys() if self._watches else ():
+            first = self._first.setdefault(name, values[name])
+            if values[name] >= self.WATCHED[name] * first:
+                self._since.pop(name, None)
+                continue
+            lasted = step - self._since.setdefault(name, step) >= self._patience
+            if lasted and name not in self._given:
+                self._given.add(name)
+                found.append(
+                    f"forgetting: {name} is {values[name]:.3g}, below the {first:.3g} of the weights that "
+                    "this run started from; lower the rate, keep the first stages (such as --set "
+                    "freeze=stem,layer1), or pull towards the start (such as --set pull=0.01)"
+                )
+        return found
 
 
 def _at_collapse(name: str, value: float, level: float, rank: float) -> list[str]:

@@ -47,6 +47,10 @@ def no_numbers(step: int, total: int) -> dict[str, float]:
     return {}
 
 
+def no_change() -> None:
+    """Do nothing before an update."""
+
+
 def no_look(batch: Any) -> None:
     """Do nothing with the first batch."""
 
@@ -58,9 +62,10 @@ def no_validation() -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What a caller of `fit` may do at four places of the loop; by default nothing."""
+    """What a caller of `fit` may do at five places of the loop; by default nothing."""
 
     prepare: Callable[[Any], Any] = unchanged  # every batch before the module (memory format)
+    before_update: Callable[[], None] = no_change  # between clipping and every update, to change gradients
     after_step: Callable[[int, int], dict[str, float]] = no_numbers  # (step, total) after every update
     on_first_batch: Callable[[Any], None] = no_look  # once, with the first prepared batch
     # before the first step and every `validate_every` steps, on the first process; gives numbers to log
@@ -80,6 +85,9 @@ class LoopSettings:
     checkpoint_every: int = 500  # optimiser steps; also at the end and on a signal
     keep_every: int = 0  # optimiser steps between checkpoints kept for good; 0 keeps none
     validate_every: int = 0  # optimiser steps between calls of the hook `validate`; 0 never
+    # what later numbers are compared with, by name, to warn when they fall below it: numbers of the start, or
+    # none yet, which takes the first ones of the run; None: nothing is compared
+    start_values: dict[str, float] | None = None
     stop_after: int | None = None  # leave with a checkpoint after this many steps of this session
     profile: int = 0  # steps traced by torch.profiler, after five
     seed: int = 0

@@ -21,7 +21,7 @@ from .batchnorm import SplitBatchNorm, average_running_statistics
 from .checkpoint import LAST, save_checkpoint
 from .distributed import DataParallel, World, all_or_none, any_process, barrier, host_group
 from .guard import FiniteGuard, NonFiniteLossError, WholeStep
-from .health import HealthWatch, collapse_metrics
+from .health import HealthWatch, StartWatch, collapse_metrics
 from .interfaces import FitResult, Hooks, LoopSettings, Result, Source
 from .meter import Meter, peak_bytes
 from .optimizers import mask_updates, set_lr
@@ -53,7 +53,7 @@ def fit(
         optimizer: from `optimizers.build_optimizer` (its groups carry `peak_lr`).
         settings: see `LoopSettings`.
         world: this process among the others, from `distributed.processes`.
-        hooks: what the caller does at four places of the loop; None: nothing.
+        hooks: what the caller does at five places of the loop; None: nothing.
         run_logger: where numbers go; None: nowhere.
         folder: where checkpoints go; None: none are written.
         config: JSON-able settings kept inside the checkpoints.
@@ -130,6 +130,7 @@ class _Fit:
         self.result: Result | None = None  # of the newest batch
         self.first_batch_seen = False
         self.health = HealthWatch(total_steps=settings.total_steps, workers=settings.workers)
+        self.start = StartWatch(settings.start_values, total_steps=settings.total_steps)
 
     def run(self, stop: StopRequest, trace: Callable[[], None]) -> FitResult:
         """Step until the last step, a signal or an error; `trace` is called after every step."""
@@ -222,6 +223,7 @@ class _Fit:
         self.guard.check(self.step, names[0], torch.stack(values).mean(0))
         if not self.updates_masked:
             self.guard.raise_if_failed()
+        self.hooks.before_update()
         self.whole_step.begin_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -288,9 +290,15 @@ class _Fit:
             return
         if self.world.first:
             self.run_logger.show_activity("validating")
-            self.run_logger.record(self.step, self.hooks.validate())
+            self.record(self.hooks.validate())
         barrier()
         self.meter.restart()
+
+    def record(self, values: dict[str, float]) -> None:
+        """Write one line, and warn where a number of it has fallen below that of the start."""
+        self.run_logger.record(self.step, values)
+        for sentence in self.start.judge(self.step, values):
+            self.run_logger.info(f"warning at step {self.step}: {sentence}")
 
     def log(self) -> None:
         """Read the means, stop if a loss was not finite, write one line, and warn in words."""
@@ -302,7 +310,7 @@ class _Fit:
         values["memory/peak_gib"] = peak_bytes(self.world.device) / 2**30
         values |= {CHANCE + name: value for name, value in self.result.references.items()}
         self.last = values
-        self.run_logger.record(self.step, values)
+        self.record(values)
         for sentence in self.health.judge(self.step, values, self.result.references):
             self.run_logger.info(f"warning at step {self.step}: {sentence}")
 

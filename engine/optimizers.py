@@ -90,7 +90,7 @@ def build_optimizer(
     Args:
         module: a module, split into a group of weights (2-D and more) and one of biases and norms (1-D); or
             parameter groups ({"params": ..., "lr_scale": 0.1, ...}), each split the same way, whose rate is
-            multiplied by `lr_scale`.
+            multiplied by `lr_scale` and whose decay may be another (`weight_decay`).
         settings: which, and its numbers.
         batch_size: global, for the learning rate.
         device: where the parameters are.
@@ -117,7 +117,8 @@ def _split(group: dict[str, Any], settings: OptimizerSettings, peak: float) -> l
         (True, [value for value in trained if value.ndim > 1]),
         (False, [value for value in trained if value.ndim <= 1]),
     ):
-        decay = settings.weight_decay if many or settings.decays_one_dimensional else 0.0
+        asked = float(group.get("weight_decay", settings.weight_decay))
+        decay = asked if many or settings.decays_one_dimensional else 0.0
         half = {"params": values, "lr": rate, "peak_lr": rate, "weight_decay": decay}
         if settings.name == "lars":
             # the decay of an adapted group goes into its ratio, not into SGD's own term

@@ -61,6 +61,8 @@ def assemble(settings: RunSettings, world: World) -> Components:
     needs = kind.needs(config, backbone, image_size=settings.image_size)
     # before the method copies it: slow encoders start as its equals
     weights = None if settings.weights is None else fill_backbone(backbone, settings.weights, settings.arch)
+    if settings.freeze or settings.freeze_batchnorm:
+        backbone.freeze(settings.freeze or (), statistics=bool(settings.freeze_batchnorm))
     loader = build_loader(settings, needs, world)
     steps_per_epoch = loader.steps_per_epoch // settings.grad_accum_steps
     if steps_per_epoch == 0:

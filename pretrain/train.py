@@ -34,6 +34,7 @@ from .first_pass import run_first_pass
 from .modules.memory import path_difference, remembered_paths
 from .report.views import KEPT, save_method_pictures, save_views
 from .resume import check_same_training, find_checkpoint, note_extension, refuse_unusable_folder
+from .start import Pull, parameter_groups, start_values
 
 WEIGHTS = "backbone.safetensors"
 
@@ -102,6 +103,8 @@ class _Start:
     first_step: int
     knn: OnlineKnn | None
     extended: str  # what to say of a run that has become longer
+    pull: Pull | None  # towards the weights it started from
+    start_values: dict[str, float] | None
 
 
 def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
@@ -111,6 +114,8 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
     config = describe(components)
     method, paths = components.method, list(components.loader.paths)
     optimizer = _build_optimizer(components)
+    pulled = components.settings.pull
+    pull = None if pulled is None else Pull(components.backbone, pulled)  # before the checkpoint moves it
     first_step, extended = 0, ""
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
@@ -122,7 +127,8 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
         extended = note_extension(state["config"], config, settings.schedule, step=first_step)
     method.before_training(paths)
     knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
-    return _Start(components, config, optimizer, first_step, knn, extended)
+    values = start_values(components, folder, first_step)
+    return _Start(components, config, optimizer, first_step, knn, extended, pull, values)
 
 
 def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
@@ -152,11 +158,13 @@ def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
     run_first_pass(components, prepare=hooks.prepare, info=run_logger.info)
     if start.knn is not None:
         hooks = replace(hooks, validate=start.knn)
+    if start.pull is not None:
+        hooks = replace(hooks, before_update=start.pull)
     result = fit(
         method,
         components.loader,
         start.optimizer,
-        loop_settings(components),
+        replace(loop_settings(components), start_values=start.start_values),
         world=world,
         hooks=hooks,
         run_logger=run_logger,
@@ -178,7 +186,13 @@ def _build_optimizer(components: Components) -> torch.optim.Optimizer:
     method.to(world.device)
     if settings.channels_last:
         method.to(memory_format=torch.channels_last)
-    return build_optimizer(method, settings.optimizer, batch_size=settings.batch_size, device=world.device)
+    by_stage = settings.layer_decay is not None or settings.pull is not None
+    return build_optimizer(
+        parameter_groups(components) if by_stage else method,
+        settings.optimizer,
+        batch_size=settings.batch_size,
+        device=world.device,
+    )
 
 
 def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> None:
@@ -213,6 +227,8 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
             f"the stem {stem} suits views of {settings.image_size} px; the weights load into torchvision's "
             f"{settings.arch} and give other features there, until you set {'; '.join(lines)}"
         )
+    if settings.freeze:
+        run_logger.info(f"frozen: {', '.join(settings.freeze)}")
     run_logger.info(
         f"learning rate {optimizer.lr(settings.batch_size):.6g} = {optimizer.base_lr:g} x "
         f"{settings.batch_size} / 256 ({optimizer.name})"

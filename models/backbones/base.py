@@ -5,9 +5,13 @@ Shape legend: B images, C channels, S map cells per side.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...common.errors import UserError, did_you_mean
 
 # how the image enters: a ResNet's has a name; a ViT's is its patch, "patch8" for 8 x 8 pixels, so any text
 Stem = Literal["auto", "imagenet", "no_pool", "stride1"] | str
@@ -28,6 +32,9 @@ class Backbone(nn.Module):
     stem: str
     # whether it starts from weights of a file: methods then leave their own initialisation out
     has_weights: bool = False
+    # what `freeze` was told
+    frozen: tuple[str, ...] = ()
+    frozen_statistics: bool = False
 
     def stride_of(self, level: str) -> int:
         """Image pixels per cell of a map; backbones whose maps differ in it say so here."""
@@ -45,6 +52,48 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images to maps (B, C, S, S) by name."""
         raise TypeError(f"{type(self).__name__} has no forward")
+
+    def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
+        """Its parts by name, from the image on; every parameter belongs to one of them."""
+        return {name: [child] for name, child in self.named_children()}
+
+    def freeze(self, names: Sequence[str], *, statistics: bool = False) -> None:
+        """Keep stages as they are: no gradient, and always in evaluation mode; copies made later do the same.
+
+        Args:
+            names: of `stages`; those before them are usually named too.
+            statistics: whether every BatchNorm keeps its running statistics and normalises by them, also in
+                stages that train.
+
+        Raises:
+            UserError: for an unknown stage, or when nothing would be left to train.
+        """
+        stages = self.stages()
+        for name in names:
+            if name not in stages:
+                raise UserError(
+                    f"freeze: this backbone has no stage {name!r}{did_you_mean(name, stages)}; it has "
+                    f"{', '.join(stages)}"
+                )
+            for part in stages[name]:
+                part.requires_grad_(False)
+        if not any(value.requires_grad for value in self.parameters()):
+            raise UserError("freeze leaves nothing of the backbone to train; name fewer stages")
+        self.frozen, self.frozen_statistics = tuple(names), statistics
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        stages = self.stages() if self.frozen else {}
+        for part in (part for name in self.frozen for part in stages[name]):
+            if isinstance(part, nn.Module):
+                part.eval()
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def export_state(self) -> dict[str, Tensor]:
         """Weights under the names of the library that users load them with."""

@@ -51,6 +51,14 @@ class ResNetBackbone(Backbone):
             maps[name] = values
         return maps
 
+    def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
+        """`stem` and the four layers."""
+        trunk = self.trunk
+        layers: dict[str, list[nn.Module | nn.Parameter]] = {
+            name: [getattr(trunk, name)] for name in self.channels
+        }
+        return {"stem": [trunk.conv1, trunk.bn1], **layers}
+
     def export_state(self) -> dict[str, Tensor]:
         """Weights under torchvision's names, without `fc`."""
         return {name: value.detach() for name, value in self.trunk.state_dict().items()}

@@ -123,6 +123,13 @@ class ViTBackbone(Backbone):
         patches = values[:, 1:].transpose(1, 2).reshape(len(images), -1, rows, columns)
         return {"patches": patches, "class": values[:, 0]}
 
+    def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
+        """`stem` (patches, positions, class token), `block1` and on, and the last `norm`."""
+        trunk = self.trunk
+        blocks = {f"block{number}": [block] for number, block in enumerate(trunk.blocks, start=1)}
+        stem = [trunk.patch_embed, trunk.cls_token, trunk.pos_embed, trunk.norm_pre]
+        return {"stem": stem, **blocks, "norm": [trunk.norm]}
+
     def export_state(self) -> dict[str, Tensor]:
         """Weights under timm's names, without a head."""
         return {name: value.detach() for name, value in self.trunk.state_dict().items()}

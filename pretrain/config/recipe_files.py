@@ -1,7 +1,8 @@
 """Recipes: one YAML file each, with the keys of `pretrain.settings.RunSettings` and `about`.
 
 `hapicl pretrain` without `--recipe` takes `<method>_small` under 20,000 images, `<method>_100k` under
-500,000 and `<method>_imagenet` above, where that file exists. Example:
+500,000 and `<method>_imagenet` above, where that file exists. `<method>_continue`, by name only, is for runs
+that start from weights. Example:
 
     about: {paper: "arXiv 2003.04297", command: "hapicl pretrain ...", hardware: "...", expected: "...",
             measured: not run}
@@ -25,6 +26,7 @@ from ...common.errors import UserError, did_you_mean
 from ...common.plain_yaml import read_yaml
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+CONTINUE = "_continue"  # how recipes end that start from weights
 SMALL, MEDIUM = 20_000, 500_000  # images below which the small and the 100k recipes serve
 
 

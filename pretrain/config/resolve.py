@@ -14,8 +14,8 @@ from ...engine.run_logger import CONFIG, read_config
 from ...models.backbones.build import build_backbone
 from ...models.weights import describe_weights
 from ..methods.registry import method_class
-from .recipe_files import default_recipe, load_recipe
-from .settings import RunSettings, Start, parse_overrides, without_effect
+from .recipe_files import CONTINUE, default_recipe, load_recipe, recipe_names
+from .settings import OF_A_START, RunSettings, Start, parse_overrides, without_effect
 
 
 def resolve(
@@ -48,8 +48,12 @@ def resolve(
     if not origin.endswith(CONFIG):  # a run that goes on has its backbone in its config.json
         base, told = _as_the_weights_say(base, stated)
         notes += told
+        name = f"{stated.get('method', Start().method)}{CONTINUE}"
+        if recipe is None and merge(base, stated).get("weights") and name in recipe_names():
+            notes.append(f"this recipe is for random weights; --recipe {name} is for a start from weights")
     given = merge(base, stated)
     settings = build(RunSettings, given)
+    _check_start(settings, recipe)
     kind = method_class(settings.method)
     config = build(kind.Config, settings.config, where="config.")
     with torch.device("meta"):  # its shapes, without its weights
@@ -67,6 +71,20 @@ def resolve(
     ]
     notes += [f"warning: {line}" for line in without_effect(settings, stated, uses_masks=needs.masks)]
     return settings, notes
+
+
+def _check_start(settings: RunSettings, recipe: str | None) -> None:
+    """Refuse what only serves a run that starts from weights, where it starts from none."""
+    if settings.weights is not None:
+        return
+    given = [name for name in OF_A_START if getattr(settings, name) is not None]
+    continued = recipe is not None and recipe.endswith(CONTINUE)
+    if given or continued:
+        subject = f"recipe {recipe}" if continued else ", ".join(given)
+        raise UserError(
+            f"{subject}: there are no weights to start from; give --weights FILE, RUN_FOLDER, "
+            "torchvision:NAME or timm:NAME"
+        )
 
 
 def _as_the_weights_say(base: dict[str, Any], stated: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from ...common.config import Count, CountOrZero, PathText, Settings
+from ...common.config import Count, CountOrZero, PathText, Positive, Settings
 from ...common.errors import UserError
 from ...common.plain_yaml import read_yaml
 from ...data.loading.batch import MissingMasks
@@ -22,6 +22,15 @@ LARGEST_SEED = 2**64 - 1  # what torch's generators and our counters both take
 
 ImageSize = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+LayerDecay = Annotated[float, Field(gt=0, le=1)]
+
+
+def _split_names(value: Any) -> Any:
+    """`stem,layer1` as a list."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+StageNames = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -43,6 +52,12 @@ class RunSettings(Start):
     arch: str = "resnet50"
     # what the backbone starts from: a weight file, a run folder, torchvision:NAME or timm:NAME; None: random
     weights: PathText | None = None
+    # for a run that starts from weights; see the page "Start from existing weights"
+    freeze: StageNames | None = None  # stages of the backbone that stay as they are, such as [stem, layer1]
+    freeze_batchnorm: bool | None = None  # true: the backbone's BatchNorms keep their running statistics
+    layer_decay: LayerDecay | None = None  # of the rate, by stage from the last to the first
+    # strength of the pull of the backbone's weights towards where they started, in place of their decay
+    pull: Positive | None = None
     stem: str = "auto"  # of a ResNet imagenet, no_pool or stride1; of a ViT its patch, such as patch8
     image_size: ImageSize = 224  # side of the views, pixels
     epochs: Epochs | None = None  # 200 where neither is given
@@ -87,6 +102,7 @@ class RunSettings(Start):
         return self
 
 
+OF_A_START = ("freeze", "freeze_batchnorm", "layer_decay", "pull")  # need weights
 # a resumed run may change these
 SESSION = frozenset(
     {

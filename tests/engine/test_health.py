@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from hapicl.engine.health import HealthWatch, collapse_metrics, health_warnings
+from hapicl.engine.health import HealthWatch, StartWatch, collapse_metrics, health_warnings
 
 
 def test_an_even_spread_and_one_point_have_their_known_values():
@@ -82,3 +82,27 @@ def test_embeddings_near_one_point_at_the_start_are_no_collapse_unless_they_stay
     ((step, sentence),) = told([(step, point) for step in range(1, 101)])
     assert sentence.startswith("collapse")
     assert step == 21
+
+
+def test_a_fall_below_the_start_is_told_once_it_has_lasted():
+    watch = StartWatch({}, total_steps=100)
+    assert watch.judge(0, {"knn/accuracy": 0.30}) == []
+    assert watch.judge(20, {"knn/accuracy": 0.25}) == []
+    assert watch.judge(29, {"knn/accuracy": 0.25}) == []
+    (sentence,) = watch.judge(30, {"knn/accuracy": 0.25})
+    assert re.search(r"forgetting: knn/accuracy is 0\.25, below the 0\.3 of the weights", sentence)
+    assert watch.judge(60, {"knn/accuracy": 0.1}) == []  # once
+
+
+def test_a_fall_that_mends_or_is_a_batchs_noise_is_not_told():
+    watch = StartWatch({"knn/accuracy": 0.3, "embedding/effective_rank": 10.0}, total_steps=100)
+    values = [(10, 0.29, 9.2), (18, 0.31, 9.1), (19, 0.29, 9.3), (28, 0.28, 9.9), (30, 0.3, 9.4)]
+    for step, accuracy, rank in values:
+        assert watch.judge(step, {"knn/accuracy": accuracy, "embedding/effective_rank": rank}) == []
+    assert watch.judge(40, {"embedding/effective_rank": 8.0}) == []
+    assert len(watch.judge(50, {"embedding/effective_rank": 8.0})) == 1
+
+
+def test_runs_from_random_weights_have_no_start_to_fall_below():
+    watch = StartWatch(None, total_steps=100)
+    assert [watch.judge(step, {"knn/accuracy": 1 / (step + 1)}) for step in range(0, 100, 10)] == [[]] * 10

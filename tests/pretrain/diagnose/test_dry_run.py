@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hapicl.common.errors import UserError
 from hapicl.data.masks.writer import pack_mask, write_masks
 from hapicl.engine.batchnorm import SplitBatchNorm
+from hapicl.models.weights import WeightsInfo
+from hapicl.pretrain import components
 from hapicl.pretrain.config.recipe_files import load_recipe, recipe_names
 from hapicl.pretrain.config.resolve import resolve
 from hapicl.pretrain.diagnose import dry_run
@@ -55,7 +58,17 @@ def test_every_recipe_as_it_stands_passes_its_dry_run(masks, monkeypatch, name):
     # the probe's forward pass is of the test above; here, at full size, it would take minutes, and so would
     # weights
     monkeypatch.setattr(dry_run, "activation_bytes", lambda backbone, size: 0)
-    settings, notes = resolve({"masks": masks, "device": "cpu", "workers": 0}, recipe=name)
+    # nor is anything downloaded
+    info = {"kind": "file", "stem": "", "sha256": "0", "matched": 1, "total": 1}
+    monkeypatch.setattr(
+        components, "fill_backbone", lambda _, spec, arch: WeightsInfo(spec=spec, arch=arch, **info)
+    )
+    options = {"masks": masks, "device": "cpu", "workers": 0}
+    if name.endswith("_continue"):
+        with pytest.raises(UserError, match=f"recipe {name}: there are no weights to start from"):
+            resolve(options, recipe=name)
+        options |= {"weights": "torchvision:resnet50", "arch": load_recipe(name)["arch"]}
+    settings, notes = resolve(options, recipe=name)
     assert not [note for note in notes if "no effect" in note]
     with torch.device("meta"):
         report = dry_run.dry_run_report(settings)
@@ -73,9 +86,9 @@ def test_the_probe_leaves_the_groups_and_the_statistics_as_they_were(masks):
     }
     settings, _ = resolve(options | {"batch_size": 128}, recipe="moco_v2_small")
     with dry_run.processes("cpu") as world, dry_run.assemble(settings, world).loader:
-        components = dry_run.assemble(settings, world)
-        norm = components.backbone.trunk.bn1
-        assert dry_run.activation_bytes(components.backbone, 32) > 0
+        assembled = dry_run.assemble(settings, world)
+        norm = assembled.backbone.trunk.bn1
+        assert dry_run.activation_bytes(assembled.backbone, 32) > 0
         assert isinstance(norm, SplitBatchNorm)
         assert norm.groups == 4
         assert torch.equal(norm.running_mean, torch.zeros(64))
