@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numba
+
+ANNOUNCED = "HAPICL_COMPILING_ANNOUNCED"  # set for child processes, which say nothing
+logger = logging.getLogger("hapicl.common")
 
 
 def jit(function_or_signature: Callable[..., Any] | str) -> Any:
@@ -31,11 +36,24 @@ def jit(function_or_signature: Callable[..., Any] | str) -> Any:
 def _compile(function: Callable[..., Any], signature: str | None = None) -> Any:
     """Compile, with a cache where there is a folder for it."""
     try:
-        return numba.njit(signature, cache=True, nogil=True)(function)
+        dispatcher = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        return numba.njit(signature, nogil=True)(function)
+        dispatcher = numba.njit(nogil=True)(function)
+    if signature is not None:  # as numba's own decorator does with a signature
+        if not is_compiled(dispatcher):
+            announce_compilation()
+        dispatcher.compile(signature)
+        dispatcher.disable_compile()
+    return dispatcher
+
+
+def announce_compilation() -> None:
+    """Say once that kernels are compiled, which a user would take for a standstill."""
+    if ANNOUNCED not in os.environ:
+        os.environ[ANNOUNCED] = "1"
+        logger.warning("compiling kernels, once: up to half a minute")
 
 
 def is_compiled(function: Any) -> bool:

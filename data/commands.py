@@ -36,22 +36,15 @@ def pack(images: Path, out: Path, short_side: int | None, quality: int, workers:
     `hapicl pretrain --images images.h5` then reads it and draws the same crops. Run it again after an
     interruption and it goes on where it stopped.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ..common.config import build
-    from ..common.terminal.printable import console, printable_name
+    from ..common.terminal.printable import printable_name
+    from ..common.terminal.progress import show_totals
     from .images.pack_build import PackSettings, pack_images
 
     settings = build(PackSettings, {"short_side": short_side, "quality": quality})
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("packing", total=None)
+    with show_totals("packing") as progress:
         summary = pack_images(
-            images,
-            out,
-            settings,
-            workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            images, out, settings, workers=workers, progress=lambda done, total: progress(done, total, 0)
         )
     state = "was already finished" if summary.already_finished else "written"
     click.echo(f"{out} {state}: {summary.images} images, {summary.size / 2**20:.1f} MiB")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..common.errors import UserError
+from ..common.terminal.progress import show_totals
 
 if TYPE_CHECKING:
-    from .building.build import BuildSummary, Progress
+    from .building.build import BuildSummary
     from .building.worker import RowMaker
 
 _FAILURES_LISTED = 10
@@ -95,6 +96,7 @@ def build(
 
     Stop it with Ctrl-C or lose the machine: the same command continues.
     """
+    began = time.monotonic()  # the imports compile kernels the first time, which is time the user waits
     from ..common.config import build as build_settings
     from .building.build import BuildInterrupted, build_rows
     from .building.settings import BuildSettings
@@ -102,12 +104,12 @@ def build(
     settings = build_settings(BuildSettings, options)
     maker = _row_maker(recipe, network)
     try:
-        with progress_bar("masks") as progress:
+        with show_totals("masks") as progress:
             summary = build_rows(images, out, maker, settings, progress=progress)
     except BuildInterrupted as interruption:
         click.echo(str(interruption), err=True)
         sys.exit(128 + interruption.number)
-    _print_summary(summary)
+    _print_summary(dataclasses.replace(summary, seconds=time.monotonic() - began))
     if strict and summary.failures:
         sys.exit(1)
 
@@ -188,7 +190,7 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
     from .exchange.tree import export_tree
 
     written, total = 0, len(MaskReader(masks_file))
-    with progress_bar("export") as progress:
+    with show_totals("export") as progress:
         for _ in export_tree(masks_file, out, stored_size=stored_size):
             written += 1
             progress(written, total, 0)
@@ -248,7 +250,7 @@ def refine(
             build_settings(BuildSettings, {"workers": workers}),
             device=device,
             say=lambda text: click.echo(text, err=True),
-            bar=progress_bar,
+            bar=show_totals,
         )
     except BuildInterrupted as interruption:
         click.echo(str(interruption), err=True)
@@ -294,7 +296,7 @@ def import_masks(source: Path, images: Path, out: Path, long_side: int | None, w
     from .exchange.tree import import_tree
 
     settings = build_settings(BuildSettings, {"workers": workers})
-    with progress_bar("import") as progress:
+    with show_totals("import") as progress:
         summary = import_tree(source, images, out, long_side=long_side, settings=settings, progress=progress)
     _print_summary(summary)
 
@@ -340,7 +342,7 @@ def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
     """Check digests, every mask and, with --images, every image size; exits with 1 if something is wrong."""
     from .inspection.verify import verify_masks
 
-    with progress_bar("verify") as progress:
+    with show_totals("verify") as progress:
         report = verify_masks(masks_file, images, progress=lambda done, total: progress(done, total, 0))
     if as_json:
         click.echo(json.dumps(vars(report), indent=1))
@@ -412,38 +414,6 @@ def _score_two(first: Path, second: Path, truth: Path | None, as_json: bool) -> 
     _print_table(rows)
     for path, agreement in found.largest:
         click.echo(f"  {agreement:.2f}  {path}")
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Progress]:
-    """Show a bar with rate, remaining time and failures on stderr; gives the function that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ..common.terminal.printable import console
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failures]}"),
-    )
-    with Progress(*columns, console=console(stderr=True), speed_estimate_period=60) as bar:
-        tasks: list[Any] = []
-
-        def move(done: int, total: int, failures: int) -> None:
-            if not tasks:  # the first call says what earlier runs finished; it must not count as speed
-                tasks.append(bar.add_task(title, total=total, completed=done, rate="", failures=""))
-            speed = bar.tasks[0].speed
-            bar.update(
-                tasks[0],
-                completed=done,
-                rate=f"{speed:.1f} images/s" if speed else "",
-                failures=f"{failures} failed" if failures else "",
-            )
-
-        yield move
 
 
 def _print_summary(summary: BuildSummary) -> None:

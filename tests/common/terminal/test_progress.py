@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from hapicl.common.terminal.progress import PlainLines, duration, no_progress, show_progress
+from hapicl.common.terminal.progress import PlainLines, duration, no_progress, show_progress, show_totals
 
 
 class Clock:
@@ -53,3 +53,24 @@ def test_durations(seconds, text):
 def test_silence():
     with no_progress("features", 3) as advance:
         advance(3)
+
+
+def test_what_earlier_runs_finished_does_not_count_as_speed():
+    clock, stream = Clock(), io.StringIO()
+    lines = PlainLines("masks", 1000, stream=stream, clock=clock, begun=400, unit="images")
+    clock.now += 30
+    lines(0)
+    clock.now += 30
+    lines(60, failures=2)
+    assert stream.getvalue() == "masks: 460 of 1,000 (46 %), 1.0 images/s, 9:00 left, 2 failed\n"
+
+
+def test_a_build_in_a_pipe_left_the_log_empty(monkeypatch):
+    monkeypatch.setattr("hapicl.common.terminal.progress.LINE_SECONDS", 0.0)
+    stream = io.StringIO()
+    with show_totals("masks", stream=stream) as move:
+        move(10, 40, 0)
+        move(20, 40, 1)
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("masks: 20 of 40 (50 %), ")
+    assert line.endswith("0:00 left, 1 failed")
