@@ -53,6 +53,17 @@ def test_small_recipes_share_one_optimiser_and_schedule():
     assert len({tuple(str(getattr(settings, key)) for key in keys) for settings in shared}) == 1
 
 
+def test_small_recipes_have_what_small_data_wants():
+    settings = {name: build(RunSettings, load_recipe(f"{name}_small")) for name in METHODS}
+    configs = {name: build(method_class(name).Config, each.config) for name, each in settings.items()}
+    assert {each.optimizer.weight_decay for each in settings.values()} == {5e-4}
+    assert configs["moco_v2"].temperature == configs["hapicl_m"].temperature == 0.1
+    assert {configs[name].hidden for name in ("moco_v2", "hapicl_m", "densecl", "byol", "harl")} == {2048}
+    assert configs["byol"].dim == configs["harl"].dim == 256
+    assert {configs[name].crop_scale for name in ("pirl", "npid", "rotation")} == {(0.2, 1.0)}
+    assert configs["jigsaw"].permutations == 100
+
+
 @pytest.mark.parametrize(
     ("name", "batch", "rate"),
     [

@@ -52,8 +52,11 @@ def test_moco_v3_on_resnets_has_its_own_recipe() -> None:
 
 def test_small_recipes_share_one_optimiser_and_schedule() -> None:
     shared = [build(RunSettings, load_recipe(f"{method}_small")) for method in METHODS]
-    keys = ("optimizer", "schedule", "arch", "image_size", "epochs", "batch_size")
+    keys = ("schedule", "arch", "image_size", "epochs", "batch_size")
     assert len({tuple(str(getattr(settings, key)) for key in keys) for settings in shared}) == 1
+    rates = {settings.method: settings.optimizer.base_lr for settings in shared}
+    assert rates == dict.fromkeys(METHODS, 1e-3) | {"mae": 2e-3}
+    assert len({settings.optimizer.replace(base_lr=1.0) for settings in shared}) == 1
 
 
 def test_the_preset_of_the_first_version() -> None:
