@@ -1,8 +1,9 @@
-"""The claims table: methods by protocols over seeds, and in words what it shows and what it does not.
+"""Verdicts of the claims table: two rows compared seed by seed, and the papers' claims as such comparisons.
 
-A row is a method, its values are over seeds of pretraining and evaluation together. A difference counts as
-shown only where it exceeds twice its standard error and there are at least three seeds; everything else is
-said to be open. This file only computes and writes; `benchmarks/claims.py` runs.
+A comparison is paired: a seed sets the order of the images, the crops and the evaluation of both rows, so
+their difference is taken seed by seed. It is decided where the 95 % interval of the mean difference
+(Student's t, at least three seeds) leaves out zero; everything else is undecided. This file only
+computes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hapicl.evaluate.report.table import Cell, ResultTable
+from scipy import stats
 
 SEEDS_NEEDED = 3
+Seeds = Mapping[int, float]  # value by seed
+Values = Mapping[tuple[str, str], Seeds]  # by row and column
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of a paper as comparisons: (row, row it is said to beat), on dense columns or on all."""
+    """A statement as comparisons: (row, row it is said to beat)."""
 
     text: str
     pairs: tuple[tuple[str, str], ...]
@@ -46,180 +49,99 @@ CLAIMS = (
         (("siameseim", "mae"), ("siameseim", "moco_v3")),
     ),
 )
+# not of a paper: questions of this project, asked in the same way
+QUESTIONS = (
+    Claim(
+        "Masks: does their quality carry over to dense transfer?",
+        (
+            ("hapicl_s", "hapicl_s[rectangles]"),
+            ("hapicl_s", "hapicl_s[felzenszwalb]"),
+            ("hapicl_s", "hapicl_s[fast]"),
+            ("hapicl_s[refined]", "hapicl_s"),
+            ("hapicl_m[refined]", "hapicl_m"),
+        ),
+    ),
+    Claim(
+        "Starts: half the steps by SimCLR, half by HAPiCL-S from there, against HAPiCL-S all the way",
+        (("hapicl_s_after_simclr", "hapicl_s"),),
+    ),
+    Claim(
+        "Small recipes: as they are now against what they were",
+        (
+            ("simclr", "simclr_before"),
+            ("hapicl_s", "hapicl_s_before"),
+            ("moco_v2", "moco_v2_before"),
+            ("moco_v2", "moco_v2_temperature_0.2"),
+            ("hapicl_m", "hapicl_m_before"),
+            ("hapicl_m", "hapicl_m_temperature_0.2"),
+            ("densecl", "densecl_before"),
+            ("pirl", "pirl_before"),
+        ),
+    ),
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClaimsTable:
-    """Everything the page shows.
+@dataclass(frozen=True)
+class Difference:
+    """A comparison: mean difference over the seeds that both rows have, and its 95 % interval.
 
-    `values[(row, column)]` are shares in [0, 1], one per seed; `starts[row]` is the row of the random start
-    that a trained row's backbone had; `costs[row]` maps a cost with its unit to a text; `missing` says in
-    words what was not run.
+    All are shares in [0, 1]; the interval is None with fewer than two seeds.
     """
 
-    scale: str
-    smoke: bool
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: Mapping[tuple[str, str], Sequence[float]]
-    starts: Mapping[str, str] = field(default_factory=dict)
-    costs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    settings: Mapping[str, str] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
 
-    def cell(self, row: str, column: str) -> Cell | None:
-        """Mean and deviation over seeds, None where nothing was run."""
-        values = self.values.get((row, column))
-        if not values:
-            return None
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return Cell(statistics.fmean(values), deviation, len(values))
+    @property
+    def verdict(self) -> str:
+        """`higher`, `lower` or `undecided`."""
+        if self.interval is None or self.seeds < SEEDS_NEEDED:
+            return "undecided"
+        low, high = self.interval
+        return "higher" if low > 0 else "lower" if high < 0 else "undecided"
 
-    def results(self) -> ResultTable:
-        """The numbers as a result table, for its charts."""
-        cells = {(row, column): self.cell(row, column) for row in self.rows for column in self.columns}
-        known = {key: cell for key, cell in cells.items() if cell is not None}
-        rows = tuple(row for row in self.rows if any((row, column) in known for column in self.columns))
-        return ResultTable(rows, self.columns, known)
+    def text(self) -> str:
+        """Per cent points, such as `+1.2 (95 % interval +0.4 to +2.0, 3 seeds): higher`."""
+        if self.interval is None:
+            return f"{100 * self.mean:+.1f} (one seed): undecided"
+        low, high = (100 * side for side in self.interval)
+        return f"{100 * self.mean:+.1f} ({low:+.1f} to {high:+.1f}, {self.seeds} seeds): {self.verdict}"
 
 
-def compare(first: Sequence[float], second: Sequence[float]) -> tuple[float, float | None, str]:
-    """Compare two rows' values of one column.
-
-    Returns:
-        The difference of the means, its standard error (Welch; None with a single seed), and a verdict:
-        `higher`, `lower`, or `open`.
-    """
-    difference = statistics.fmean(first) - statistics.fmean(second)
-    if min(len(first), len(second)) < 2:
-        return difference, None, "open"
-    error = math.sqrt(statistics.variance(first) / len(first) + statistics.variance(second) / len(second))
-    if min(len(first), len(second)) < SEEDS_NEEDED or abs(difference) <= 2 * error:
-        return difference, error, "open"
-    return difference, error, "higher" if difference > 0 else "lower"
+def compare(first: Seeds, second: Seeds) -> Difference | None:
+    """Compare two rows in one column by the seeds that both have; None where they share none."""
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    if not differences:
+        return None
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return Difference(mean, None, count)
+    half = stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return Difference(mean, (mean - half, mean + half), count)
 
 
-def claim_lines(table: ClaimsTable, claim: Claim) -> list[str]:
-    """One line per comparison and column, in per cent points."""
-    lines = []
+@dataclass(frozen=True)
+class Line:
+    """One comparison of a claim in one column."""
+
+    row: str
+    rival: str
+    column: str
+    difference: Difference
+
+
+def lines_of(values: Values, columns: Sequence[str], claim: Claim) -> list[Line]:
+    """Every comparison of a claim for which both rows were measured."""
+    found = []
     for row, rival in claim.pairs:
-        for column in table.columns:
-            first, second = table.values.get((row, column)), table.values.get((rival, column))
-            if not first or not second:
-                continue
-            difference, error, verdict = compare(first, second)
-            spread = "one seed" if error is None else f"± {100 * error:.1f}, {len(first)} seeds"
-            word = {"higher": "shown", "lower": "contradicted", "open": "open"}[verdict]
-            lines.append(f"{row} against {rival}, {column}: {100 * difference:+.1f} ({spread}): {word}")
-    return lines
+        for column in columns:
+            difference = compare(values.get((row, column), {}), values.get((rival, column), {}))
+            if difference is not None:
+                found.append(Line(row, rival, column, difference))
+    return found
 
 
-SMOKE_WARNING = (
-    "This is the smoke scale: a few steps on a CPU, to show that every row and column runs. It does not say "
-    "which method is better, whatever the digits look like: at this length the methods have hardly left "
-    "their random start."
-)
-SMALL_WARNING = (
-    "The images, the length and the backbones are small. Nothing here reproduces or refutes a number of a "
-    "paper; only rows of this table may be compared with each other, and only within a column. The rows of "
-    "ViT methods have another backbone than the others."
-)
-
-
-COST_NOTE = (
-    "Wall time, whatever else the machine was doing; the masks' is that of the whole command, its start "
-    "included, divided by the images."
-)
-
-
-def statement(table: ClaimsTable) -> list[str]:
-    """What the table shows and what it does not, in plain sentences."""
-    verdicts = [
-        compare(table.values[(row, column)], table.values[(rival, column)])[2]
-        for claim in CLAIMS
-        for row, rival in claim.pairs
-        for column in table.columns
-        if (row, column) in table.values and (rival, column) in table.values
-    ]
-    counted = {word: verdicts.count(word) for word in ("higher", "lower", "open")}
-    decided = (
-        f"Of {len(verdicts)} comparisons that the papers' claims ask for, {counted['higher']} come out as "
-        f"claimed, {counted['lower']} against it and {counted['open']} stay open. A comparison is decided "
-        f"only where the difference exceeds twice its standard error over at least {SEEDS_NEEDED} seeds; "
-        "many are made, and at that bar several of every hundred would be decided by chance alone."
-    )
-    said = [SMOKE_WARNING] if table.smoke else []
-    return [line for line in (*said, decided, _against_random(table), SMALL_WARNING) if line]
-
-
-def _against_random(table: ClaimsTable) -> str:
-    """How many trained rows are above their backbone's random start, column by column."""
-    parts = []
-    for column in table.columns:
-        pairs = [
-            (table.values[(row, column)], table.values[(start, column)])
-            for row, start in table.starts.items()
-            if (row, column) in table.values and (start, column) in table.values
-        ]
-        if pairs:
-            above = sum(statistics.fmean(trained) > statistics.fmean(start) for trained, start in pairs)
-            parts.append(f"{column} {above} of {len(pairs)}")
-    if not parts:
-        return ""
-    counts = "; ".join(parts)
-    return (
-        "Rows whose mean is above random weights of the same backbone (BatchNorm statistics re-estimated on "
-        f"the training images), by column: {counts}."
-    )
-
-
-def render(table: ClaimsTable, *, figure: str, command: str, date: str) -> str:
-    """The page docs/claims.md.
-
-    Args:
-        table: the numbers.
-        figure: file name of the chart beside the page.
-        command: what makes and continues it.
-        date: of the newest number.
-    """
-    mark = " (smoke scale)" if table.smoke else ""
-    parts = [f"# The claims table{mark}", *statement(table), f"![Means and deviations over seeds]({figure})"]
-    parts += [f"## Numbers{mark}", _number_note(), _numbers(table)]
-    if table.costs:
-        parts += ["## Costs", COST_NOTE, _costs(table)]
-    parts.append("## Claims")
-    for claim in CLAIMS:
-        lines = claim_lines(table, claim)
-        body = "\n".join(f"- {line}" for line in lines) if lines else "Not run."
-        parts.append(f"**{claim.text}.**\n\n{body}")
-    if table.missing:
-        parts += ["## Not run", "\n".join(f"- {line}" for line in table.missing)]
-    settings = "\n".join(f"- {name}: {value}" for name, value in table.settings.items())
-    parts += ["## Settings", settings, f"```\n{command}\n```", f"Newest number: {date}."]
-    return "\n\n".join(parts) + "\n"
-
-
-def _number_note() -> str:
-    """How to read a number."""
-    return (
-        "Per cent, mean ± sample standard deviation over seeds (number of seeds); a seed covers pretraining "
-        "and evaluation. Each number is the last step's, never the best."
-    )
-
-
-def _numbers(table: ClaimsTable) -> str:
-    """The main table."""
-    lines = ["| row | " + " | ".join(table.columns) + " |", "|---|" + "---:|" * len(table.columns)]
-    for row in table.rows:
-        cells = (table.cell(row, column) for column in table.columns)
-        lines.append(f"| {row} | " + " | ".join("not run" if c is None else c.text() for c in cells) + " |")
-    return "\n".join(lines)
-
-
-def _costs(table: ClaimsTable) -> str:
-    """The cost of each row."""
-    names = list(dict.fromkeys(name for costs in table.costs.values() for name in costs))
-    lines = ["| row | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for row, costs in table.costs.items():
-        lines.append(f"| {row} | " + " | ".join(costs.get(name, "not measured") for name in names) + " |")
-    return "\n".join(lines)
+def counted(lines: Sequence[Line]) -> dict[str, int]:
+    """How many comparisons have each verdict."""
+    verdicts = [line.difference.verdict for line in lines]
+    return {word: verdicts.count(word) for word in ("higher", "lower", "undecided")}

@@ -58,9 +58,10 @@ if [ -n "$DATA" ]; then
         "$PYTHON" -m hapicl masks build --images "$DATA/imagenet1000" --recipe fast --out "$RESULTS/masks.h5"
     [ -s "$RESULTS/masks.h5" ] && step real_input --only throughput --masks "$RESULTS/masks.h5"
     if [ "$CLAIMS_MINUTES" != 0 ] && [ -s "$RESULTS/masks.h5" ]; then
-        part claims claims.json "$PYTHON" benchmarks/claims.py --data "$DATA" --images "$DATA/imagenet1000" \
-            --masks "$RESULTS/masks.h5" --work "$RESULTS/claims" --budget-minutes "$CLAIMS_MINUTES" \
-            --docs "$RESULTS" --out "$RESULTS/claims.json"
+        part claims claims.json "$PYTHON" benchmarks/claims.py --scale small --jobs "${CLAIMS_JOBS:-4}" --workers 2 \
+            --data "$DATA" --images "$DATA/imagenet1000" --masks "default=$RESULTS/masks.h5" \
+            --work "$RESULTS/claims" --budget-minutes "$CLAIMS_MINUTES" --docs "$RESULTS" \
+            --out "$RESULTS/claims.json"
     fi
 fi
 exit $failures

@@ -1,4 +1,4 @@
-"""The claims table: its verdicts by hand, its page, and the script on tiny synthetic data."""
+"""The claims table: its verdicts by hand, its store, its page, and the script on tiny synthetic data."""
 
 import dataclasses
 import importlib
@@ -6,78 +6,232 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
-from claims_table import CLAIMS, ClaimsTable, claim_lines, compare, render, statement
+from ablation_masks import rectangle
+from claims_columns import SCALES, settings_of
+from claims_page import parts, statements
+from claims_recipes import sentence, write_recipes
+from claims_rows import GROUPS, METHOD_ROWS, ROWS, VIT
+from claims_store import ClaimsStore, course
+from claims_table import CLAIMS, QUESTIONS, Claim, compare, lines_of
 
+from hapicl.common.errors import UserError
 from hapicl.evaluate.result import Outcome, Run, make_result, write_result
 from hapicl.pretrain.methods.registry import METHODS
 
 
-def table(values: dict[tuple[str, str], list[float]], *, smoke: bool = False) -> ClaimsTable:
-    rows = tuple(dict.fromkeys(row for row, _ in values))
-    columns = tuple(dict.fromkeys(column for _, column in values))
-    starts = {"moco_v2": "random", "densecl": "random", "hapicl_m": "random", "mae": "random_vit"}
-    return ClaimsTable(scale="small", smoke=smoke, rows=rows, columns=columns, values=values, starts=starts)
+def test_a_difference_is_decided_by_the_interval_of_its_paired_seeds() -> None:
+    # differences .02, .03, .04: deviation .01, standard error .01 / sqrt(3), t of 2 degrees of freedom 4.3027
+    first, second = {0: 0.52, 1: 0.53, 2: 0.54}, {0: 0.50, 1: 0.50, 2: 0.50}
+    found = compare(first, second)
+    assert found is not None
+    assert found.interval is not None
+    half = 4.30265 * 0.01 / 3**0.5
+    assert (found.mean, *found.interval) == pytest.approx((0.03, 0.03 - half, 0.03 + half), abs=1e-6)
+    assert found.verdict == "higher"
+    assert compare(second, first).verdict == "lower"  # type: ignore[union-attr]
+    assert found.text() == "+3.0 (+0.5 to +5.5, 3 seeds): higher"
 
 
-def test_a_difference_is_shown_beyond_twice_its_error_and_with_three_seeds() -> None:
-    # variances .01^2 each: standard error sqrt(2 * .0001 / 3) = .00816
-    first, second = [0.51, 0.52, 0.53], [0.49, 0.50, 0.51]
-    difference, error, verdict = compare(first, second)
-    assert (difference, error) == (pytest.approx(0.02), pytest.approx(0.008165, rel=1e-3))
-    assert verdict == "higher"
-    assert compare(second, first)[2] == "lower"
-    assert compare([0.505, 0.515, 0.525], second)[2] == "open"  # .015 is under two errors
-    assert compare(first[:2], second[:2])[2] == "open"  # two seeds decide nothing
-    assert compare([0.9], [0.1]) == (pytest.approx(0.8), None, "open")
+def test_seeds_that_move_together_decide_what_their_spread_alone_would_not() -> None:
+    first, second = {0: 0.30, 1: 0.50, 2: 0.70}, {0: 0.28, 1: 0.48, 2: 0.679}
+    assert compare(first, second).verdict == "higher"  # type: ignore[union-attr]
+    shuffled = {0: second[2], 1: second[0], 2: second[1]}
+    assert compare(first, shuffled).verdict == "undecided"  # type: ignore[union-attr]
 
 
-def test_lines_and_statement_count_the_same() -> None:
-    values = {
-        ("random", "seg"): [0.1, 0.1, 0.1],
-        ("moco_v2", "seg"): [0.30, 0.31, 0.32],
-        ("densecl", "seg"): [0.40, 0.41, 0.42],
-        ("hapicl_m", "seg"): [0.31, 0.30, 0.32],
+def test_two_seeds_or_one_decide_nothing() -> None:
+    assert compare({0: 0.9, 1: 0.9}, {0: 0.1, 1: 0.1}).verdict == "undecided"  # type: ignore[union-attr]
+    alone = compare({0: 0.9}, {0: 0.1, 1: 0.2})
+    assert alone is not None
+    assert (alone.interval, alone.verdict) == (None, "undecided")
+    assert compare({0: 0.9}, {1: 0.1}) is None  # no seed in common
+
+
+def values() -> dict[tuple[str, str], dict[int, float]]:
+    """Three rows of three seeds in one column."""
+    return {
+        ("random", "seg"): dict.fromkeys(range(3), 0.1),
+        ("moco_v2", "seg"): {0: 0.30, 1: 0.31, 2: 0.32},
+        ("densecl", "seg"): {0: 0.40, 1: 0.41, 2: 0.42},
+        ("hapicl_m", "seg"): {0: 0.31, 1: 0.30, 2: 0.32},
+        ("mae", "seg"): {0: 0.2, 1: 0.2, 2: 0.2},
+        ("random_vit", "seg"): {0: 0.5, 1: 0.5, 2: 0.51},
     }
-    lines = claim_lines(table(values), CLAIMS[1])
-    assert lines == ["densecl against moco_v2, seg: +10.0 (± 0.8, 3 seeds): shown"]
-    text = " ".join(statement(table(values)))
+
+
+def test_lines_and_statements_count_the_same() -> None:
+    (line,) = lines_of(values(), ["seg"], CLAIMS[1])
+    assert (line.row, line.rival) == ("densecl", "moco_v2")
+    assert line.difference.text() == "+10.0 (+10.0 to +10.0, 3 seeds): higher"
+    text = " ".join(statements(values(), ["seg"]))
     assert "Of 2 comparisons" in text
-    assert "1 come out as claimed, 0 against it and 1 stay open" in text
-    assert "seg 3 of 3" in text
-    assert "smoke" not in text
-    assert statement(table(values, smoke=True))[0].startswith("This is the smoke scale")
+    assert "1 are decided as claimed, 0 against it and 1 are undecided" in text
+    assert "seg 3 of 4" in text  # mae is held against the ViT's random start, which is above it
 
 
-def test_a_row_is_held_against_the_random_start_of_its_own_backbone() -> None:
-    values = {
-        ("random", "seg"): [0.1],
-        ("random_vit", "seg"): [0.5],
-        ("moco_v2", "seg"): [0.3],
-        ("mae", "seg"): [0.4],
-    }
-    assert "seg 1 of 2" in " ".join(statement(table(values)))
+def test_claims_and_questions_name_rows_that_the_script_can_make() -> None:
+    asked: tuple[Claim, ...] = (*CLAIMS, *QUESTIONS)
+    assert {name for claim in asked for pair in claim.pairs for name in pair} <= set(ROWS)
+    assert all(row.after in ROWS for row in ROWS.values() if row.after)
 
 
-def test_the_page_says_what_was_not_run() -> None:
-    values = {("random", "seg"): [0.1, 0.2], ("moco_v2", "knn"): [0.5]}
-    page = render(table(values), figure="claims.png", command="run me", date="2026-01-01")
-    assert "| random | 15.0 ± 7.1 (2) | not run |" in page
-    assert "| moco_v2 | not run | 50.0 (1) |" in page
+def test_every_registered_method_has_a_row_of_its_own_name() -> None:
+    assert {row.name for row in METHOD_ROWS} == {*METHODS, "hapicl_m_redraws_only"}
+    assert {row.name for row in METHOD_ROWS if row.is_vit} == set(VIT)
+
+
+def store(path: Path, **settings: str) -> ClaimsStore:
+    """A store of the toy scale."""
+    return ClaimsStore(path, "smoke", settings)
+
+
+def result(value: float = 0.5, **weights: object) -> dict[str, object]:
+    """A result file's content, of random weights."""
+    about = {"spec": "random", "kind": "random", "arch": "resnet18", "sha256": "0", **weights}
+    run = Run(seed=0, seconds=1.0, weights=about, outcome=Outcome(metrics={"miou": value}))
+    return make_result(
+        task="segment", protocol="seg-probe", headline="miou", parameters={}, data={}, runs=[run]
+    )
+
+
+def test_a_store_keeps_cells_and_runs_and_refuses_numbers_of_other_settings(tmp_path: Path) -> None:
+    file = tmp_path / "claims.json"
+    first = store(file, probe="steps 2")
+    first.add_cell("moco_v2", "seg", 1, result(0.25))
+    first.add_run("moco_v2", 1, {"steps": 3, "loss": [[1, 2.0]]})
+    first.save()
+    again = store(file, probe="steps 2")
+    assert again.values() == {("moco_v2", "seg"): {1: 0.25}}
+    assert ("moco_v2", "seg", 1) in again
+    assert ("moco_v2", "seg", 0) not in again
+    assert again.runs["moco_v2", 1]["steps"] == 3
+    with pytest.raises(UserError, match="measured with another probe"):
+        store(file, probe="steps 3")
+    file.write_text("{}")
+    with pytest.raises(UserError, match="no file of claims"):
+        store(file)
+
+
+def test_the_cost_of_a_run_that_shared_the_machine_is_not_kept(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "loss": 1.0 / step, "speed/samples_per_second": 10.0, "memory/peak_gib": 0.5}
+        for step in range(1, 101)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert course(tmp_path, alone=True)["seconds_per_image"] == 0.1
+    found = course(tmp_path, alone=False)
+    assert "seconds_per_image" not in found
+    assert found["peak_memory_gib"] == 0.5
+    assert [found["loss"][0], found["loss"][-1]] == [[1, 1.0], [100, 0.01]]
+    assert len(found["loss"]) < 60
+
+
+def test_the_page_says_what_was_not_run(tmp_path: Path) -> None:
+    here = store(tmp_path / "claims.json")
+    for seed, value in enumerate((0.1, 0.2)):
+        here.add_cell("random", "seg", seed, result(value))
+    here.add_cell("moco_v2", "knn", 0, result(0.5))
+    page = "\n\n".join(parts(here, here.values(), ["seg", "knn"], ["moco_v2, seed 1: broke"]))
+    assert "| random | 15.0 ± 7.1 (2) | - |" in page
+    assert "| moco_v2 | - | 50.0 (1) |" in page
     assert "Not run." in page
-    assert "run me" in page
+    assert "moco_v2, seed 1: broke" in page
+    assert "densecl: no result yet" in page
 
 
-def test_claims_name_rows_that_the_script_can_make(script: ModuleType) -> None:
-    for claim in CLAIMS:
-        for pair in claim.pairs:
-            assert set(pair) <= {*METHODS, *script.CONTROLS}
+def test_recipes_say_what_the_committed_table_measured(repository: Path) -> None:
+    from hapicl.pretrain.config.recipe_files import load_recipe
+
+    file = repository / "benchmarks/results/claims_cpu.json"
+    measured = ClaimsStore(file, "cpu", settings_of(SCALES["cpu"]))
+    said = {row.name: sentence(measured, row) for row in METHOD_ROWS if not row.changes}
+    assert any(said.values())
+    for name, text in said.items():
+        about = (repository / f"pretrain/recipes/{name}_small.yaml").read_text()
+        assert f'measured: "{text or "not run"}"' in about
+        assert load_recipe(f"{name}_small")["method"] == name
+
+
+def test_recipes_are_renewed_by_their_line_alone(tmp_path: Path) -> None:
+    here = store(tmp_path / "claims.json")
+    here.add_cell("random", "seg", 0, result(0.1))
+    here.add_cell("moco_v2", "seg", 0, result(0.3))
+    recipe = tmp_path / "moco_v2_small.yaml"
+    recipe.write_text('about:\n  measured: "not run"\n  note: "kept"\nmethod: moco_v2\n')
+    write_recipes(here, tmp_path)
+    assert "1 seed (random weights in brackets; docs/claims.md): seg 30.0 (10.0)" in recipe.read_text()
+    assert recipe.read_text().endswith('  note: "kept"\nmethod: moco_v2\n')
+
+
+def test_a_random_rectangle_has_the_coverage_asked_for() -> None:
+    for at, share in enumerate((0.02, 0.3, 0.9)):
+        mask = rectangle((64, 48), share, np.random.default_rng(at))
+        assert mask.mean() == pytest.approx(share, rel=0.1, abs=0.01)
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
 
 
 @pytest.fixture
 def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     return importlib.import_module("claims")
+
+
+def plan(script: ModuleType, tmp_path: Path, **changes: object) -> object:
+    """A plan of the toy scale."""
+    options = script.parse(["--scale", "smoke", "--work", str(tmp_path), "--device", "cpu"])
+    return dataclasses.replace(script.plan_of(options), masks={"default": tmp_path / "m.h5"}, **changes)
+
+
+def test_the_control_row_is_hapicl_m_with_its_redraws_and_no_pixel_term(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    row = ROWS["hapicl_m_redraws_only"]
+    command = script.pretrain_command(row, 0, plan(script, tmp_path), tmp_path / "run")
+    assert command[command.index("--recipe") + 1] == "hapicl_m_small"
+    assert command[command.index("--masks") + 1] == str(tmp_path / "m.h5")
+    assert "config.pixel_weight=0" in command
+
+
+def test_a_run_that_was_left_goes_on_by_its_own_settings(script: ModuleType, tmp_path: Path) -> None:
+    # `--recipe` beside `--resume` is refused, so that no table continued a run
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pt").touch()
+    command = script.pretrain_command(ROWS["simclr"], 0, plan(script, tmp_path), tmp_path / "run")
+    assert command[-2:] == ["--resume", "auto"]
+    assert not {"--recipe", "--steps", "--set", "--seed"} & set(command)
+
+
+def test_rows_differ_by_masks_length_and_start(script: ModuleType, tmp_path: Path) -> None:
+    here = plan(script, tmp_path)
+    with pytest.raises(UserError, match="--masks refined=FILE"):
+        script.pretrain_command(ROWS["hapicl_s[refined]"], 0, here, tmp_path / "run")
+    short = script.pretrain_command(ROWS["simclr@1/4"], 0, here, tmp_path / "run")
+    assert short[short.index("--steps") + 1] == "10"
+    with pytest.raises(UserError, match="starts from simclr@1/2"):
+        script.pretrain_command(ROWS["hapicl_s_after_simclr"], 0, here, tmp_path / "run")
+
+
+def test_what_is_most_wanted_comes_first_and_nothing_twice(script: ModuleType, tmp_path: Path) -> None:
+    here = store(tmp_path / "claims.json")
+    every = script.columns(script.SCALES["smoke"], tmp_path, tmp_path)
+    people = [column for column in every if "people" in column.title or "raccoon" in column.title]
+    here.add_cell("random", people[0].title, 0, result())
+    batches = script.batches_of([["simclr"], ["hapicl_s_after_simclr", "simclr"], ["mae"]])
+    assert [[row.name for row in rows] for rows in batches] == [
+        ["random", "random-untouched", "random_vit"],
+        ["simclr"],
+        ["simclr@1/2", "hapicl_s_after_simclr"],
+        ["mae"],
+    ]
+    jobs = [(job.row, job.seed, len(job.titles)) for job in script.jobs_of(batches[:2], 2, people, here)]
+    assert jobs[:2] == [("random-untouched", 0, 1), ("random_vit", 0, 1)]  # random's cell is there
+    assert jobs.index(("simclr", 1, 1)) > jobs.index(("random", 1, 1))
+    with pytest.raises(UserError, match="simclrr"):
+        script.batches_of([["simclrr"]])
+    assert not any(row.fine_tuned for row in (*GROUPS["trials"], *GROUPS["lengths"]))
 
 
 @pytest.fixture
@@ -90,140 +244,71 @@ def sets(tmp_path: Path, halves: Path) -> Path:
     return root.parent
 
 
-def test_every_registered_method_has_a_place(script: ModuleType) -> None:
-    known = {*script.ORDER, *script.VIT, "hapicl"}  # hapicl alone is figure-ground segmentation
-    assert known == {*METHODS, *script.CONTROLS}
-
-
-def test_the_control_row_is_hapicl_m_with_its_redraws_and_no_pixel_term(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands = []
-    monkeypatch.setattr(script, "run_command", lambda command, *_: commands.append(command))
-    monkeypatch.setattr(script, "measure_cost", lambda _: {})
-    (tmp_path / "costs").mkdir()
-    scale = script.SCALES["smoke"]
-    script.pretrain_row("hapicl_m_redraws_only", 0, scale, tmp_path / "m.h5", tmp_path, None, "cpu")
-    (command,) = commands
-    assert command[command.index("--recipe") + 1] == "hapicl_m_small"
-    assert "config.pixel_weight=0" in command
-    assert str(tmp_path / "runs" / "hapicl_m_redraws_only-s0") in command
-
-
-def test_the_script_fills_what_is_missing_and_renders(
-    script: ModuleType,
-    sets: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    arguments = [
-        "--data",
-        str(sets),
-        "--work",
-        str(tmp_path / "work"),
-        "--masks",
-        "unused.h5",
-        "--scale",
-        "smoke",
-    ]
-    arguments += ["--methods", "moco_v2", "--seeds", "2", "--docs", str(tmp_path / "docs")]
-    arguments += ["--out", str(tmp_path / "claims.json"), "--device", "cpu", "--workers", "0"]
-    monkeypatch.setattr(script, "pretrain_row", lambda *_: "random")  # pretraining has its own tests
-    monkeypatch.setitem(script.RANDOM_ROWS, "moco_v2", ("random", "resnet18"))
-    monkeypatch.setitem(script.SCALES["smoke"].foreground, "steps", "20")
-    monkeypatch.setitem(script.SCALES["smoke"].foreground, "batch_size", "4")
-    assert script.main(arguments) == 0
-    page = (tmp_path / "docs/claims.md").read_text()
-    assert "smoke scale" in page
-    assert "seg-probe people mIoU" in page
-    assert "no data set seg_camvid_trainval" in page
-    assert (tmp_path / "docs/claims.png").stat().st_size > 1000
-    cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
-    rows = ("random", "random-untouched", "moco_v2")
-    assert {(cell["row"], len(cell["values"])) for cell in cells} == {(row, 2) for row in rows}
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
-    capsys.readouterr()
-    assert script.main(arguments) == 0  # nothing is left to do
-    assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert "seed" not in capsys.readouterr().out
+def asked(tmp_path: Path, sets: Path, *more: str) -> list[str]:
+    """Options of a toy table."""
+    folders = ["--data", str(sets), "--work", str(tmp_path / "work"), "--docs", str(tmp_path / "docs")]
+    return [*folders, "--out", str(tmp_path / "c.json"), "--scale", "smoke", "--device", "cpu", *more]
 
 
 def test_a_spent_budget_leaves_75_and_renders_what_is_there(
     script: ModuleType, sets: Path, tmp_path: Path
 ) -> None:
-    arguments = [
-        "--data",
-        str(sets),
-        "--work",
-        str(tmp_path / "work"),
-        "--masks",
-        "unused.h5",
-        "--scale",
-        "smoke",
-    ]
-    arguments += [
-        "--budget-minutes",
-        "0",
-        "--docs",
-        str(tmp_path / "docs"),
-        "--out",
-        str(tmp_path / "c.json"),
-    ]
+    arguments = asked(tmp_path, sets, "--masks", "unused.h5", "--budget-minutes", "0")
     assert script.main(arguments) == 75
     assert not (tmp_path / "docs").exists()
-    write_result(random_result(batchnorm_images=8), cell(tmp_path, "random"))
+    write_result(result(batchnorm_images=8), cell(script, tmp_path, "random"))
     assert script.main(arguments) == 75
     assert "| random | 50.0 (1) |" in (tmp_path / "docs/claims.md").read_text()
 
 
-def random_result(**weights: object) -> dict[str, object]:
-    """The result of a random row."""
-    about = {"spec": "random", "kind": "random", "arch": "resnet18", "sha256": "0", **weights}
-    run = Run(seed=0, seconds=1.0, weights=about, outcome=Outcome(metrics={"miou": 0.5}))
-    return make_result(
-        task="segment", protocol="seg-probe", headline="miou", parameters={}, data={}, runs=[run]
-    )
-
-
-def cell(root: Path, row: str) -> Path:
+def cell(script: ModuleType, root: Path, row: str) -> Path:
     """Where the script keeps a row's people mIoU of the first seed."""
-    return root / f"work/smoke/results/seg-probe-people-miou/{row}-s0.json"
+    return script.cell_file(root / "work/smoke", "seg-probe people mIoU", row, 0)  # type: ignore[no-any-return]
 
 
 def test_random_rows_with_untouched_batchnorm_are_not_taken_for_the_baseline(
     script: ModuleType, tmp_path: Path
 ) -> None:
     # trained rows were held against a network whose BatchNorm any training changes within 30 steps
-    write_result(random_result(), cell(tmp_path, "random"))
-    write_result(random_result(), cell(tmp_path, "random-untouched"))
-    assert not script.is_measured(cell(tmp_path, "random"), "random")
-    assert script.is_measured(cell(tmp_path, "random-untouched"), "random-untouched")
-    write_result(random_result(batchnorm_images=8), cell(tmp_path, "random"))
-    assert script.is_measured(cell(tmp_path, "random"), "random")
-    assert not script.is_measured(cell(tmp_path, "moco_v2"), "moco_v2")
+    rows = ("random", "random-untouched", "moco_v2")
+    write_result(result(), cell(script, tmp_path, "random"))
+    write_result(result(), cell(script, tmp_path, "random-untouched"))
+    assert [script.is_result(cell(script, tmp_path, row), row) for row in rows] == [False, True, False]
+    write_result(result(batchnorm_images=8), cell(script, tmp_path, "random"))
+    assert script.is_result(cell(script, tmp_path, "random"), "random")
 
 
 @pytest.mark.slow
-def test_the_script_builds_masks_and_pretrains(
-    script: ModuleType, sets: Path, halves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_script_builds_masks_and_pretrains_and_does_nothing_twice(
+    script: ModuleType,
+    sets: Path,
+    halves: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tiny = dataclasses.replace(
         script.SCALES["smoke"],
-        pretrain=("--steps", "2", "--batch-size", "4", "--image-size", "32", "--set", "log_every=1"),
+        image_size=32,
+        steps=2,
+        pretrain=("--batch-size", "4", "--set", "log_every=1"),
         limit=12,
         resnet_stem="stride1",
         foreground={"height": "32", "width": "32", "steps": "2", "batch_size": "4"},
     )
     monkeypatch.setitem(script.SCALES, "smoke", tiny)
-    arguments = ["--data", str(sets), "--images", str(halves / "images"), "--work", str(tmp_path / "work")]
-    arguments += ["--methods", "hapicl_m", "--seeds", "1", "--docs", str(tmp_path / "docs")]
-    arguments += ["--out", str(tmp_path / "claims.json"), "--device", "cpu", "--scale", "smoke"]
-    assert script.main(arguments) == 0
-    content = json.loads((tmp_path / "claims.json").read_text())
+    more = ("--images", str(halves / "images"), "--rows", "hapicl_m", "--seeds", "1")
+    assert script.main(asked(tmp_path, sets, *more)) == 0
+    content = json.loads((tmp_path / "c.json").read_text())
     assert {cell["row"] for cell in content["cells"]} == {"random", "random-untouched", "hapicl_m"}
-    assert set(content["costs"]["hapicl_m"]) == {
-        "ms per image, training",
-        "peak memory, GiB",
-        "ms per image, masks (once, one core)",
-    }
+    (run,) = content["runs"]
+    assert (run["row"], run["steps"]) == ("hapicl_m", 2)
+    assert run["seconds_per_image"] > 0
+    assert content["masks"]["images"] == 12
+    page = (tmp_path / "docs/claims.md").read_text()
+    assert "seg-probe people mIoU" in page
+    assert "| hapicl_m | " in page
+    assert (tmp_path / "docs/claims_curves.png").stat().st_size > 1000
+    capsys.readouterr()
+    assert script.main(asked(tmp_path, sets, *more, "--masks", "gone.h5")) == 0  # nothing is left to do
+    assert "seed" not in capsys.readouterr().out

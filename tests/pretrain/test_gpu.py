@@ -41,6 +41,7 @@ def prepare(name, optimizer="sgd"):
     return method, OnDevice(needs, device), update, World(device=device)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", sorted(joint.CONFIGS))
 def test_bf16_steps_without_waiting_for_the_device(name):
     method, source, optimizer, world = prepare(name)

@@ -89,7 +89,8 @@ def test_hapicls_recipes_claim_no_result_of_the_papers():
     for name in ("hapicl", "hapicl_s", "hapicl_m"):
         for scale in SCALES:
             about = load_recipe(f"{name}_{scale}")["about"]
-            assert about["measured"] == "not run"
+            # what we measured is made from the claims table: tests/benchmarks/test_claims.py
+            assert about["measured"] == "not run" or "docs/claims.md" in about["measured"]
             assert not any(character.isdigit() for character in about["expected"])
 
 

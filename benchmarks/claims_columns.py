@@ -1,4 +1,4 @@
-"""Rows, columns and scales of the claims table; `claims.py` runs them."""
+"""Columns and scales of the claims table: which protocols on which data, how long and how large."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from claims_rows import Row
+
 from hapicl.data.images.folder import find_images
 from hapicl.evaluate.classification.run import knn_task, linear_task
 from hapicl.evaluate.detection.run import DetectionData, detect_task
@@ -14,34 +16,24 @@ from hapicl.evaluate.measure import Evaluated, Task, measure
 from hapicl.evaluate.segmentation.run import SegmentationData, segment_task
 from hapicl.evaluate.settings import Request
 
-# most telling first
-ORDER = (
-    "moco_v2",
-    "hapicl_m",
-    "hapicl_m_redraws_only",
-    "densecl",
-    "simclr",
-    "hapicl_s",
-    "byol",
-    "harl",
-    "pirl",
-    "npid",
-    "jigsaw",
-    "rotation",
-    "hapicl",
-)
-# rows that are a method with a setting changed: its name and `--set`. HAPiCL-M without its pixel term is
-# MoCo v2, symmetric, on crops redrawn by foreground: what the redraws alone do
-CONTROLS = {"hapicl_m_redraws_only": ("hapicl_m", "config.pixel_weight=0")}
-VIT = ("moco_v3", "mae", "siameseim", "hapicl_vit")
-# the rows of random weights: what `hapicl evaluate` takes for them, and their backbone; trained rows are held
-# against `random`, whose BatchNorm statistics come from the training images; a ViT has no BatchNorm, so its
-# one row is both forms
-RANDOM_ROWS = {
-    "random": ("random", "resnet18"),
-    "random-untouched": ("random-untouched", "resnet18"),
-    "random_vit": ("random", "vit_tiny_patch16_224"),
-}
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A set of class folders: its name in titles, training and test folder below the data folder."""
+
+    title: str
+    train: str
+    test: str
+
+    @property
+    def needs(self) -> tuple[str, str]:
+        """The folders that must be there."""
+        return self.train, self.test
+
+
+CALTECH = LabelledSet("Caltech-101", "caltech101_train", "caltech101_test")
+TINY_DEV = LabelledSet("tiny ImageNet 100", "tiny_dev100_train130/train", "tiny_dev100_val50/val")
+SMALL_DETECTOR = {"shape.channels": "32", "shape.hidden": "128", "shape.regions": "32", "batch_size": "4"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +41,16 @@ class Scale:
     """How long and how large everything is."""
 
     image_size: int
-    pretrain: tuple[str, ...]  # options of `hapicl pretrain` besides recipe, data, seed and folder
+    steps: int | None  # of pretraining; None: as long as the recipe says
+    pretrain: tuple[
+        str, ...
+    ]  # options of `hapicl pretrain` besides recipe, data, seed, size, length and folder
     vit_stem: str
     resnet_stem: str
-    limit: int | None  # pretraining images
-    per_class: tuple[int, int] | None  # Caltech-101: training and test images a class; None: all
+    images: str  # pretraining images, below the data folder
+    limit: int | None  # how many of them
+    classes: LabelledSet  # of kNN and linear probe
+    per_class: tuple[int, int] | None  # its training and test images a class; None: all
     probe: dict[str, str]
     foreground: dict[str, str]
     detect_size: int
@@ -63,35 +60,53 @@ class Scale:
 
 
 SCALES = {
-    # a few CPU minutes a row: that everything runs, nothing more
+    # a toy: that everything runs, nothing more
     "smoke": Scale(
         image_size=64,
-        pretrain=("--steps", "40", "--batch-size", "16", "--image-size", "64"),
+        steps=40,
+        pretrain=("--batch-size", "16"),
         vit_stem="patch8",
         resnet_stem="no_pool",
+        images="imagenet1000",
         limit=320,
+        classes=CALTECH,
         per_class=(8, 4),
         probe={"height": "72", "width": "96", "steps": "200"},
         foreground={"height": "96", "width": "96", "steps": "150", "batch_size": "16"},
         detect_size=64,
-        detect={
-            "shape.channels": "32",
-            "shape.hidden": "128",
-            "shape.regions": "32",
-            "batch_size": "4",
-            "steps": "50",
-            "warmup_steps": "10",
-        },
+        detect=SMALL_DETECTOR | {"steps": "50", "warmup_steps": "10"},
         fcn=None,
         linear=False,
+    ),
+    # what two CPU cores do in half an hour a run: 8 epochs of 13,000 photographs of 64 pixels, long enough
+    # for methods to leave their random start; a map of 4 x 4 cells
+    "cpu": Scale(
+        image_size=64,
+        steps=1624,
+        pretrain=("--batch-size", "64", "--set", "precision=bf16", "--set", "schedule.warmup_epochs=1"),
+        vit_stem="patch8",
+        resnet_stem="no_pool",
+        images="tiny_dev100_train130/train",
+        limit=None,
+        classes=TINY_DEV,
+        per_class=None,
+        probe={"height": "120", "width": "160", "steps": "400", "batch_size": "16"},
+        foreground={"height": "96", "width": "96", "steps": "300", "batch_size": "16"},
+        detect_size=96,
+        detect=SMALL_DETECTOR | {"steps": "300", "warmup_steps": "30"},
+        fcn={"crop": "112", "steps": "300", "batch_size": "8"},
+        linear=True,
     ),
     # one GPU, the recipes' own 200 epochs
     "small": Scale(
         image_size=128,
-        pretrain=("--image-size", "128"),
+        steps=None,
+        pretrain=(),
         vit_stem="patch16",
         resnet_stem="imagenet",
+        images="imagenet1000",
         limit=None,
+        classes=CALTECH,
         per_class=None,
         probe={"height": "240", "width": "320", "steps": "2000"},
         foreground={"height": "224", "width": "224", "steps": "1000"},
@@ -103,9 +118,33 @@ SCALES = {
 }
 
 
+def settings_of(scale: Scale) -> dict[str, str]:
+    """Everything of a scale that changes a number, in words; numbers measured by others do not mix."""
+    length = "as long as the recipe says" if scale.steps is None else f"{scale.steps} steps"
+    per_class = "all" if scale.per_class is None else " and ".join(map(str, scale.per_class))
+    found = {
+        "pretraining": f"recipes METHOD_small, {scale.image_size} px, {length}, {' '.join(scale.pretrain)}",
+        "stems": f"ResNet-18 {scale.resnet_stem}, ViT-Ti {scale.vit_stem}",
+        "pretraining images": scale.images + ("" if scale.limit is None else f", the first {scale.limit}"),
+        "seg-probe on CamVid": in_words(scale.probe),
+        "seg-probe on people and bags, a quarter held out": in_words(scale.foreground),
+        "detect-small": f"short side {scale.detect_size}, {in_words(scale.detect)}",
+        f"{scale.classes.title}, training and test images a class": per_class,
+    }
+    return found if scale.fcn is None else found | {"seg-moco-fcn16": in_words(scale.fcn)}
+
+
+def in_words(changes: dict[str, str]) -> str:
+    """Changed parameters as a phrase."""
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A protocol on a data set: its title, what it needs on disk, how its task is made."""
+    """A protocol on a data set: its title, what it needs on disk, how its task is made.
+
+    A `costly` column fine-tunes a network; it waits until every row has the others.
+    """
 
     title: str
     needs: tuple[str, ...]
@@ -114,6 +153,11 @@ class Column:
     changes: dict[str, str] = field(default_factory=dict)
     image_size: int | None = None
     for_vit: bool = True
+    costly: bool = False
+
+    def takes(self, row: Row) -> bool:
+        """Whether a row is measured by this column."""
+        return (self.for_vit or not row.is_vit) and (row.fine_tuned or not self.costly)
 
     def run(self, request: Request) -> Evaluated:
         """Measure the request's weights by this column."""
@@ -163,6 +207,7 @@ def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
             image_size=scale.detect_size,
             task=partial(detect_task, where=DetectionData(voc=raccoon, splits=("train", "test"))),
             for_vit=False,
+            costly=True,
         )
     )
     if scale.fcn is not None:
@@ -174,27 +219,28 @@ def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
                 changes=scale.fcn,
                 task=partial(segment_task, where=city),
                 for_vit=False,
+                costly=True,
             )
         )
     return found + classification_columns(scale, data, work)
 
 
 def classification_columns(scale: Scale, data: Path, work: Path) -> list[Column]:
-    """KNN and the cached linear probe on Caltech-101, or on the first images of each class."""
-    needs = ("caltech101_train", "caltech101_test")
+    """KNN and the cached linear probe on class folders, or on the first images of each class."""
+    classes = scale.classes
 
     def folders() -> dict[str, Path]:
         counts = scale.per_class or (None, None)
         places = [
             data / name if count is None else first_images(data / name, work / f"{name}_first{count}", count)
-            for name, count in zip(needs, counts, strict=True)
+            for name, count in zip(classes.needs, counts, strict=True)
         ]
         return dict(zip(("train", "test"), places, strict=True))
 
     found = [
         Column(
-            title="knn-dino Caltech-101 top 1",
-            needs=needs,
+            title=f"knn-dino {classes.title} top 1",
+            needs=classes.needs,
             protocol="knn-dino",
             image_size=scale.image_size,
             task=lambda request: knn_task(request, **folders()),
@@ -203,8 +249,8 @@ def classification_columns(scale: Scale, data: Path, work: Path) -> list[Column]
     if scale.linear:
         found.append(
             Column(
-                title="linear-moco-cached Caltech-101 top 1",
-                needs=needs,
+                title=f"linear-moco-cached {classes.title} top 1",
+                needs=classes.needs,
                 protocol="linear-moco-cached",
                 image_size=scale.image_size,
                 task=lambda request: linear_task(request, **folders()),

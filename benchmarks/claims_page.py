@@ -1,0 +1,249 @@
+"""docs/claims.md and its figures, made from what the claims store holds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from claims_columns import Column
+from claims_rows import GROUPS, RANDOM, ROWS, Row
+from claims_store import ClaimsStore
+from claims_table import CLAIMS, QUESTIONS, SEEDS_NEEDED, Claim, Values, compare, counted, lines_of
+from matplotlib.figure import Figure
+
+from hapicl.common.atomic_files import atomic_write
+from hapicl.evaluate.report.page import bars
+from hapicl.evaluate.report.table import Cell, ResultTable
+
+SCOPE = {
+    "smoke": "This is the smoke scale: a few steps, to show that every row and column runs. It does not say "
+    "which method is better: at this length the methods have hardly left their random start.",
+    "cpu": "Photographs of 64 pixels, a ResNet-18 (or ViT-Ti) with a last map of 4 x 4 (8 x 8) cells, eight "
+    "epochs. That is long enough for methods to leave their random start and to differ, and it is all that "
+    "this table says: nothing here reproduces or refutes a number of a paper, whose images, backbones and "
+    "lengths are ten to a thousand times larger, and an order of methods may turn with any of them. Dense "
+    "terms have few cells to work on at 4 x 4. Rows may be compared within a column only; the ViT rows have "
+    "another backbone, which 1,624 steps hardly train.",
+    "small": "The images, the length and the backbones are small. Nothing here reproduces or refutes a "
+    "number of a paper; rows may be compared within a column only. The ViT rows have another backbone.",
+}
+BASELINES = (
+    "`random` is the same backbone with random weights and with BatchNorm statistics re-estimated on the "
+    "training images of each evaluation; `random-untouched` has the statistics of a fresh network, which any "
+    "training replaces within some thirty steps whatever it learns, so it is no baseline."
+)
+NOTE = (
+    "Per cent, mean ± sample standard deviation over seeds (number of seeds); a seed covers pretraining and "
+    "evaluation. Each number is the last step's, never the best. A dash: not run."
+)
+
+
+def write_page(docs: Path, store: ClaimsStore, every: Sequence[Column], failed: Sequence[str]) -> None:
+    """Write docs/claims.md, claims.png and claims_curves.png."""
+    docs.mkdir(parents=True, exist_ok=True)
+    values = store.values()
+    titles = [column.title for column in every]
+    titles = [title for title in titles if any(column == title for _, column in values)]
+    pictures = {"claims.png": bars(results(values, titles, [*RANDOM, *GROUPS["methods"]]))}
+    pictures["claims_curves.png"] = curves(store, values, titles)
+    for name, figure in pictures.items():
+        with atomic_write(docs / name) as part:
+            figure.savefig(part, format="png", dpi=110, facecolor="white")
+    with atomic_write(docs / "claims.md") as part:
+        part.write_text("\n\n".join(parts(store, values, titles, failed)) + "\n")
+    print(f"wrote {docs / 'claims.md'} with its figures, {store.file}")
+
+
+def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Sequence[str]) -> Iterator[str]:
+    """The page, part by part."""
+    mark = {"cpu": "at the scale of a CPU", "small": "at the small scale"}.get(store.scale, "(smoke scale)")
+    yield f"# The claims table {mark}"
+    yield SCOPE[store.scale]
+    yield BASELINES
+    yield from statements(values, titles)
+    yield "![Means and deviations over seeds](claims.png)"
+    yield "## Methods"
+    yield NOTE
+    yield numbers(values, titles, [*RANDOM, *GROUPS["methods"]])
+    yield "## The papers' claims"
+    yield deciding()
+    for claim in CLAIMS:
+        yield from told(values, titles, claim)
+    for claim, group in zip(QUESTIONS, ("masks", "starts", "trials"), strict=True):
+        if any(row.name in {name for name, _ in values} for row in GROUPS[group]):
+            yield f"## {claim.text.split(':')[0]}"
+            yield numbers(values, titles, [*partners(claim), *GROUPS[group]])
+            yield from told(values, titles, claim)
+    if any((row.name, title) in values for row in GROUPS["lengths"] for title in titles):
+        yield "## Learning curves"
+        yield "![What is reached after how many steps, and the losses](claims_curves.png)"
+        full = [ROWS["random"], ROWS["simclr"], ROWS["hapicl_s"]]
+        yield numbers(values, titles, [*full, *GROUPS["lengths"]])
+    yield from costs(store)
+    missing = [*failed, *unmeasured(values, titles)]
+    if missing:
+        yield "## Not run"
+        yield "\n".join(f"- {line}" for line in missing)
+    yield "## How it was measured"
+    yield "\n".join(f"- {name}: {text}" for name, text in store.settings.items())
+    machines = sorted({cell["machine"] for cell in store.cells.values()})
+    yield f"Machines: {', '.join(machines)}. Newest number: {max(c['date'] for c in store.cells.values())}."
+    yield (
+        f"```\npython benchmarks/claims.py --scale {store.scale} --data .datasets --budget-minutes M\n```\n\n"
+        "continues the table, whatever machine measured what is there (`--rows masks`, `lengths`, `starts` "
+        "or `trials` for the other groups); `--render` makes this page from the numbers in the repository."
+    )
+
+
+def deciding() -> str:
+    """How a comparison is decided."""
+    return (
+        "Differences in per cent points, seed by seed (the two rows of a seed see the same images in the "
+        "same order), with the 95 % interval of their mean; decided where it leaves out zero, with "
+        f"{SEEDS_NEEDED} seeds or more. Many comparisons are made: one in twenty would be decided by chance."
+    )
+
+
+def statements(values: Values, titles: Sequence[str]) -> Iterator[str]:
+    """What the table shows, in sentences: claims decided, rows above their random start."""
+    lines = [line for claim in CLAIMS for line in lines_of(values, titles, claim)]
+    if lines:
+        count = counted(lines)
+        yield (
+            f"Of {len(lines)} comparisons that the papers' claims ask for, {count['higher']} are decided as "
+            f"claimed, {count['lower']} against it and {count['undecided']} are undecided."
+        )
+    found = []
+    for title in titles:
+        rows = [
+            row for row in GROUPS["methods"] if (row.name, title) in values and (row.start, title) in values
+        ]
+        pairs = [compare(values[row.name, title], values[row.start, title]) for row in rows]
+        verdicts = [pair.verdict for pair in pairs if pair is not None]
+        if verdicts:
+            found.append(f"{title} {verdicts.count('higher')} of {len(verdicts)}")
+    if found:
+        yield f"Methods decidedly above random weights of their backbone, by column: {'; '.join(found)}."
+
+
+def partners(claim: Claim) -> list[Row]:
+    """The rows of the main table that a question compares with."""
+    main = {row.name for row in GROUPS["methods"]}
+    names = [name for pair in claim.pairs for name in pair if name in main]
+    return [ROWS["random"], *(ROWS[name] for name in dict.fromkeys(names))]
+
+
+def told(values: Values, titles: Sequence[str], claim: Claim) -> Iterator[str]:
+    """A claim and its comparisons: a table of one line per pair, one column per protocol."""
+    lines = lines_of(values, titles, claim)
+    yield f"**{claim.text}.**"
+    if not lines:
+        yield "Not run."
+        return
+    shown = [title for title in titles if any(line.column == title for line in lines)]
+    found = ["| row against row | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
+    for row, rival in claim.pairs:
+        by_column = {
+            line.column: line.difference.text() for line in lines if (line.row, line.rival) == (row, rival)
+        }
+        if by_column:
+            texts = (by_column.get(title, "-") for title in shown)
+            found.append(f"| {row} against {rival} | " + " | ".join(texts) + " |")
+    yield "\n".join(found)
+
+
+def cell(values: Values, row: str, title: str) -> Cell | None:
+    """Mean and deviation over seeds, None where nothing was run."""
+    found = list(values.get((row, title), {}).values())
+    if not found:
+        return None
+    return Cell(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+
+
+def results(values: Values, titles: Sequence[str], rows: Sequence[Row]) -> ResultTable:
+    """Rows as a result table, for its charts."""
+    names = [row.name for row in rows if any((row.name, title) in values for title in titles)]
+    cells = {(name, title): cell(values, name, title) for name in names for title in titles}
+    return ResultTable(tuple(names), tuple(titles), {key: each for key, each in cells.items() if each})
+
+
+def numbers(values: Values, titles: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table of means."""
+    table = results(values, titles, rows)
+    lines = ["| row | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
+    for row in table.rows:
+        cells = (table.cells.get((row, title)) for title in titles)
+        lines.append(
+            f"| {row} | " + " | ".join("-" if each is None else each.text() for each in cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def unmeasured(values: Values, titles: Sequence[str]) -> Iterator[str]:
+    """Rows without any number, and what no row has."""
+    for rows in GROUPS.values():
+        for row in rows:
+            if not any((row.name, title) in values for title in titles):
+                yield f"{row.name}: no result yet"
+    yield "instance mask AP: no data set with instance masks at hand; a supervised row: no weights at hand"
+    yield "detectors and fine-tuned FCNs on the ViT rows: both need a ResNet"
+
+
+def costs(store: ClaimsStore) -> Iterator[str]:
+    """Cost of training by row where it was measured, and of the masks."""
+    lines = []
+    for row in GROUPS["methods"]:
+        runs = [run for (name, _), run in store.runs.items() if name == row.name]
+        peaks = [run["peak_memory_gib"] for run in runs if "peak_memory_gib" in run]
+        seconds = sorted(run["seconds_per_image"] for run in runs if "seconds_per_image" in run)
+        if peaks or seconds:
+            time = f"{1000 * seconds[len(seconds) // 2]:.1f}" if seconds else "-"
+            lines.append(f"| {row.name} | {time} | {f'{max(peaks):.2f}' if peaks else '-'} |")
+    if lines:
+        yield "## Costs"
+        yield (
+            "Of training; milliseconds an image only where the run had the machine to itself, memory the "
+            "highest of the runs."
+        )
+        yield "\n".join(["| row | ms per image | peak memory, GiB |", "|---|---:|---:|", *lines])
+    if store.masks:
+        seconds = 1000 * store.masks["seconds_per_image_one_core"]
+        yield f"Masks: {seconds:.0f} ms an image on one core, once (recipe {store.masks['recipe']})."
+
+
+def curves(store: ClaimsStore, values: Values, titles: Sequence[str]) -> Figure:
+    """What is reached after how many steps (length rows), and the losses of the first seed by method."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    wanted = [title for title in titles if "people" in title or "knn" in title][:2]
+    for panel, title in zip(panels, wanted, strict=False):
+        for name, colour in (("simclr", "tab:blue"), ("hapicl_s", "tab:orange")):
+            steps = [
+                (0.0, "random"),
+                *((row.length, row.name) for row in GROUPS["lengths"] if row.method == name),
+            ]
+            known = [(share, cell(values, row, title)) for share, row in [*steps, (1.0, name)]]
+            points = sorted((share, each) for share, each in known if each is not None)
+            panel.errorbar(
+                [share for share, _ in points],
+                [100 * each.mean for _, each in points],
+                [100 * (each.std or 0.0) for _, each in points],
+                color=colour,
+                label=name,
+                capsize=2,
+            )
+        panel.set_title(title, fontsize=9)
+        panel.set(xlabel="share of the steps; at 0 random weights")
+        panel.legend(fontsize=8)
+    for row in GROUPS["methods"][:6]:
+        run = store.runs.get((row.name, 0))
+        if run is not None:
+            panels[2].plot(*zip(*run["loss"], strict=True), label=row.name, linewidth=1)
+    panels[2].set_title("training loss of seed 0, each on its own scale", fontsize=9)
+    panels[2].set(xlabel="step")
+    if panels[2].lines:
+        panels[2].legend(fontsize=7)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    return figure
