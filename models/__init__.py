@@ -1,1 +1,5 @@
-"""Networks and what hangs on them: backbones, heads, decoders, and the one reader of weight files."""
+"""Networks and what hangs on them: backbones, heads, decoders, and the one reader of weights."""
+
+from .registry import register
+
+__all__ = ["register"]

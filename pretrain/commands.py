@@ -182,7 +182,9 @@ def methods() -> None:
     from ..common.terminal.printable import console
     from .methods.registry import method_rows
 
-    table = Table("method", "needs", "source")
+    table = Table("method", "needs", "backbone", "source")
+    for column in table.columns[:3]:
+        column.no_wrap = True
     for row in method_rows():
         table.add_row(*row)
     console().print(table)

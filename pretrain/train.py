@@ -68,7 +68,7 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
     """
     with ExitStack() as stack:
         world = stack.enter_context(processes(settings.device))
-        folder = Path(settings.out or f"runs/{settings.method}_{settings.arch}")
+        folder = Path(settings.out or f"runs/{settings.method}_{settings.arch.replace(':', '_')}")
         relay = stack.enter_context(_relayed_warnings())
         with all_or_none():
             if world.first:

@@ -5,6 +5,7 @@ Shape legend: B images, R regions, C channels, S cells per side, K classes.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ...common.errors import UserError
 from ...models.backbones.base import Backbone
@@ -26,6 +28,7 @@ from ..batches import TaskBatch
 from .protocols import DetectorShape
 
 RATIOS = (0.5, 1.0, 2.0)
+LAYERS = ("layer1", "layer2", "layer3", "layer4")  # of a pyramid
 
 
 class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
@@ -103,19 +106,24 @@ def build_detector(backbone: Backbone, shape: DetectorShape, *, classes: int, ma
     """Build torchvision's Faster or Mask R-CNN around a backbone, all layers trained.
 
     Args:
-        backbone: a ResNet.
+        backbone: with a pyramid of maps; for the C4 head a ResNet.
         shape: which detector.
         classes: K, without background.
         masks: also predict instance masks (not with the C4 head).
 
     Raises:
-        UserError: for a backbone that is no ResNet.
+        UserError: for a backbone without those maps.
     """
-    if not isinstance(backbone, ResNetBackbone):
-        raise UserError("the detectors need a ResNet backbone; measure a ViT with knn, linear or seg-probe")
+    if not backbone.has_pyramid:
+        raise UserError(
+            "the detectors need a ResNet, or another backbone with maps layer1 to layer4 for images of any "
+            "size; measure a ViT with knn, linear or seg-probe"
+        )
     common: dict[str, Any] = {"min_size": shape.short_sides, "max_size": shape.long_side}
     common |= {"box_batch_size_per_image": shape.regions}
     if shape.head == "c4":
+        if not isinstance(backbone, ResNetBackbone):
+            raise UserError("the C4 detector needs a ResNet; choose a protocol with a feature pyramid")
         return _c4(backbone, shape, classes, common)
     return _pyramid(backbone, shape, classes, masks, common)
 
@@ -141,7 +149,7 @@ def _c4(backbone: ResNetBackbone, shape: DetectorShape, classes: int, common: di
 
 
 def _pyramid(
-    backbone: ResNetBackbone, shape: DetectorShape, classes: int, masks: bool, common: dict[str, Any]
+    backbone: Backbone, shape: DetectorShape, classes: int, masks: bool, common: dict[str, Any]
 ) -> nn.Module:
     """Faster or Mask R-CNN on a pyramid of `layer1` to `layer4`.
 
@@ -151,14 +159,7 @@ def _pyramid(
     width = shape.channels
     normed = shape.head == "4conv1fc"
     norm = nn.BatchNorm2d if normed else None
-    names = [f"layer{level}" for level in (1, 2, 3, 4)]
-    trunk = BackboneWithFPN(
-        backbone.trunk,
-        return_layers={name: str(number) for number, name in enumerate(names)},
-        in_channels_list=[backbone.channels[name] for name in names],
-        out_channels=width,
-        norm_layer=norm,
-    )
+    trunk = _with_pyramid(backbone, width, norm)
     anchors = AnchorGenerator(tuple((side,) for side in shape.anchors), (RATIOS,) * len(shape.anchors))
     levels = ["0", "1", "2", "3"]
     head = (
@@ -189,6 +190,39 @@ def _pyramid(
         **arguments,
     )
     return with_masks
+
+
+class MapsWithFPN(nn.Module):
+    """Any backbone with a feature pyramid, as torchvision's `BackboneWithFPN` is a ResNet with one."""
+
+    def __init__(self, backbone: Backbone, width: int, norm: type[nn.Module] | None) -> None:
+        """Build the pyramid on `layer1` to `layer4`."""
+        super().__init__()
+        self.body, self.out_channels = backbone, width
+        channels = [backbone.channels[name] for name in LAYERS]
+        self.fpn = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to maps "0" to "3" and "pool", each of `width` channels."""
+        maps = self.body(images)
+        levels: dict[str, Tensor] = self.fpn(
+            OrderedDict((str(number), maps[name]) for number, name in enumerate(LAYERS))
+        )
+        return levels
+
+
+def _with_pyramid(backbone: Backbone, width: int, norm: type[nn.Module] | None) -> nn.Module:
+    """The trunk of a detector."""
+    if not isinstance(backbone, ResNetBackbone):
+        return MapsWithFPN(backbone, width, norm)
+    trunk: nn.Module = BackboneWithFPN(
+        backbone.trunk,
+        return_layers={name: str(number) for number, name in enumerate(LAYERS)},
+        in_channels_list=[backbone.channels[name] for name in LAYERS],
+        out_channels=width,
+        norm_layer=norm,
+    )
+    return trunk
 
 
 class DetectionTask(nn.Module):

@@ -23,11 +23,12 @@ from ...common.errors import UserError, did_you_mean
 from ...engine.checkpoint import write_torch
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
+from ...models.backbones.timm_maps import TimmBackbone
 from ...models.backbones.vit import ViTBackbone
 from ...models.weights import MATCH_REQUIRED, State, load_backbone
 from ...models.write_weights import write_safetensors
 from .detectron import detectron_name, read_detectron, write_detectron
-from .usage import timm_arguments, usage
+from .usage import timm_arguments, timm_name, usage
 
 SUFFIX = {"torchvision": ".pth", "timm": ".safetensors", "detectron2": ".pkl", "safetensors": ".safetensors"}
 
@@ -76,6 +77,8 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
         about = {"arch": info.arch, "stem": info.stem, "method": info.method}
         if isinstance(backbone, ViTBackbone):  # its positions are of this size
             about["image_size"] = str(backbone.grid * backbone.patch_size)
+        elif isinstance(backbone, TimmBackbone):
+            about["image_size"] = str(backbone.image_size)
         write_safetensors(state, path, about)
     else:
         writer(state, path)
@@ -103,11 +106,23 @@ def _check_timm(backbone: Backbone, path: Path, arch: str) -> None:
     """Load into timm's own network and compare features; a ViT keeps its grid and its missing last norm."""
     state = load_file(path)
     arguments = timm_arguments(backbone)
-    model: Any = timm.create_model(arch, pretrained=False, **arguments)
-    missing = model.load_state_dict(state, strict=False).missing_keys
-    if len(missing) > (1 - MATCH_REQUIRED) * len(model.state_dict()):
+    name = timm_name(backbone, arch)
+    model: Any = timm.create_model(name, pretrained=False, **arguments)
+    loaded = model.load_state_dict(state, strict=False)
+    missing = loaded.missing_keys
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    # what follows the last map of a network of timm's may be much of a small one; its map is compared below
+    limit = len(missing) if isinstance(backbone, TimmBackbone) else (1 - MATCH_REQUIRED) * len(state)
+    if len(missing) > limit:
         raise UserError(f"timm's {arch} has no place for {path}: {', '.join(missing[:3])} would stay random")
-    if isinstance(backbone, ResNetBackbone):
+    if isinstance(backbone, TimmBackbone):
+        _compare(
+            lambda images: model.forward_intermediates(images, intermediates_only=True)[-1],
+            lambda images: backbone(images)[backbone.last],
+            model,
+            side=backbone.image_size,
+        )
+    elif isinstance(backbone, ResNetBackbone):
         _compare(lambda images: model(images), _pooled_with_pooling_stem(backbone, arch), model)
     else:
         _compare(

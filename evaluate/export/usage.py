@@ -10,6 +10,7 @@ from typing import Any
 
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import restore_lines
+from ...models.backbones.timm_maps import TimmBackbone
 from ...models.backbones.vit import ViTBackbone
 
 
@@ -27,6 +28,10 @@ def usage(target: str, backbone: Backbone, path: Path, arch: str) -> str:
 
 def timm_arguments(backbone: Backbone) -> dict[str, Any]:
     """Arguments of `timm.create_model` beside the name: without a head, and a ViT as it was trained."""
+    if isinstance(backbone, TimmBackbone):
+        size = {"img_size": backbone.image_size} if backbone.fixed_size else {}
+        own = backbone.stride == backbone.own_stride
+        return {"num_classes": 0, **size, **({} if own else {"output_stride": backbone.stride})}
     if not isinstance(backbone, ViTBackbone):
         return {"num_classes": 0}
     patch = backbone.patch_size
@@ -36,6 +41,11 @@ def timm_arguments(backbone: Backbone) -> dict[str, Any]:
     if "norm.weight" not in backbone.export_state():
         sizes["final_norm"] = False
     return {"num_classes": 0, **sizes}
+
+
+def timm_name(backbone: Backbone, arch: str) -> str:
+    """The name under which timm makes the network."""
+    return backbone.name if isinstance(backbone, TimmBackbone) else arch
 
 
 def _torchvision(backbone: Backbone, path: Path, arch: str) -> list[str]:
@@ -50,6 +60,14 @@ def _torchvision(backbone: Backbone, path: Path, arch: str) -> list[str]:
 
 def _timm(backbone: Backbone, path: Path, arch: str) -> list[str]:
     arguments = ", ".join(f"{name}={value}" for name, value in timm_arguments(backbone).items())
+    if isinstance(backbone, TimmBackbone):
+        return [
+            "import timm",
+            "from safetensors.torch import load_file",
+            f'model = timm.create_model("{backbone.name}", {arguments})',
+            "# only what follows the last map stays new",
+            f"model.load_state_dict(load_file({_text(path)}), strict=False)",
+        ]
     create = f'model = timm.create_model("{arch}", {arguments}, checkpoint_path={_text(path)})'
     torch = ["import torch"] if _strides(backbone) else []
     return ["import timm", *torch, create, *_strides(backbone)]

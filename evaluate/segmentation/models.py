@@ -57,20 +57,27 @@ class SegProbe(nn.Module):
         return Output(loss=pixel_loss(self.logits(maps), labels))
 
 
-class ResNetMaps(nn.Module):
-    """A ResNet cut down to a smaller output stride by dilation; gives `layer3` and `layer4`."""
+class DilatedMaps(nn.Module):
+    """A backbone brought to a smaller output stride by dilation; gives `layer3` and `layer4`."""
 
     def __init__(self, backbone: Backbone, output_stride: int) -> None:
         """Replace strides by dilation from the last layer backwards until the stride is reached.
 
         Raises:
-            UserError: if the backbone is no ResNet.
+            UserError: if the backbone has no such maps or no such stride.
         """
         super().__init__()
-        if not isinstance(backbone, ResNetBackbone):
-            raise UserError("the fine-tuned FCNs need a ResNet; a ViT can be measured with seg-probe")
-        self.backbone = backbone
-        self.stride = dilate(backbone, output_stride)
+        if not backbone.has_pyramid:
+            raise UserError(
+                "the fine-tuned FCNs need a ResNet, or another backbone with maps layer1 to layer4 for "
+                "images of any size; a ViT can be measured with seg-probe"
+            )
+        if isinstance(backbone, ResNetBackbone):
+            self.backbone: Backbone = backbone
+            self.stride = dilate(backbone, output_stride)
+        else:
+            self.backbone = backbone.at_stride(output_stride)
+            self.stride = self.backbone.stride
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) to maps by name."""
@@ -144,14 +151,14 @@ def moco_head(channels: int, classes: int) -> nn.Sequential:
 
 
 class FcnSegmenter(nn.Module):
-    """A fine-tuned FCN: dilated ResNet, head on `layer4`; DenseCL's protocol has a second one on `layer3`."""
+    """A fine-tuned FCN: dilated backbone, head on `layer4`; DenseCL's protocol has one on `layer3` too."""
 
     def __init__(
         self, backbone: Backbone, *, classes: int, head: str, output_stride: int, auxiliary: float
     ) -> None:
         """Build the heads; `auxiliary` is the weight of the second head's loss, 0 for none."""
         super().__init__()
-        self.maps = ResNetMaps(backbone, output_stride)
+        self.maps = DilatedMaps(backbone, output_stride)
         self.auxiliary_weight = auxiliary
         last, third = backbone.channels["layer4"], backbone.channels["layer3"]
         self.head = DenseCLHead(last, classes) if head == "densecl" else moco_head(last, classes)

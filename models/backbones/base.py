@@ -32,6 +32,7 @@ class Backbone(nn.Module):
     stem: str
     # whether it starts from weights of a file: methods then leave their own initialisation out
     has_weights: bool = False
+    fixed_size: bool = False  # whether it takes images of one size only
     # what `freeze` was told
     frozen: tuple[str, ...] = ()
     frozen_statistics: bool = False
@@ -48,6 +49,21 @@ class Backbone(nn.Module):
             level: the map's name; None takes `last`.
         """
         return -(-image_size // self.stride_of(level or self.last))
+
+    @property
+    def has_pyramid(self) -> bool:
+        """Whether it gives the four maps that detectors read, of images of any size."""
+        return not self.fixed_size and {f"layer{level}" for level in (1, 2, 3, 4)} <= self.channels.keys()
+
+    def at_stride(self, stride: int) -> Backbone:
+        """A backbone of the same weights whose last map has this stride, or a smaller one it has already.
+
+        Raises:
+            UserError: where there is none.
+        """
+        if self.stride <= stride:
+            return self
+        raise UserError(f"this backbone gives no map of stride {stride}, only of {self.stride}")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images to maps (B, C, S, S) by name."""

@@ -78,8 +78,9 @@ def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBa
     """
     if arch not in RESNETS:
         raise UserError(
-            f"unknown backbone {arch!r}{did_you_mean(arch, RESNETS)}; choose one of {', '.join(RESNETS)}, or "
-            "a Vision Transformer by timm's name, such as vit_tiny_patch16_224"
+            f"unknown backbone {arch!r}{did_you_mean(arch, RESNETS)}; choose one of {', '.join(RESNETS)}, "
+            "a Vision Transformer by timm's name, such as vit_tiny_patch16_224, or timm:NAME, such as "
+            "timm:convnext_atto"
         )
     if stem not in {"auto", *STEM_STRIDE}:
         raise UserError(f"unknown stem {stem!r}; choose auto, {', '.join(STEM_STRIDE)}")
@@ -112,7 +113,10 @@ def zero_init_residual(backbone: Backbone) -> None:
         UserError: if the backbone has no residual blocks.
     """
     if not isinstance(backbone, ResNetBackbone):
-        raise UserError("zero_init_residual is of ResNets: leave it out, or choose one by --arch")
+        raise UserError(
+            "zero_init_residual is of ResNets: leave it out (--set config.zero_init_residual=false), or "
+            "choose one by --arch"
+        )
     if backbone.has_weights:
         return
     for block in backbone.trunk.modules():

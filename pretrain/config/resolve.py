@@ -13,7 +13,7 @@ from ...common.errors import UserError
 from ...engine.run_logger import CONFIG, read_config
 from ...models.backbones.build import build_backbone
 from ...models.weights import describe_weights
-from ..methods.registry import method_class
+from ..methods.registry import check_fit, method_class
 from .recipe_files import CONTINUE, default_recipe, load_recipe, recipe_names
 from .settings import OF_A_START, RunSettings, Start, parse_overrides, without_effect
 
@@ -59,6 +59,7 @@ def resolve(
     with torch.device("meta"):  # its shapes, without its weights
         backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
     needs = kind.needs(config, backbone, image_size=settings.image_size)
+    check_fit(settings.method, backbone, image_size=settings.image_size, grid=needs.grid)
     if settings.masks is None and (needs.masks or settings.images is None):
         raise UserError(
             f"{settings.method} needs masks: give --masks FILE (made by `hapicl masks build --images DIR`)"

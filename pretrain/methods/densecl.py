@@ -67,7 +67,7 @@ class DenseCL(MomentumContrast):
         if grid < 2:
             raise UserError(
                 f"DenseCL matches cells, but --image-size {image_size} leaves a map of 1 x 1; with stride 32 "
-                "use 96 pixels (3 x 3) or 128 (4 x 4), or a stem of smaller stride"
+                "use 128 pixels (4 x 4), or a stem of smaller stride"
             )
         return Needs(
             views=config.views(image_size),
@@ -208,6 +208,6 @@ def check_map(features: Tensor) -> None:
     """Refuse a map of a single cell, whose dense contrast would be the global one twice."""
     if features.shape[-1] < 2:
         raise UserError(
-            "DenseCL matches cells, but the map is 1 x 1; with stride 32 use --image-size 96 (3 x 3) or 128 "
-            "(4 x 4), or a stem of smaller stride"
+            "DenseCL matches cells, but the map is 1 x 1; with stride 32 use --image-size 128 (4 x 4), or "
+            "a stem of smaller stride"
         )

@@ -81,7 +81,7 @@ def build_pixel_head(config: PixelConfig, backbone: Backbone, *, released: tuple
     if not all(level in backbone.channels for level in levels):
         raise UserError(
             f"feature_level {config.feature_level!r} needs the maps {', '.join(levels)}, but the backbone "
-            f"has {', '.join(backbone.channels)}; choose a ResNet"
+            f"has {', '.join(backbone.channels)}; choose a ResNet, or a network of timm's that has them"
         )
     channels = sum(backbone.channels[level] for level in levels)
     hidden, dim = (

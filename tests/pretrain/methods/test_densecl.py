@@ -163,7 +163,7 @@ def test_warm_up_is_at_most_a_twentieth_of_the_run(total, steps):
 
 def test_a_map_of_one_cell_is_refused_with_the_size_that_would_do(make_method, make_batch):
     config = method_class("densecl").Config()
-    with pytest.raises(UserError, match=r"96 pixels \(3 x 3\) or 128 \(4 x 4\)"):
+    with pytest.raises(UserError, match=r"use 128 pixels \(4 x 4\)"):
         method_class("densecl").needs(config, TinyBackbone(), image_size=16)
     with pytest.raises(UserError, match="the map is 1 x 1"):
         make_method("densecl")(make_batch(side=16))

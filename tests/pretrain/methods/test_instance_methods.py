@@ -72,7 +72,7 @@ def test_residual_blocks_start_as_the_identity_where_the_recipe_says_so(name):
         method = kind(config, context, build_backbone("resnet18", image_size=32))
         blocks = [*method.backbone.trunk.layer1, *method.backbone.trunk.layer4]
         assert [bool(block.bn2.weight.any()) for block in blocks] == [not zero] * 4
-    with pytest.raises(UserError, match="zero_init_residual is of ResNets"):
+    with pytest.raises(UserError, match="zero_init_residual is of ResNets: leave it out"):
         kind(kind.Config(zero_init_residual=True), context, TinyBackbone())
 
 
