@@ -62,7 +62,7 @@ def hold(path: Path, what: str, *, advice: str, shared: bool = False) -> Iterato
     _held.add(descriptor)
     try:
         if not shared:
-            _write_holder(descriptor)
+            _write_holder(descriptor, path)
         yield
     finally:
         if descriptor in _held:  # else this is a forked child, which let go of it at once
@@ -132,11 +132,20 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _write_holder(descriptor: int) -> None:
-    """Name this process in the lock file."""
+def _write_holder(descriptor: int, path: Path) -> None:
+    """Name this process in the lock file.
+
+    Raises:
+        UserError: if the disk is full.
+    """
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode(), 0)
+    except OSError as error:
+        raise UserError(
+            f"cannot work in {path.parent}: {error.strerror}; free some space or choose another place"
+        ) from error
 
 
 def _holder(descriptor: int) -> str:

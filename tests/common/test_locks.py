@@ -121,6 +121,19 @@ def test_a_disk_without_locks_is_named_and_used(tmp_path, monkeypatch, caplog):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_named_with_the_place(tmp_path, monkeypatch):
+    def pwrite(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.os, "pwrite", pwrite)
+    with (
+        pytest.raises(UserError, match=r"cannot work in .*run: No space left on device; free some space"),
+        hold_folder(tmp_path / "run", advice="wait"),
+    ):
+        pytest.fail("held")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_may_not_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
