@@ -1,7 +1,8 @@
 """What hapicl survives: commands killed at random moments, workers killed, files and settings made wrong.
 
-    make torture                                                     # a few minutes; prints a table
-    python benchmarks/torture.py --only pretrain --pretrain 100 --out survives.json    # keeps its other rows
+    make torture                                                     # some minutes; prints a table
+    python benchmarks/torture.py --only pretrain --pretrain 100 --out FILE    # keeps FILE's other rows
+    python benchmarks/torture.py --page benchmarks/results/torture.json       # the table of docs/survives.md
 
 Every killed command is given again (every third is killed twice) and must end in the same bytes as one that
 was left alone, without a traceback, with documented exit codes, and without files in the making or locks.
@@ -48,7 +49,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(ATTACKS), default=list(ATTACKS), metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON; rows of other attacks that it holds are kept")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="only print the rows of a file for a page")
     options = parser.parse_args()
+    if options.page:
+        print(page_table(json.loads(options.page.read_text(encoding="utf-8"))))
+        return 0
     os.environ |= dict.fromkeys(THREADS, "1")  # before numpy and torch are imported
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
     from torture_attacks import Torture
@@ -72,6 +77,17 @@ def main() -> int:
                 _keep(options.out, name, row | machine(options.seed))
     print("all survived" if not failed else f"{failed} failed")
     return int(failed > 0)
+
+
+def page_table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown: how often each attack was made, how often it failed, and how they ended."""
+    lines = ["| attack | times | failed | how it ended |", "|---|---|---|---|"]
+    for name in [name for name in ATTACKS if name in rows]:
+        row = rows[name]
+        outcomes = sorted(row["outcomes"].items(), key=lambda item: (-item[1], item[0]))
+        ended = ", ".join(f"{what} ({times})" for what, times in outcomes)
+        lines.append(f"| {row['what']} | {row['attacks']:,} | {len(row['failures'])} | {ended} |")
+    return "\n".join(lines)
 
 
 def machine(seed: int) -> dict[str, Any]:

@@ -84,9 +84,9 @@ def pretrain(
 ) -> None:
     """Train a backbone on images and masks.
 
-    Exit codes: 0 done (or left by stop_after), 2 a mistake in input or settings, 3 the loss was not finite,
-    75 stopped by SIGTERM, SIGINT or SIGUSR1, from the first step on after a checkpoint (continue with
-    --resume auto).
+    Exit codes: 0 done (or left by stop_after), 2 a mistake in input or settings, a full disk or memory (in
+    the midst of training after a checkpoint of the last whole step), 3 the loss was not finite, 75 stopped
+    by SIGTERM, SIGINT or SIGUSR1, from the first step on after a checkpoint (continue with --resume auto).
 
     Several GPUs: torchrun --standalone --nproc-per-node N -m hapicl pretrain ...
     """

@@ -7,6 +7,7 @@ import sys
 
 import forked
 import pytest
+import torture
 import torture_subjects
 
 
@@ -26,6 +27,11 @@ def test_what_is_killed_ends_in_the_same_bytes(repository, tmp_path):
         "settings": (40, []),
         "masks": (2, []),
     }
+
+
+def test_the_page_has_the_figures_that_were_measured(repository):
+    rows = json.loads((repository / "benchmarks" / "results" / "torture.json").read_text(encoding="utf-8"))
+    assert torture.page_table(rows) in (repository / "docs" / "survives.md").read_text(encoding="utf-8")
 
 
 def test_files_in_the_making_and_locks_are_seen(tmp_path):

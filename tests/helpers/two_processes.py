@@ -28,7 +28,9 @@ def run_in_two(function, folder):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    command = [sys.executable, __file__, function.__module__, function.__name__, str(folder)]
+    # a library that warns does so on the screen of every user
+    quiet = [sys.executable, "-W", "error::FutureWarning"]
+    command = [*quiet, __file__, function.__module__, function.__name__, str(folder)]
     started = [
         subprocess.Popen(
             command,
