@@ -121,7 +121,7 @@ RECIPES = {
         _QUALITY.replace(
             name="refined",
             about="`quality` with the probability of a network trained on your own first masks in the map",
-            learned=0.5,
+            learned=0.7,
         ),
     )
 }

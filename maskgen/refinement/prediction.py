@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,7 @@ def open_network(path: Path) -> NetworkFile:
         raise UserError(
             f"{path} is no network of `hapicl masks refine`; give the .network.safetensors beside its masks"
         ) from error
-    return NetworkFile(str(path), file_hash(path), about)
+    return NetworkFile(str(path.resolve()), file_hash(path), about)
 
 
 def load_network(file: NetworkFile) -> ForegroundNetwork:
@@ -148,9 +150,19 @@ def refine(image: Pixels, network: ForegroundNetwork, recipe: MaskRecipe, size: 
 
 @functools.lru_cache(maxsize=1)
 def _network_of_worker(path: str, digest: str, about: str) -> ForegroundNetwork:
-    """The network in a worker process, on one thread like all its work."""
-    torch.set_num_threads(1)
+    """The network in a worker process, loaded once."""
     return load_network(NetworkFile(path, digest, json.loads(about)))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: with another number its sums, and so some pixels, come out otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -176,4 +188,5 @@ class NetworkRows:
         """Find the foreground of a decoded image."""
         about = json.dumps(self.file.about, sort_keys=True)
         network = _network_of_worker(self.file.path, self.file.digest, about)
-        return refine(image, network, self.recipe, int(self.file.about["image_size"]))
+        with one_thread():
+            return refine(image, network, self.recipe, int(self.file.about["image_size"]))

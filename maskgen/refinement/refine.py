@@ -154,15 +154,18 @@ class _Refinement:
         start = time.monotonic()
         learned = self._finished_network()
         if learned is None:
+            kept = self._kept_before()
+            if kept:
+                build = summarize(self.out, 0, start, already_finished=True)
+                return RefineSummary(build, None, None, kept)
             paths = draw(usable_paths(self.first), self.settings)
             if len(paths) < LEAST_IMAGES:
                 reason = f"{len(paths)} usable masks are too few to learn from (at least {LEAST_IMAGES})"
                 return self._keep_first(reason, None, start)
             learned, agreement = self._learn(paths)
             if learned is None:
-                return self._keep_first(
-                    f"the network has not learned: {agreement.sentence()}", agreement, start
-                )
+                reason = f"the network has not learned: {agreement.sentence()}"
+                return self._keep_first(reason, agreement, start)
         agreement = Agreement(**learned.about["agreement"])
         self.say(agreement.sentence())
         with self.bar("masks") as progress:
@@ -183,14 +186,38 @@ class _Refinement:
         path = network_path(self.out)
         if not path.exists():
             return None
-        file, about = open_network(path), self._about()
-        if any(file.about.get(name) != value for name, value in about.items()):
+        file = self._own_network(path)
+        self.say(f"{path} is trained already")
+        return file
+
+    def _own_network(self, path: Path) -> NetworkFile:
+        """Open a network that an earlier call has trained.
+
+        Raises:
+            UserError: if that call had other settings or other first masks.
+        """
+        file = open_network(path)
+        if any(file.about.get(name) != value for name, value in self._about().items()):
             raise UserError(
                 f"{path} was trained on other first masks or with other settings; choose another --out, or "
                 "delete it"
             )
-        self.say(f"{path} is trained already")
         return file
+
+    def _kept_before(self) -> str:
+        """Why an earlier call of the same command kept the first masks; empty where there is no file.
+
+        Raises:
+            UserError: if the file is another one, which must not be written over.
+        """
+        if not self.out.exists():
+            return ""
+        attributes = MaskReader(self.out).attributes
+        if attributes.get("refinement") == self._about() and attributes.get("kept_first_masks"):
+            return str(attributes["kept_first_masks"])
+        raise UserError(
+            f"{self.out} is there already and is not of this refinement; choose another --out, or delete it"
+        )
 
     def _learn(self, paths: Sequence[str]) -> tuple[NetworkFile | None, Agreement]:
         """Train round after round; no network where the first one has not learned."""
@@ -198,6 +225,12 @@ class _Refinement:
         count = min(MOST_HELD_OUT, max(4, round(settings.held_out * len(paths))))
         for number in range(1, settings.rounds + 1):
             read = self._read(reader, paths)
+            if len(read) < LEAST_IMAGES:
+                raise UserError(
+                    f"only {len(read)} of {len(paths)} images can be read in {self.root}; give the folder of "
+                    "the images that the first masks were made of"
+                )
+            paths = read.paths
             held_out, train = read.subset(np.arange(count)), read.subset(np.arange(count, len(read)))
             if number == 1:
                 judged = held_out  # every round is judged by the first masks
@@ -230,7 +263,7 @@ class _Refinement:
         path = self.folder / f"round-{number}.safetensors"
         about = self._about() | {"rounds_done": number}
         if path.exists():
-            return open_network(path)
+            return self._own_network(path)
         self.say(f"round {number} of {self.settings.rounds}: learning from {len(train)} images")
         network, result = train_round(
             train,
@@ -254,6 +287,7 @@ class _Refinement:
             "network_weight": self.settings.network_weight,
             "trained_on": len(train),
             "steps": result.step,
+            "torch": str(torch.__version__),
         }
         return save_network(network, path, about)
 

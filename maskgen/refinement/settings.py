@@ -39,12 +39,12 @@ class RefineSettings(Settings):
     width: Annotated[int, Field(ge=4, le=128)] = 16
     encoder: PathText | None = None
     epochs: Count = 20
-    least_steps: Count = 1500
+    least_steps: Count = 600
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
     base_lr: Positive = 0.032
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     least_weight: Fraction = 0.1
-    network_weight: Fraction = 0.5
+    network_weight: Fraction = 0.7
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 
 import cv2
@@ -146,6 +147,7 @@ def test_other_settings_or_first_masks_do_not_take_an_old_network(learned, folde
 def test_a_network_applied_by_a_build_gives_the_same_masks(learned, folder, tmp_path, monkeypatch):
     out, _, _ = learned
     monkeypatch.setattr(build_module, "Runner", HereRunner)
+    torch.set_num_threads(2)  # sums come out otherwise on two threads; masks are made on one wherever that is
     build_rows(folder, tmp_path / "again.h5", NetworkRows(open_network(network_path(out))))
     assert masks_digest(tmp_path / "again.h5") == masks_digest(out)
 
@@ -235,11 +237,27 @@ def test_masks_that_follow_no_rule_are_kept_and_that_is_said(folder, scenes, tmp
     assert not network_path(tmp_path / "refined.h5").exists()
 
 
+def test_a_file_that_is_there_is_not_written_over(folder, first, tmp_path):
+    shutil.copy(first, tmp_path / "refined.h5")
+    with pytest.raises(UserError, match="is not of this refinement"):
+        refined(folder, first, tmp_path / "refined.h5")
+    assert masks_digest(tmp_path / "refined.h5") == masks_digest(first)
+
+
+def test_a_folder_of_other_images_is_refused(first, tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="only 0 of 24 images can be read"):
+        refined(tmp_path / "images", first, tmp_path / "refined.h5")
+
+
 def test_too_few_masks_are_kept(folder, scenes, tmp_path):
     rows = [pack_mask(name, truth, truth.shape) for name, (_, truth) in list(scenes.items())[:9]]
     write_masks(tmp_path / "first.h5", rows, describe({"name": "few"}, str(folder)))
     summary = refined(folder, tmp_path / "first.h5", tmp_path / "refined.h5")
     assert "9 usable masks are too few" in summary.kept_because
+    again = refined(folder, tmp_path / "first.h5", tmp_path / "refined.h5")
+    assert again.build.already_finished
+    assert again.kept_because == summary.kept_because
 
 
 def test_saliency_of_refined_masks_is_scored_with_their_network(learned, folder, scenes, tmp_path):
