@@ -11,16 +11,14 @@ import importlib.resources
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
 from PIL import Image
 
+from .chart import Chart
 from .terminal.printable import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # first bytes of a file -> its media type
 MEDIA_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
@@ -54,10 +52,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side, as many to a row as fit; `minimum` is the least width of one, CSS pixels."""
+    """Pictures or charts side by side, as many to a row as fit; `minimum` is the least width, CSS pixels.
 
-    pictures: Sequence[Picture]
+    A click on a picture shows it as large as the window. With `cards` each stands in a frame of its own.
+    """
+
+    pictures: Sequence[Picture | Chart]
     minimum: int = 260
+    cards: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,15 @@ class Note:
     text: str
 
 
-Block = str | Picture | Pictures | Table | Code | Note
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that a reader opens with a click on their summary."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = str | Picture | Chart | Pictures | Table | Code | Note | Folded
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,7 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "", footer: str
         ValueError: for a picture that is neither PNG, JPEG nor pixels, or a table with uneven rows.
     """
     for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Table):
-                _check_rows(block, section.heading)
+        _check_tables(section.blocks, section.heading)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -151,15 +159,13 @@ def encode_image(pixels: np.ndarray[Any, Any], *, lossy: bool = False) -> bytes:
     return stream.getvalue()
 
 
-def figure_picture(figure: Figure, caption: str = "", alt: str = "") -> Picture:
-    """Make a picture of a matplotlib figure, at twice the screen's resolution, on white.
-
-    Build the figure as `matplotlib.figure.Figure(figsize=..., layout="constrained")`, not through pyplot: it
-    needs no display and no closing.
-    """
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=160, facecolor="white")
-    return Picture(stream.getvalue(), caption, alt, width=round(figure.get_figwidth() * 80))
+def _check_tables(blocks: Sequence[Block], heading: str) -> None:
+    """Look at every table, folded ones too."""
+    for block in blocks:
+        if isinstance(block, Table):
+            _check_rows(block, heading)
+        elif isinstance(block, Folded):
+            _check_tables(block.blocks, heading)
 
 
 def _check_rows(table: Table, heading: str) -> None:

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..common.atomic_files import atomic_write
-from ..common.page import Code, Note, Picture, Pictures, Section, Table, figure_picture, page
+from ..common.chart import Chart, figure_chart
+from ..common.page import Code, Note, Picture, Pictures, Section, Table, page
 from ..engine.run_logger import read_config
 from ..maskgen.inspection.score import Scores
 from .folder import Folder
@@ -144,19 +145,19 @@ def _curves(run: Run) -> Section:
     return Section("Loss curves", [Pictures(curves, minimum=340)])
 
 
-def _curve(metrics: Sequence[dict[str, float]], names: tuple[str, ...], title: str, caption: str) -> Picture:
+def _curve(metrics: Sequence[dict[str, float]], names: tuple[str, ...], title: str, caption: str) -> Chart:
     """One panel: a quantity over the steps, and where there is one its level at chance."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     steps = [line["step"] for line in metrics]
-    axes.plot(steps, [line[names[0]] for line in metrics], color="#0b63a5", linewidth=1.8)
+    axes.plot(steps, [line[names[0]] for line in metrics], color="C0", linewidth=1.8)
     for name in names[1:]:
         axes.plot(steps, [line[name] for line in metrics], color="#8a94a1", linestyle="--", linewidth=1)
     axes.set(title=title, xlabel="step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color="#e6eaef", linewidth=0.8)
+    axes.grid(linewidth=0.6, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure_picture(figure, caption, f"Curve of the {title} over the steps")
+    return figure_chart(figure, caption, f"Curve of the {title} over the steps")
 
 
 def _settings(run: Run) -> Section:

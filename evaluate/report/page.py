@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ...common.page import Note, Picture, Pictures, Section, Table, figure_picture, page
+from ...common.chart import figure_chart
+from ...common.page import Note, Picture, Pictures, Section, Table, page
 from ...common.terminal.progress import duration
 from ..pictures import palette
 from ..result import Run
@@ -28,9 +29,7 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
     """
     sections = [_numbers(result), Section("Data and machine", [Table([], _circumstances(result))])]
     if any(run.outcome.curves.get("loss") for run in runs):
-        sections.append(
-            Section("Training", [figure_picture(_curves(runs), "Loss by step, one line per run")])
-        )
+        sections.append(Section("Training", [figure_chart(_curves(runs), "Loss by step, one line per run")]))
     if result["runs"][0]["per_class"]:
         sections.append(_classes(result))
     confusion = runs[0].outcome.confusion
@@ -39,10 +38,10 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
         caption = "Fraction of each true class (row) predicted as each class (column), first run"
         if len(confusion) <= MOST_NUMBERED:
             caption += "; the numbers are per cent of the row"
-        sections.append(Section("Confusion", [figure_picture(_confusion(confusion, names), caption)]))
+        sections.append(Section("Confusion", [figure_chart(_confusion(confusion, names), caption)]))
     pictures = [Picture(pixels, caption, lossy=True) for caption, pixels in runs[0].outcome.pictures]
     if pictures and result["task"] == "segment":
-        legend = figure_picture(_legend(names), "Colours of the classes; void is white in the truth")
+        legend = figure_chart(_legend(names), "Colours of the classes; void is white in the truth")
         sections.append(
             Section("Pictures (input, truth, prediction)", [legend, Pictures(pictures, minimum=420)])
         )
@@ -127,7 +126,7 @@ def _confusion(confusion: list[list[int]], names: list[str]) -> Figure:
     axes.set_ylabel("true")
     if len(names) <= MOST_NUMBERED:
         for (row, column), value in np.ndenumerate(fractions):
-            colour = "black" if value > 0.6 else "white"  # on viridis' bright end, on its dark end
+            colour = "#010101" if value > 0.6 else "white"  # on viridis' bright end, on its dark end
             axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(shown, shrink=0.7)
     return figure
@@ -168,7 +167,7 @@ def table_page(table: ResultTable, *, title: str = "Results", lead: str = "") ->
     numeric = tuple(range(1, len(header)))
     warnings = [Note(warning) for warning in table.warnings]
     sections = [Section("Table", [Table(header, rows, numeric=numeric), *warnings])]
-    sections.append(Section("Bars", [figure_picture(bars(table), "Mean and deviation over runs, per cent")]))
+    sections.append(Section("Bars", [figure_chart(bars(table), "Mean and deviation over runs, per cent")]))
     return page(
         title, sections, lead=lead or "Per cent, mean ± standard deviation over runs (number of runs)."
     )

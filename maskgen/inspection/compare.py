@@ -12,17 +12,15 @@ import numpy as np
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
-from ...common.iou import iou
-from ...common.page import Picture, Section, Table, encode_image, page
+from ...common.page import Pictures, Section, Table, encode_image, page
 from ...common.types import Pixels
 from ...data.images.decode import ImageError, read_image
 from ...data.masks.reader import MaskReader
-from ..exchange.tree import resize_mask
-from .gallery import TILE_SIDE, contact_sheet, masked_rows, overlay, tile
+from .gallery import CARD_SIDE, TILE_SIDE, agreement, contact_sheet, mask_cards, masked_rows, overlay, tile
 
 LARGEST_CHANGES = 12
 _OTHER_MASK = 0.5  # an agreement below is counted as another mask
-_CAPTION = "image, first mask, second mask; their agreement (IoU), both foreground shares, name"
+_CAPTION = "Each card: the image, the first file's mask, the second file's."
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def compare_masks(first: MaskReader, second: MaskReader) -> Comparison:
         )
     agreements = []
     for path in common:
-        mask = first[path]
-        agreements.append(iou(mask, resize_mask(second[path], (mask.shape[0], mask.shape[1]))))
+        agreements.append(agreement(first[path], second[path]))
     values = np.array(agreements)
     order = np.argsort(values, kind="stable")[:LARGEST_CHANGES]
     coverage = [float(np.mean([reader.coverage(path) for path in common])) for reader in (first, second)]
@@ -121,23 +118,22 @@ def show_comparison(
     readers = MaskReader(first), MaskReader(second)
     found = compare_masks(*readers)
     root = Path(readers[0].image_root if images is None else images)
-    picture = contact_sheet(
-        [_tile(readers, root, path) for path in paths or [path for path, _ in found.largest]]
-    )
+    shown = list(paths) or [path for path, _ in found.largest]
+    if Path(out).suffix == ".png":
+        picture = encode_image(contact_sheet([_tile(readers, root, path) for path in shown]))
+        with atomic_write(out) as part:
+            part.write_bytes(picture)
+        return found
+    heading = "Chosen images" if paths else "Largest changes"
+    names = [("first", readers[0].path), ("second", readers[1].path)]
+    cards = mask_cards(readers, root, shown)
+    sections = [
+        Section("Both files", [Table((), [*names, *found.rows()])]),
+        Section(heading, [_CAPTION, Pictures(cards, minimum=2 * CARD_SIDE, cards=True)]),
+    ]
     with atomic_write(out) as part:
-        if Path(out).suffix == ".png":
-            part.write_bytes(encode_image(picture))
-        else:
-            heading = "Chosen images" if paths else "Largest changes"
-            sections = [
-                Section(
-                    "Both files",
-                    [Table((), [("first", readers[0].path), ("second", readers[1].path), *found.rows()])],
-                ),
-                Section(heading, [Picture(picture, _CAPTION, alt=heading, lossy=True)]),
-            ]
-            lead = f"Two sets of foreground masks of {root}."
-            part.write_text(page("Masks compared", sections, lead=lead), encoding="utf-8")
+        lead = f"Two sets of foreground masks of {root}."
+        part.write_text(page("Masks compared", sections, lead=lead), encoding="utf-8")
     return found
 
 
@@ -148,7 +144,7 @@ def _tile(readers: tuple[MaskReader, MaskReader], root: Path, path: str) -> Pixe
     except ImageError as error:
         raise UserError(f"{error}; if the images were moved, say where they are with --images") from error
     masks = [reader[path] for reader in readers]
-    agreement = iou(masks[0], resize_mask(masks[1], (masks[0].shape[0], masks[0].shape[1])))
+    agreed = agreement(masks[0], masks[1])
     shares = " -> ".join(f"{reader.coverage(path):.0%}" for reader in readers)
-    label = f"{agreement:.2f}  {shares}  {Path(path).name}"
+    label = f"{agreed:.2f}  {shares}  {Path(path).name}"
     return tile([image, *(overlay(image, mask) for mask in masks)], label, TILE_SIDE)

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
-from ...common.page import encode_image
+from ...common.iou import iou
+from ...common.page import Picture, encode_image
 from ...common.randomness import counter_generator
 from ...common.terminal.printable import printable
 from ...common.types import Mask, Pixels
@@ -26,6 +27,7 @@ from ...data.masks.reader import MaskReader
 from ..exchange.tree import resize_mask
 
 TILE_SIDE = 192  # long side of an image in a sheet, pixels
+CARD_SIDE = 320  # of a page's cards
 _LABEL_HEIGHT = 15
 _TINT = np.array((255, 64, 32), np.float32)
 
@@ -112,13 +114,59 @@ def mask_tiles(reader: MaskReader, root: Path, paths: Sequence[str], side: int =
     tiles = []
     for path in paths:
         mask = reader[path]
-        try:
-            image = read_image(root / path, reduce_to=side)
-        except ImageError as error:
-            raise UserError(f"{error}; if the images were moved, say where they are with --images") from error
+        image = _image(root, path, side)
         label = f"{reader.coverage(path):.0%} c {reader.confidence(path):.2f} {Path(path).name}"
         tiles.append(tile([image, overlay(image, mask)], label, side))
     return tiles
+
+
+def mask_cards(
+    readers: Sequence[MaskReader], root: Path, paths: Sequence[str], side: int = CARD_SIDE
+) -> list[Picture]:
+    """Make the cards of a page: the image, and the image under its mask in each file; numbered, with figures.
+
+    Args:
+        readers: one mask file, or two to be compared; then the caption says how far their masks agree.
+        root: the image folder.
+        paths: relative to it.
+        side: long side of the image, pixels.
+
+    Raises:
+        UserError: if an image cannot be read, naming the option that says where images are.
+    """
+    cards = []
+    for number, path in enumerate(paths, start=1):
+        masks = [reader[path] for reader in readers]
+        shown = _image(root, path, side)
+        pictures = [shrink(shown, side), *(shrink(overlay(shown, mask), side) for mask in masks)]
+        shares = " and ".join(f"{reader.coverage(path):.0%}" for reader in readers)
+        words = f"foreground {shares}"
+        if len(readers) == 1:
+            words += f", confidence {readers[0].confidence(path):.2f}"
+        else:
+            words += f", agreement (IoU) {agreement(masks[0], masks[1]):.2f}"
+        cards.append(
+            Picture(
+                np.concatenate(pictures, axis=1),
+                f"{number}. {path}: {words}",
+                alt=f"{path} and its mask",
+                lossy=True,
+            )
+        )
+    return cards
+
+
+def agreement(first: Mask, second: Mask) -> float:
+    """IoU of two masks of one image, the second brought to the first one's size."""
+    return iou(first, resize_mask(second, (first.shape[0], first.shape[1])))
+
+
+def _image(root: Path, path: str, side: int) -> Pixels:
+    """Read an image, small where it is a JPEG."""
+    try:
+        return read_image(root / path, reduce_to=side)
+    except ImageError as error:
+        raise UserError(f"{error}; if the images were moved, say where they are with --images") from error
 
 
 def random_paths(reader: MaskReader, count: int, seed: int = 0) -> list[str]:

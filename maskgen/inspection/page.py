@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
-from ...common.page import Block, Picture, Section, Table, figure_picture, page
+from ...common.chart import figure_chart
+from ...common.page import Block, Folded, Pictures, Section, Table, page
 from ...data.masks.reader import MaskReader
-from .gallery import contact_sheet, extreme_paths, mask_tiles, masked_rows, random_paths
+from .gallery import CARD_SIDE, extreme_paths, mask_cards, masked_rows, random_paths
 from .info import describe_file
 
 _FAILURES_SHOWN = 50
@@ -42,18 +43,23 @@ def gallery_page(
         ("Smallest coverage", extreme_paths(reader, "coverage", few)),
         ("Largest coverage", extreme_paths(reader, "coverage", few, largest=True)),
     ]
-    sections = [Section("The file", [Table((), describe_file(reader)), *_histograms(reader)])]
+    sections = [Section("The file", [*_facts(reader), *_histograms(reader)])]
     for heading, chosen in choices:
         if chosen:
-            tiles = mask_tiles(reader, root, chosen)
-            caption = "image, and its mask: foreground share, confidence (c), name"
-            sections.append(
-                Section(heading, [Picture(contact_sheet(tiles), caption, alt=heading, lossy=True)])
-            )
+            cards = mask_cards([reader], root, chosen)
+            sections.append(Section(heading, [Pictures(cards, minimum=CARD_SIDE, cards=True)]))
     sections.append(Section("Images without a mask", _failures(reader)))
     text = page(f"Masks: {Path(reader.path).name}", sections, lead=f"Foreground masks of {root}.")
     with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def _facts(reader: MaskReader) -> list[Block]:
+    """What the file is, the recipe's parameters folded."""
+    rows = [row for row in describe_file(reader) if row[0] != "recipe"]
+    recipe = [(key, str(value)) for key, value in reader.recipe.items()]
+    name = reader.recipe.get("name", "of another program")
+    return [Table((), rows), Folded(f"Recipe: {name}", [Table((), recipe)])]
 
 
 def _histograms(reader: MaskReader) -> list[Block]:
@@ -62,10 +68,10 @@ def _histograms(reader: MaskReader) -> list[Block]:
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("coverage", "confidence"), strict=True):
         values = np.asarray(reader.column(name)[rows], np.float64)
-        axes.hist(values[~np.isnan(values)], bins=40, range=(0, 1), color="#c2410c")
+        axes.hist(values[~np.isnan(values)], bins=40, range=(0, 1), color="C1")
         axes.set_xlabel("foreground share of the image" if name == "coverage" else "confidence of the mask")
         axes.set_ylabel("images")
-    return [figure_picture(figure, "all masks", alt="histograms of coverage and confidence")]
+    return [figure_chart(figure, "all masks", alt="histograms of coverage and confidence")]
 
 
 def _failures(reader: MaskReader) -> list[Block]:

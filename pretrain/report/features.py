@@ -48,8 +48,8 @@ def feature_pictures(folder: Path, config: dict[str, Any], images: str | None) -
     if not (folder / LAST).exists():
         return f"No pictures of features: {folder} has no {LAST} yet."
     settings = config["settings"]
-    root = images or settings["images"] or _root_of_masks(settings["masks"])
     try:
+        root = images or settings["images"] or _root_of_masks(settings["masks"])
         backbone, size = load_backbone(folder, settings)
         pixels = _some_images(root, size)
         untrained = _untrained(settings, pixels)

@@ -9,14 +9,15 @@ from typing import Any
 from ... import __version__
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
-from ...common.page import Code, Note, Picture, Pictures, Section, Table, page
+from ...common.page import Block, Code, Folded, Note, Picture, Pictures, Section, Table, page
+from ...common.terminal.progress import duration
 from ...engine.run_logger import LOG, read_config, read_metrics
 from ..config.settings import flatten
-from .curves import curve_pictures
+from .curves import constants, headline_charts, other_charts
 from .features import feature_pictures
-from .views import method_pictures, view_pictures
+from .views import SHOWN_SIDE, method_pictures, view_pictures
 
-# what a reader looks at first; the label of each in the overview
+# what a reader looks at first; the label of each in the table of last numbers
 OVERVIEW = {
     "loss": "loss",
     "knn/accuracy": "online kNN",
@@ -26,6 +27,7 @@ OVERVIEW = {
     "speed/data_wait_fraction": "data wait",
     "memory/peak_gib": "peak GiB",
 }
+MISSING = "–"
 
 
 def write_report(runs: Sequence[str], out: str | Path, *, images: str | None = None) -> None:
@@ -45,9 +47,10 @@ def write_report(runs: Sequence[str], out: str | Path, *, images: str | None = N
     names = run_names(folders)
     configs = dict(zip(names, (read_config(folder) for folder in folders), strict=True))
     metrics = dict(zip(names, (list(read_metrics(folder)) for folder in folders), strict=True))
+    by_name = dict(zip(names, folders, strict=True))
     sections = [
-        Section("Runs", [overview(configs, metrics), *_warnings(dict(zip(names, folders, strict=True)))]),
-        Section("Curves", [Pictures(curve_pictures(metrics), minimum=340)]),
+        Section("Runs", [*overview(configs, metrics, by_name), *_warnings(by_name)]),
+        Section("Charts", _charts(metrics, configs)),
         Section("Settings", _settings(configs)),
     ]
     for name, folder in zip(names, folders, strict=True):
@@ -74,19 +77,62 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     raise AssertionError("different paths have different names")
 
 
-def overview(configs: dict[str, dict[str, Any]], metrics: dict[str, list[dict[str, float]]]) -> Table:
-    """One row a run: what it is, how far it came, its last numbers."""
-    rows = []
-    shown = [key for key in OVERVIEW if any(key in line for lines in metrics.values() for line in lines)]
-    for name, config in configs.items():
-        last = _last_values(metrics[name])
-        steps = int(last.get("step", 0))
-        numbers = [_number(last.get(key)) for key in shown]
-        settings = config["settings"]
-        what = [name, settings["method"], settings["arch"], config["data"]["images"]]
-        rows.append([*what, f"{steps} / {config['total_steps']}", config["environment"]["device"], *numbers])
-    columns = ["run", "method", "backbone", "images", "steps", "device", *(OVERVIEW[key] for key in shown)]
-    return Table(columns, rows, numeric=[3, *range(6, len(columns))])
+def overview(
+    configs: dict[str, dict[str, Any]], metrics: dict[str, list[dict[str, float]]], folders: dict[str, Path]
+) -> list[Table]:
+    """What each run is, one row a run, and its last numbers."""
+    columns = ["run", "method", "backbone", "px", "images", "steps", "epochs", "batch", "learning rate"]
+    columns += ["parameters", "duration", "begun", "device"]
+    rows = [_about(name, config, metrics[name], folders[name]) for name, config in configs.items()]
+    last = {name: _last_values(lines) for name, lines in metrics.items()}
+    shown = [key for key in OVERVIEW if any(key in values for values in last.values())]
+    numbers = [[name, *(_number(values.get(key)) for key in shown)] for name, values in last.items()]
+    return [
+        Table(columns, rows, numeric=range(3, 11)),
+        Table(
+            ["run", *(OVERVIEW[key] for key in shown)],
+            numbers,
+            caption="last numbers; losses of different methods are different quantities",
+            numeric=range(1, len(shown) + 1),
+        ),
+    ]
+
+
+def _about(name: str, config: dict[str, Any], lines: list[dict[str, float]], folder: Path) -> list[object]:
+    """A run's row of the table."""
+    settings, stem = config["settings"], config["settings"].get("stem", "auto")
+    steps = int(_last_values(lines).get("step", 0))
+    an_epoch = config.get("steps_per_epoch")
+    logged = (folder / LOG).read_text(encoding="utf-8") if (folder / LOG).exists() else ""
+    return [
+        name,
+        settings["method"],
+        settings["arch"] + ("" if stem == "auto" else f" ({stem})"),
+        settings.get("image_size", MISSING),
+        config["data"]["images"],
+        f"{steps} / {config['total_steps']}",
+        _number(steps / an_epoch if an_epoch else None),
+        settings.get("batch_size", MISSING),
+        _number(config.get("lr")),
+        f"{config['parameters'] / 1e6:.1f} M" if "parameters" in config else MISSING,
+        duration(sum(line.get("seconds", 0.0) for line in lines)),
+        logged[:10] or MISSING,
+        config["environment"]["device"],
+    ]
+
+
+def _charts(metrics: dict[str, list[dict[str, float]]], configs: dict[str, dict[str, Any]]) -> list[Block]:
+    """The charts to look at first, the rest folded, what never moves in words."""
+    blocks: list[Block] = [
+        "A point shows its value under the pointer. A faint line is what was logged, the strong one over it "
+        "its moving average. For zoom: tensorboard --logdir RUN.",
+        Pictures(headline_charts(metrics, configs), minimum=400),
+    ]
+    if others := other_charts(metrics):
+        blocks.append(Folded(f"{len(others)} more charts", [Pictures(others, minimum=400)]))
+    if still := constants(metrics):
+        blocks.append("Constant: " + "; ".join(f"{name} {text}" for name, text in still.items()) + ".")
+    return blocks
 
 
 def _last_values(lines: list[dict[str, float]]) -> dict[str, float]:
@@ -99,7 +145,7 @@ def _last_values(lines: list[dict[str, float]]) -> dict[str, float]:
 
 def _number(value: float | None) -> str:
     """A number for people; a dash where there is none."""
-    return "–" if value is None else f"{value:.4g}"
+    return MISSING if value is None else f"{value:.4g}"
 
 
 def _settings(configs: dict[str, dict[str, Any]]) -> list[Any]:
@@ -109,11 +155,10 @@ def _settings(configs: dict[str, dict[str, Any]]) -> list[Any]:
     if len(flat) == 1:
         (settings,) = flat.values()
         return [Table((), [[key, str(settings[key])] for key in keys])]
-    missing = "–"
     differing = [
-        key for key in keys if len({str(settings.get(key, missing)) for settings in flat.values()}) > 1
+        key for key in keys if len({str(settings.get(key, MISSING)) for settings in flat.values()}) > 1
     ]
-    rows = [[key, *(str(settings.get(key, missing)) for settings in flat.values())] for key in differing]
+    rows = [[key, *(str(settings.get(key, MISSING)) for settings in flat.values())] for key in differing]
     return [Table(["setting", *flat], rows, caption="settings that differ; the others are the same")]
 
 
@@ -133,8 +178,10 @@ def _pictures(folder: Path, config: dict[str, Any], images: str | None) -> list[
     blocks: list[Any] = []
     views = view_pictures(folder)
     if views:
-        blocks.append("Crops as the trainer saw them, with the mask's outline and how much is foreground.")
-        blocks.append(Pictures(views, minimum=160))
+        masked = any(view.caption for view in views)
+        mask_words = ", with the mask's outline and how much is foreground" if masked else ""
+        blocks.append(f"Crops as the trainer saw them{mask_words}; the views of one image side by side.")
+        blocks.append(Pictures(views, minimum=2 * SHOWN_SIDE))
     for caption, pixels in method_pictures(folder).items():
         blocks.append(Picture(pixels, caption))
     features = feature_pictures(folder, config, images)
@@ -147,6 +194,6 @@ def _pictures(folder: Path, config: dict[str, Any], images: str | None) -> list[
             "Objects in one colour mean features that hang together; what the random map shows as well are "
             "the image's own colours and edges."
         )
-        blocks.append(Pictures(features, minimum=260))
+        blocks.append(Pictures(features, minimum=480))
     blocks.append(Code(f"hapicl pretrain --resume '{folder}'   # continue this run"))
     return blocks

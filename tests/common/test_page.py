@@ -10,19 +10,20 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from hapicl.common.chart import Chart, Value, figure_chart, spread
 from hapicl.common.page import (
     Code,
+    Folded,
     Note,
     Picture,
     Pictures,
     Section,
     Table,
     encode_image,
-    figure_picture,
     page,
 )
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Outline(HTMLParser):
@@ -148,7 +149,60 @@ def test_contents_appear_with_four_sections_and_lead_to_them():
     assert len(links) == 4
 
 
-def test_a_figure_is_shown_at_half_its_pixels():
-    picture = figure_picture(Figure(figsize=(3, 2)), "curve")
-    assert picture.width == 240
-    assert Image.open(io.BytesIO(picture.image)).size == (480, 320)
+def chart(label="<curve>") -> Chart:
+    """A line of three points with their values."""
+    figure = Figure(figsize=(3, 2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([1, 2, 3], [3, 1, 2])
+    axes.set_title(label)
+    values = [Value(axes, x, y, f"{label}: {y} at {x}") for x, y in ((1, 3), (2, 1), (3, 2))]
+    return figure_chart(figure, "how to read it", values=values)
+
+
+def test_a_chart_has_the_pages_colours_and_shows_its_values():
+    """A chart was a white picture in the dark, and its numbers were guesses by eye."""
+    html = page("t", [Section("h", [chart(), Pictures([chart("other")])])])
+    parsed = outline(html)
+    assert parsed.tags.count("svg") == 2
+    assert parsed.text.count("<curve>: 1 at 2") == 1
+    svg = html[html.index("<svg") :]
+    assert "var(--chart-1)" in svg
+    assert "#1f77b4" not in svg
+    assert "#ffffff" not in svg  # no white ground
+    for name in re.findall(r"var\((--[\w-]+)\)", svg):
+        assert html.count(f"{name}:") == 2, name  # by day and by night
+    assert not re.search(r"https?:(?!//www\.w3\.org/)|url\((?!#)|<script|<style|<metadata", svg)
+    names = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(names) == len(set(names))
+    used = {value for _, name, value in parsed.attributes if name == "xlink:href"}
+    assert {value.removeprefix("#") for value in used} <= set(names)
+
+
+def test_values_stand_on_their_points():
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], marker="o")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    corners = [Value(axes, 0, 0, "low"), Value(axes, 1, 1, "high")]
+    found = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', figure_chart(figure, values=corners).svg)
+    left, bottom, width, height = axes.get_position().bounds
+    expected = [(left, bottom), (left + width, bottom + height)]
+    for (x, y), (across, up) in zip(found, expected, strict=True):
+        assert float(x) == pytest.approx(across * 3 * 72, abs=0.1)
+        assert float(y) == pytest.approx((1 - up) * 2 * 72, abs=0.1)
+
+
+def test_a_long_line_shows_some_of_its_values_and_the_last():
+    assert spread(0) == []
+    assert spread(3) == [0, 1, 2]
+    assert len(spread(10_000)) <= 151
+    assert spread(10_000)[-1] == 9_999
+
+
+def test_what_is_folded_is_on_the_page(pixels):
+    inner = [Table(["a"], [["b"]]), Pictures([Picture(pixels, "deep")])]
+    parsed = outline(page("t", [Section("h", [Folded("more", inner)])]))
+    assert {"details", "summary"} <= set(parsed.tags)
+    assert parsed.text[-4:] == ["more", "a", "b", "deep"]
+    with pytest.raises(ValueError, match="'scores'"):
+        page("t", [Section("scores", [Folded("more", [Table(["a", "b"], [["only one"]])])])])

@@ -25,7 +25,7 @@ WORK = (
     "building.build._Build.run",
     "building.merge.join_masks",
     "inspection.gallery.contact_sheet",
-    "inspection.page.contact_sheet",
+    "inspection.page.mask_cards",
     "refinement.refine._Refinement.run",
     "exchange.tree.resize_mask",
     "exchange.coco.read_coco",

@@ -9,9 +9,10 @@ import torch
 from joint import TinyBackbone
 
 from hapicl.common.errors import UserError
-from hapicl.pretrain.report.curves import curve_pictures
+from hapicl.pretrain.report.curves import constants, headline_charts, other_charts
 from hapicl.pretrain.report.features import components
 from hapicl.pretrain.report.page import run_names, write_report
+from hapicl.pretrain.report.views import view_pictures
 
 
 def made_up_run(folder, **settings):
@@ -57,7 +58,12 @@ def test_two_runs_side_by_side(tmp_path):
     assert "collapse: &lt;b&gt;one point&lt;/b&gt;" in text  # escaped
     assert "has no last.pt yet" in text
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
-    assert text.count("data:image") == 4 + 2 * 2  # loss, kNN, pixel, lr; two samples of each run
+    assert text.count("data:image") == 2 * 2  # two samples of each run
+    titles = re.findall(r'aria-label="([^"]*) against the step"', text)
+    assert titles == ["hapicl_m: loss: pixel", "Online kNN", "Learning rate", "loss"]
+    assert "first, chance" in text  # in the same chart as the term
+    assert "30 / 30" in text
+    assert "0:03" in text  # the duration
 
 
 def test_one_run_lists_all_its_settings(tmp_path):
@@ -99,14 +105,74 @@ def test_runs_of_one_folder_name_are_told_apart(tmp_path):
         run_names([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
-def test_curves_come_in_order_and_skip_clocks():
-    metrics = {
-        "run": [
-            {"step": 1, "schedule/lr": 1.0, "loss": 2.0, "seconds": 3.0, "zebra": 1.0, "chance/zebra": 2.0}
-        ]
+LINES = [
+    {
+        "step": step,
+        "loss": 9.0 - step,
+        "loss/instance": 8.0 - step,
+        "chance/instance": 7.0,
+        "zebra": 2.0 * step,
     }
-    names = [picture.alt.split(" ")[0] for picture in curve_pictures(metrics)]
-    assert names == ["loss", "zebra", "schedule/lr"]
+    | {"similarity/positive": 0.5 + step / 10, "similarity/negative": 0.1, "schedule/lr": 1.0, "seconds": 3.0}
+    for step in (1, 2)
+]
+
+
+def config(method="simclr", **settings):
+    return {"settings": {"method": method} | settings}
+
+
+def titles(charts):
+    return [chart.alt.removesuffix(" against the step") for chart in charts]
+
+
+def test_the_charts_to_look_at_first_come_first_and_the_rest_is_not_lost():
+    metrics = {"run": LINES}
+    first = headline_charts(metrics, {"run": config()})
+    assert titles(first) == ["simclr: terms of the loss", "Similarity of pairs", "Learning rate"]
+    assert "chance" in first[0].svg
+    assert all(chart.caption for chart in first)
+    assert titles(other_charts(metrics)) == ["loss", "zebra"]
+    assert constants({"run": [{**line, "embedding/std": 1.0} for line in LINES]}) == {
+        "similarity/negative": "0.1",
+        "embedding/std": "1",
+        "schedule/lr": "1",
+    }
+
+
+def test_losses_of_two_methods_and_knn_of_two_sets_shared_a_chart():
+    knn = [{"step": step, "knn/accuracy": 0.1 + step / 100} for step in (0, 10)]
+    metrics = {"a": LINES + knn, "b": LINES + knn, "c": LINES + knn}
+    sets = {"knn_train": "one/train", "knn_val": "one/val", "knn_images": 2000}
+    configs = {
+        "a": config("simclr", **sets),
+        "b": config("densecl", **sets),
+        "c": config("densecl", **sets | {"knn_val": "two/val"}),
+    }
+    found = headline_charts(metrics, configs)
+    assert titles(found)[:2] == ["simclr: terms of the loss", "densecl: loss: instance"]
+    online = [chart for chart in found if "kNN" in chart.alt]
+    assert [("one/val" in chart.alt, "two/val" in chart.alt) for chart in online] == [
+        (True, False),
+        (False, True),
+    ]
+    assert "random weights" in online[0].svg
+    for chart, runs in ((found[0], "a"), (found[1], "bc"), (online[0], "ab"), (online[1], "c")):
+        named = {run for run in "abc" if re.search(rf">{run}(, [a-z ]+)?: ", chart.svg)}
+        assert named <= set(runs), chart.alt
+
+
+def test_crops_were_too_small_to_see_and_named_a_mask_that_was_none(tmp_path):
+    run = made_up_run(tmp_path / "run")
+    write_report([run], tmp_path / "report.html")
+    assert "with the mask's outline" in (tmp_path / "report.html").read_text().replace("&#39;", "'")
+    (picture, _) = view_pictures(tmp_path / "run")
+    assert picture.image.shape == (160, 320, 3)
+    with np.load(tmp_path / "run" / "views.npz") as kept:
+        views = kept["views"]
+    np.savez(tmp_path / "run" / "views.npz", views=views)
+    write_report([run], tmp_path / "report.html")
+    assert "the mask" not in (tmp_path / "report.html").read_text()
 
 
 def test_components_colour_two_kinds_of_pixels_differently():
