@@ -7,6 +7,9 @@ run again one by one; an image that kills its worker twice becomes a row that sa
 from __future__ import annotations
 
 import importlib
+import logging
+import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +27,9 @@ from .worker import RowMaker, TaskResult, make_rows
 
 # so many images in a row that each kill their worker: then it is not the images
 _TOO_MANY_DEATHS = 5
+FIRST_WORKER_SECONDS = 20.0  # for a cluster without workers to start one
+WATCH_SECONDS = 2.0  # between two looks whether a cluster has workers
+logger = logging.getLogger("hapicl.maskgen")
 
 
 @dataclass
@@ -115,14 +121,15 @@ class Runner:
                 yield joblib.delayed(make_rows)(self.root, task, self.maker)
 
         if self.backend == "ray":  # its joblib backend returns lists only
-            for start in range(0, len(tasks), 4 * self.workers):
-                some = tasks[start : start + 4 * self.workers]
+            workers = _ray_workers()
+            for start in range(0, len(tasks), 4 * workers):
+                some = tasks[start : start + 4 * workers]
                 under_way.update(dict.fromkeys(some))
-                yield from joblib.Parallel(n_jobs=-1, batch_size=1)(
+                yield from joblib.Parallel(n_jobs=workers, batch_size=1)(
                     joblib.delayed(make_rows)(self.root, task, self.maker) for task in some
                 )
             return
-        if self.backend == "dask":
+        if self.backend == "dask":  # so many are under way as the cluster has threads, twice
             yield from joblib.Parallel(n_jobs=-1, batch_size=1, return_as="generator_unordered")(calls())
             return
         # joblib runs a single worker in this process, where a crash would be the end of the build: so for one
@@ -149,7 +156,20 @@ def _cluster(backend: str, workers: int, scheduler: str | None) -> Iterator[None
     """Connect joblib to a running cluster, or to one of `workers` processes started here."""
     start: Callable[[int, str | None], AbstractContextManager[Any]] = _dask if backend == "dask" else _ray
     with start(workers, scheduler) as options, joblib.parallel_config(backend=backend, **options):
+        if backend == "dask":
+            _never_in_this_process()
         yield
+
+
+def _never_in_this_process() -> None:
+    """Let joblib hand the work to the cluster too where that has one thread.
+
+    By joblib's rule a single worker is this process: the work would run here, whatever the cluster is for,
+    and a crash in a decoder would be the end of the build.
+    """
+    backend = joblib.parallel.get_active_backend()[0]
+    threads = backend.effective_n_jobs
+    backend.effective_n_jobs = lambda n_jobs: max(2, threads(n_jobs))
 
 
 @contextmanager
@@ -170,7 +190,44 @@ def _dask(workers: int, scheduler: str | None) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler answers at {scheduler}: {error}") from error
     with client:
-        yield {"client": client}
+        if not client.ncores():
+            try:  # a task makes a cluster that grows by need start a worker
+                client.submit(os.getpid).result(timeout=FIRST_WORKER_SECONDS)
+            except TimeoutError as error:
+                raise UserError(f"no workers at {scheduler}; start `dask worker {scheduler}`") from error
+        with _watched(client, scheduler):
+            yield {"client": client}
+
+
+@contextmanager
+def _watched(client: Any, scheduler: str) -> Iterator[None]:
+    """Say within seconds that a cluster has lost its last worker, and that it has one again."""
+    over = threading.Event()
+
+    def watch() -> None:
+        empty = False
+        while not over.wait(WATCH_SECONDS):
+            try:
+                now_empty = not client.ncores()
+            except (OSError, RuntimeError, ValueError):  # the client is closing, or has lost its scheduler
+                continue
+            if now_empty and not empty:
+                logger.warning(
+                    "no worker is left at %s: waiting for one (`dask worker %s`); Ctrl-C keeps what is done",
+                    scheduler,
+                    scheduler,
+                )
+            elif empty and not now_empty:
+                logger.warning("a worker has come to %s: going on", scheduler)
+            empty = now_empty
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
@@ -186,6 +243,11 @@ def _ray(workers: int, scheduler: str | None) -> Iterator[dict[str, Any]]:
         yield {}
     finally:
         ray.shutdown()
+
+
+def _ray_workers() -> int:
+    """Tasks that a ray cluster runs at a time; at least 2, as `_never_in_this_process` says."""
+    return max(2, int(_import("ray", "ray").cluster_resources().get("CPU", 1)))
 
 
 def _import(module: str, extra: str) -> Any:

@@ -68,7 +68,7 @@ def headline_charts(metrics: Metrics, configs: dict[str, dict[str, Any]]) -> lis
         charts += _loss_charts(method, runs, colour)
     charts += _chart("Similarity of pairs", _similarities(metrics, colour), _SIMILARITY)
     for sets, runs in _grouped(metrics, lambda run: _knn_sets(configs[run]["settings"])).items():
-        charts += _chart(f"Online kNN{sets}", _knn_lines(runs, colour), _KNN)
+        charts += _chart("Online kNN accuracy", _knn_lines(runs, colour), f"{_KNN} {sets}".strip())
     charts += _chart("Learning rate", _of(RATE, metrics, colour), _RATE)
     return charts + _chart("Samples per second", _of(THROUGHPUT, metrics, colour), _THROUGHPUT)
 
@@ -163,7 +163,7 @@ def _knn_sets(settings: dict[str, Any]) -> str:
     if not settings.get("knn_train"):
         return ""
     count = settings.get("knn_images") or "all"
-    return f" ({settings['knn_train']} to {settings['knn_val']}, {count} images each)"
+    return f"From {settings['knn_train']} to {settings['knn_val']}, {count} images each."
 
 
 def _of(name: str, metrics: Metrics, colour: dict[str, int]) -> list[Line]:

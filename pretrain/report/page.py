@@ -154,7 +154,7 @@ def _settings(configs: dict[str, dict[str, Any]]) -> list[Any]:
     keys = sorted({key for settings in flat.values() for key in settings if not key.startswith("about.")})
     if len(flat) == 1:
         (settings,) = flat.values()
-        return [Table((), [[key, str(settings[key])] for key in keys])]
+        return [Folded(f"All {len(keys)} settings", [Table((), [[key, str(settings[key])] for key in keys])])]
     differing = [
         key for key in keys if len({str(settings.get(key, MISSING)) for settings in flat.values()}) > 1
     ]

@@ -60,7 +60,7 @@ def test_two_runs_side_by_side(tmp_path):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
     assert text.count("data:image") == 2 * 2  # two samples of each run
     titles = re.findall(r'aria-label="([^"]*) against the step"', text)
-    assert titles == ["hapicl_m: loss: pixel", "Online kNN", "Learning rate", "loss"]
+    assert titles == ["hapicl_m: loss: pixel", "Online kNN accuracy", "Learning rate", "loss"]
     assert "first, chance" in text  # in the same chart as the term
     assert "30 / 30" in text
     assert "0:03" in text  # the duration
