@@ -61,7 +61,7 @@ def test_the_loss_of_all_workers_was_silent(monkeypatch, caplog):
             client.workers = workers
         time.sleep(0.2)
     assert [record.getMessage() for record in caplog.records] == [
-        "no worker is left at tcp://s:8786: waiting for one (`dask worker tcp://s:8786`); Ctrl-C keeps what is "
-        "done",
+        "no worker is left at tcp://s:8786: waiting for one (`dask worker tcp://s:8786`); Ctrl-C keeps "
+        "what is done",
         "a worker has come to tcp://s:8786: going on",
     ]
