@@ -212,7 +212,7 @@ def test_images_whose_mask_is_flagged_are_left_out_and_counted(tmp_path, flat_fo
     write_masks(masks, rows, {"image_root": str(flat_folder), "recipe": {"name": "triangle"}})
     chosen = {"images": str(flat_folder), "missing_masks": "skip", "use_low_confidence": False}
     pretrain(settings(str(masks), out, stop_after=1, **chosen), show=False)
-    start = "resnet18 on 9 images (left out: 1 without a mask or unreadable, 2 whose mask is flagged low_conf"
+    start = ") on 9 images (left out: 1 without a mask or unreadable, 2 whose mask is flagged low_conf"
     assert start in (out / "train.log").read_text()
     assert json.loads((out / "config.json").read_text())["data"]["images"] == 9
     # it belongs to the training: another choice is not a continuation
