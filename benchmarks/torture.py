@@ -34,7 +34,7 @@ ATTACKS = {
     "pairs": (4, "commands given twice at the same moment: pretrain, evaluate, build and pack in turn"),
     "workers": (3, "workers killed: pretrain, masks build and data pack in turn"),
     "update": (2, "masks build --update while a reader holds the file"),
-    "settings": (270, "values of --set"),
+    "settings": (270, "values of --set and of recipes, in turn"),
     "masks": (20, "crafted mask files"),
     "checkpoints": (20, "crafted checkpoints"),
 }

@@ -224,14 +224,16 @@ class Torture:
             shutil.rmtree(folder)
 
     def _settings(self, count: int, draw: random.Random, tally: Tally) -> None:
-        """Set keys to any value."""
-        self._cases(
-            (
-                (f"{case.method} {case.overrides}", lambda case=case: fuzz_settings.outcome(case))
-                for case in fuzz_settings.cases(count, seed=draw.randrange(2**31))
-            ),
-            tally,
-        )
+        """Set keys to any value, by `--set` and in a recipe's file in turn."""
+        cases = fuzz_settings.cases(count, seed=draw.randrange(2**31))
+        places = itertools.cycle([None, self._folder()])
+
+        def attempts() -> Iterator[tuple[str, Callable[[], str]]]:
+            for case, place in zip(cases, places, strict=False):
+                what = f"{case.method} {case.overrides}{' in a recipe' if place else ''}"
+                yield what, lambda case=case, place=place: fuzz_settings.outcome(case, place)
+
+        self._cases(attempts(), tally)
 
     def _masks(self, count: int, draw: random.Random, tally: Tally) -> None:
         """Give crafted mask files to everything that reads them."""

@@ -1,6 +1,7 @@
 """Values that users may type, for every key of a run, its optimiser, its schedule and the methods' Config."""
 
 import json
+import pathlib
 import random
 import typing
 from collections.abc import Iterator
@@ -96,8 +97,12 @@ def _value(draw: random.Random, words: list[str], likely: bool) -> str:
     return draw.choice([*words, *LIKELY] if likely else VALUES)
 
 
-def outcome(case: Case) -> str:
+def outcome(case: Case, folder: pathlib.Path | None = None) -> str:
     """Go as far as a run goes before its data: settings, optimiser, schedule, method, one step.
+
+    Args:
+        case: what is typed.
+        folder: where the pairs stand in a recipe's file instead of `--set`.
 
     Returns:
         "refused", or "accepted".
@@ -109,7 +114,11 @@ def outcome(case: Case) -> str:
     data = {"images": "photos", "masks": "masks.h5"}
     given = {key: value for key, value in data.items() if key not in names_of(case)}
     try:
-        settings, _ = resolve(given, recipe=f"{case.method}_small", overrides=case.overrides)
+        if folder is None:
+            settings, _ = resolve(given, recipe=f"{case.method}_small", overrides=case.overrides)
+        else:
+            (folder / "recipe.yaml").write_text(recipe_text(case), encoding="utf-8")
+            settings, _ = resolve(given, recipe=str(folder / "recipe.yaml"))
         json.dumps(settings.model_dump(mode="json"))
         if settings.method == case.method:
             _train_a_step(case.method, settings, parse_overrides(case.overrides).get("config", {}))
@@ -122,6 +131,17 @@ def outcome(case: Case) -> str:
             raise
         return "refused"
     return "accepted"
+
+
+def recipe_text(case: Case) -> str:
+    """The pairs as lines of a recipe, dotted keys as nested mappings."""
+    lines = [] if "method" in names_of(case) else [f"method: {case.method}"]
+    for pair in case.overrides:
+        key, _, value = pair.partition("=")
+        *groups, name = key.split(".")
+        lines += [f"{'  ' * depth}{group}:" for depth, group in enumerate(groups)]
+        lines.append(f"{'  ' * len(groups)}{name}: {value}")
+    return "\n".join(lines) + "\n"
 
 
 def names_of(case: Case) -> list[str]:
