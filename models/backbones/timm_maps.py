@@ -78,7 +78,16 @@ class TimmBackbone(Backbone):
         return self._cells[image_size][level or self.last]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to the maps, each (B, C, S, S)."""
+        """(B, 3, H, W) to the maps, each (B, C, S, S).
+
+        Raises:
+            UserError: for images of another size, where the network is bound to one.
+        """
+        if self.fixed_size and tuple(images.shape[2:]) != (self.image_size, self.image_size):
+            raise UserError(
+                f"timm's {self.name} is built for images of {self.image_size} x {self.image_size} pixels "
+                f"and takes no others, such as {images.shape[2]} x {images.shape[3]}; choose another backbone"
+            )
         maps = self.trunk.forward_intermediates(
             images, indices=self._indices, output_fmt="NCHW", intermediates_only=True
         )

@@ -107,9 +107,40 @@ def _beside(path: Path) -> dict[str, Any]:
 
 
 def _states(content: Any) -> list[State]:
-    """Every dictionary of named tensors inside `content`, outermost first, two levels deep."""
+    """Every dictionary of named tensors inside `content`, outermost first, two levels deep.
+
+    A teacher comes before its student: of DINO's two networks it is the one that is used (its README).
+    """
     if not isinstance(content, Mapping):
         return []
     own = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    inner = [state for value in content.values() for state in _states(value)]
-    return ([own] if own else []) + inner
+    inner = [
+        state
+        for _, value in sorted(content.items(), key=lambda item: item[0] != "teacher")
+        for state in _states(value)
+    ]
+    return ([own, *_named_layers(own)] if own else []) + inner
+
+
+# places of a torchvision ResNet's layers in the nn.Sequential of its children, as lightly keeps them
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def _named_layers(state: State) -> list[State]:
+    """A ResNet whose layers go by number, `backbone.4.0.conv1.weight`, under its layers' names."""
+    found = [name.removesuffix("4.0.conv1.weight") for name in state if name.endswith("4.0.conv1.weight")]
+    for prefix in found:
+        if {f"{prefix}0.weight", f"{prefix}1.running_mean", f"{prefix}7.0.bn1.bias"} <= state.keys():
+            numbered = (
+                (name.removeprefix(prefix).partition("."), value)
+                for name, value in state.items()
+                if name.startswith(prefix)
+            )
+            return [
+                {
+                    f"{prefix}{_CHILDREN[number]}.{rest}": value
+                    for (number, _, rest), value in numbered
+                    if number in _CHILDREN
+                }
+            ]
+    return []

@@ -84,7 +84,9 @@ def load_backbone(folder: Path, settings: dict[str, Any]) -> tuple[Backbone, int
     # what the method took out of the backbone, such as SiameseIM the last norm, is taken out here too
     backbone.adapt({name.removeprefix("trunk."): value for name, value in kept.items()})
     backbone.load_state_dict(kept)
-    flexible = not hasattr(backbone, "patch_size")  # a ViT's positions are for one size
+    flexible = (
+        not hasattr(backbone, "patch_size") and not backbone.fixed_size
+    )  # a ViT's positions are for one size
     return backbone.eval(), max(2 * trained, min(ENLARGED * trained, ENOUGH)) if flexible else trained
 
 

@@ -63,13 +63,14 @@ def without_fc(file):
     }
 
 
+@pytest.mark.parametrize("steps", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_saved_network_is_continued_by_every_method(folder, tmp_path, name):
-    asked = settings(folder, name, out=str(tmp_path / "run"))
+def test_a_saved_network_is_continued_by_every_method(folder, tmp_path, name, steps):
+    asked = settings(folder, name, out=str(tmp_path / "run"), steps=steps)
     components = assemble(asked, World())
     with components.loader:
         check_start(components, folder)
-    assert pretrain(asked, show=False).step == 3
+    assert pretrain(asked, show=False).step == steps
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["weights"]["fraction"] == 1.0
     assert len(config["weights"]["sha256"]) == 64

@@ -135,6 +135,10 @@ def test_tables_of_another_window_are_resampled(tmp_path) -> None:  # type: igno
     last = "layers.3.blocks.0.attn.relative_position_bias_table"
     assert backbone.export_state()[last].shape[0] == 49  # a window of 4: the map has no more cells
     assert not backbone.has_pyramid  # for images of one size
+    with pytest.raises(
+        UserError, match="built for images of 128 x 128 pixels and takes no others, such as 96"
+    ):
+        backbone(torch.zeros(1, 3, 96, 96))
 
 
 def test_a_smaller_stride_of_the_same_weights() -> None:

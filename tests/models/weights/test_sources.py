@@ -142,6 +142,27 @@ def test_other_toolkits_keep_the_network_under_a_prefix(tmp_path: Path, prefix: 
     assert torch.equal(backbone.export_state()["layer4.1.bn2.bias"], model.layer4[1].bn2.bias)
 
 
+def test_layers_that_go_by_number_are_named_as_torchvisions(tmp_path: Path) -> None:
+    model = torchvision.models.resnet18(weights=None)
+    encoder = torch.nn.Sequential(*list(model.children())[:-1])  # as lightly's tutorials build theirs
+    state = {f"backbone.{name}": value for name, value in encoder.state_dict().items()}
+    state |= {"projection_head.layers.0.weight": torch.zeros(4, 4)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "lightly.ckpt")
+    backbone, info = load_backbone(str(tmp_path / "lightly.ckpt"))
+    assert (info.arch, info.fraction, info.prefix) == ("resnet18", 1.0, "backbone.")
+    for name, value in backbone.export_state().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_of_teacher_and_student_the_teacher_is_read(tmp_path: Path) -> None:
+    model = torchvision.models.resnet18(weights=None)
+    student = {f"module.backbone.{name}": value + 1 for name, value in model.state_dict().items()}
+    teacher = {f"backbone.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"student": student, "teacher": teacher, "epoch": 1}, tmp_path / "dino.pth")
+    backbone, _ = load_backbone(str(tmp_path / "dino.pth"))
+    assert torch.equal(backbone.export_state()["conv1.weight"], model.conv1.weight)
+
+
 def test_what_a_file_lacks_is_named(tmp_path: Path) -> None:
     state = torchvision.models.resnet18(weights=None).state_dict()
     del state["layer3.0.bn1.bias"], state["conv1.weight"]
