@@ -31,10 +31,11 @@ ARCH_NAMES = completing(usual_names)
 def evaluate() -> None:
     """Measure what a backbone is worth: kNN, linear, few labels, SVM, segmentation, detection.
 
-    WEIGHTS is a checkpoint or backbone.safetensors of ours, a torchvision or timm weight file,
-    `supervised:FILE`, or `random` (random weights, BatchNorm statistics from the training images;
-    `random-untouched` without). Under 95 % of matched keys is an error. Segmentation and detection are the
-    numbers that tell dense methods apart; kNN and linear are health checks.
+    WEIGHTS is a run folder, a checkpoint or backbone.safetensors of ours, a torchvision or timm weight file,
+    `torchvision:NAME`, `timm:NAME`, `supervised:` and one of these, or `random` (random weights, BatchNorm
+    statistics from the training images; `random-untouched` without). Under 95 % of matched keys is an error.
+    Segmentation and detection are the numbers that tell dense methods apart; kNN and linear are health
+    checks.
     """
 
 
