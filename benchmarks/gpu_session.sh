@@ -2,12 +2,13 @@
 # Everything that needs a GPU, in one go: the tests marked `gpu`, then the benchmarks, then rows of the claims table.
 #
 #     benchmarks/gpu_session.sh RESULTS [DATA]
+#     TOY=1 benchmarks/gpu_session.sh RESULTS DATA     the same parts on a CPU, tiny: that the script itself works
 #
 # Each part leaves one file in RESULTS; a part whose file is there is skipped, so the script can be run again after an
 # interruption. A part that fails leaves PART.failed with its output and the others go on; the exit code is then 1.
-# DATA is the folder of the image sets (imagenet_originals, imagenet1000, caltech101_train, ...); without it the parts
-# that need photographs are left out. CLAIMS_MINUTES (default 20, 0: none) bounds the claims, which continue by
-# themselves. PYTHON is the interpreter to use.
+# DATA is the folder of the image sets (imagenet_originals, imagenet1000, fg_human, ...); without it the parts that need
+# photographs are left out. CLAIMS_MINUTES (default 20, 0: none) bounds the claims, which continue by themselves;
+# CLAIMS_JOBS (default 4) rows are trained at a time. PYTHON is the interpreter to use.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 RESULTS=${1:?usage: benchmarks/gpu_session.sh RESULTS [DATA]}
@@ -16,6 +17,19 @@ PYTHON=${PYTHON:-python}
 CLAIMS_MINUTES=${CLAIMS_MINUTES:-20}
 mkdir -p "$RESULTS"
 failures=0
+if [ -n "${TOY:-}" ]; then
+    device=cpu
+    size=(--steps 1 --blocks 1 --methods simclr --batch-size 4 --device cpu)
+    photometric=(--batch-size 2 --size 32 --rounds 1)
+    loader=(--rounds 1 --samples 4)
+    claims=(--scale smoke --seeds 1 --rows random --columns people)
+else
+    device=cuda
+    size=(--full)
+    photometric=(--batch-size 256)
+    loader=()
+    claims=(--scale small --jobs "${CLAIMS_JOBS:-4}" --workers 2)
+fi
 
 # part NAME FILE COMMAND...: run COMMAND unless FILE is there; what COMMAND prints becomes FILE if it writes none
 part() {
@@ -40,25 +54,27 @@ part() {
 step() {
     local name=step_$1
     shift
-    part "$name" "$name.json" "$PYTHON" benchmarks/step.py --full --out "$RESULTS/$name.json" "$@"
+    part "$name" "$name.json" "$PYTHON" benchmarks/step.py "${size[@]}" --out "$RESULTS/$name.json" "$@"
 }
 
-"$PYTHON" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device here")' || exit 1
-
-part tests gpu_tests.txt "$PYTHON" -m pytest -q -m gpu tests
+if [ "$device" = cuda ]; then
+    "$PYTHON" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device here")' || exit 1
+    part tests gpu_tests.txt "$PYTHON" -m pytest -q -m gpu tests
+fi
 step overhead --only overhead
 step throughput --only throughput
-step compiled --only throughput --compile
-step levers --only levers
+[ "$device" = cuda ] && step compiled --only throughput --compile # minutes of compiling on a CPU
+[ "$device" = cuda ] && step levers --only levers
 part photometric photometric.json \
-    "$PYTHON" benchmarks/photometric.py --device cuda --batch-size 256 --out "$RESULTS/photometric.json"
+    "$PYTHON" benchmarks/photometric.py --device "$device" "${photometric[@]}" --out "$RESULTS/photometric.json"
 if [ -n "$DATA" ]; then
-    part loader loader.json "$PYTHON" benchmarks/loader.py "$DATA/imagenet_originals" --out "$RESULTS/loader.json"
+    part loader loader.json \
+        "$PYTHON" benchmarks/loader.py "$DATA/imagenet_originals" "${loader[@]}" --out "$RESULTS/loader.json"
     part masks masks.h5 \
         "$PYTHON" -m hapicl masks build --images "$DATA/imagenet1000" --recipe fast --out "$RESULTS/masks.h5"
     [ -s "$RESULTS/masks.h5" ] && step real_input --only throughput --masks "$RESULTS/masks.h5"
     if [ "$CLAIMS_MINUTES" != 0 ] && [ -s "$RESULTS/masks.h5" ]; then
-        part claims claims.json "$PYTHON" benchmarks/claims.py --scale small --jobs "${CLAIMS_JOBS:-4}" --workers 2 \
+        part claims claims.json "$PYTHON" benchmarks/claims.py "${claims[@]}" --device "$device" \
             --data "$DATA" --images "$DATA/imagenet1000" --masks "default=$RESULTS/masks.h5" \
             --work "$RESULTS/claims" --budget-minutes "$CLAIMS_MINUTES" --docs "$RESULTS" \
             --out "$RESULTS/claims.json"
