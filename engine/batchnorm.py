@@ -172,6 +172,28 @@ def synchronise_batch_norm(module: AnyModule, device: torch.device) -> AnyModule
     )
 
 
+def keep_activation(norm: nn.Module, fresh: nn.Module) -> None:
+    """Let a BatchNorm that takes another's place also do what that one did after normalising.
+
+    timm's BatchNorms may end in a dropout and an activation of their own (`drop`, `act`); a replacement
+    without them would make a network without activations.
+
+    Args:
+        norm: the one that goes.
+        fresh: changed in place; names of weights stay.
+    """
+    if not hasattr(norm, "act"):
+        return
+    fresh.drop, fresh.act = norm.drop, norm.act
+    fresh.register_forward_hook(_activate)
+
+
+def _activate(norm: nn.Module, inputs: tuple[Tensor, ...], normalised: Tensor) -> Tensor:
+    """A forward hook, a function of the module so that copies of a network have their own."""
+    activated: Tensor = norm.get_submodule("act")(norm.get_submodule("drop")(normalised))
+    return activated
+
+
 def _replace(module: AnyModule, make: Callable[[_BatchNorm], _BatchNorm]) -> AnyModule:
     """Swap plain BatchNorms, keeping parameters, buffers and mode."""
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -180,6 +202,7 @@ def _replace(module: AnyModule, make: Callable[[_BatchNorm], _BatchNorm]) -> Any
         fresh._parameters.update(module._parameters)
         fresh._buffers.update(module._buffers)
         fresh.train(module.training)
+        keep_activation(module, fresh)
         return fresh  # type: ignore[return-value]
     for name, child in module.named_children():
         replaced = _replace(child, make)

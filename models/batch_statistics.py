@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..engine.batchnorm import keep_activation
+
 Network = TypeVar("Network", bound=nn.Module)
 ENOUGH_IMAGES = 1024  # a mean over so many moves by far less than seeds do
 
@@ -86,9 +88,10 @@ def is_untouched(network: nn.Module) -> bool:
 def _make_plain(module: nn.Module) -> None:
     """Put torch's own BatchNorm in the place of every other make, in place."""
     for name, child in module.named_children():
-        if isinstance(child, _BatchNorm) and type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+        if isinstance(child, _BatchNorm) and not isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             plain = nn.BatchNorm2d(child.num_features, eps=child.eps, affine=child.affine)
-            plain.load_state_dict(child.state_dict())
+            plain.load_state_dict(child.state_dict(), strict=False)  # an activation may have weights too
+            keep_activation(child, plain)
             setattr(module, name, plain)
         else:
             _make_plain(child)

@@ -1,9 +1,12 @@
 """Split BatchNorm is BatchNorm by group; conversions keep weights, names and modes."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from hapicl.common.errors import UserError
@@ -76,3 +79,18 @@ def test_split_statistics_of_bf16_maps_have_the_weights_precision():
     norm(images)
     means = images.float().unflatten(0, (2, 4)).mean((1, 3, 4)).mean(0)
     torch.testing.assert_close(norm.running_mean, means, atol=1e-6, rtol=1e-5)
+
+
+def test_a_batchnorm_with_an_activation_of_its_own_lost_it_when_split():
+    norm = BatchNormAct2d(3, act_layer=nn.ReLU)
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.tensor([0.5, -0.5, 0.0]))
+    network = nn.Sequential(norm)
+    values = torch.randn(4, 3, 5, 5)
+    expected = network.eval()(values)
+    names = set(network.state_dict())
+    split = copy.deepcopy(split_batch_norm(network, 2)).eval()
+    assert isinstance(split[0], SplitBatchNorm)
+    assert set(split.state_dict()) == names
+    torch.testing.assert_close(split(values), expected)
+    assert split.train()(values).min() == 0  # also when it trains

@@ -1,11 +1,14 @@
 """BatchNorm statistics of untrained networks: plain means over batches, nothing else changed."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from hapicl.engine.batchnorm import split_batch_norm
 from hapicl.models.backbones.build import build_backbone
-from hapicl.models.batch_statistics import has_batchnorm, reestimate_batchnorm
+from hapicl.models.batch_statistics import has_batchnorm, reestimate_batchnorm, reestimated_copy
 
 
 def batches(count=3):
@@ -43,3 +46,12 @@ def test_a_network_without_batchnorm_is_left_alone():
     vit = build_backbone("vit_tiny_patch16_224", image_size=32)
     assert not has_batchnorm(vit)
     assert reestimate_batchnorm(vit, [], device="cpu") == 0
+
+
+def test_a_copy_of_a_network_with_split_batchnorms_keeps_their_activations():
+    network = build_backbone("timm:test_efficientnet", image_size=64)
+    images = [torch.randn(4, 3, 64, 64)]
+    copied = reestimated_copy(split_batch_norm(copy.deepcopy(network), 2), images, device="cpu").eval()
+    reestimate_batchnorm(network, images, device="cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(copied(images[0])["layer4"], network.eval()(images[0])["layer4"])
