@@ -6,8 +6,8 @@
 A set is a folder with `images/` and `masks/`, matched by stem. A trial is what a user does: first masks of
 all images together by `quality`, then `masks refine` with the settings named (`--trial "width=24 epochs=40"`,
 "" for the default). No truth is seen by either. Each of `--weights` cuts the masks again with another weight
-the network in the map. `--small N` refines N images of each set alone, drawn by counter, and scores those.
-Scores are the mean IoU of the even stems, the odd ones and all.
+of the network in the map. `--small N` refines N images of each set alone, drawn by counter, and scores
+those. Scores are the mean IoU of the even stems, the odd ones and all.
 """
 
 import argparse

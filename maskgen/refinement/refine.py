@@ -100,11 +100,17 @@ def refine_masks(
     if target.resolve() == Path(masks).resolve():
         raise UserError(f"--out {out} is the file of the first masks; choose another name")
     refuse_unwritable(target)
+    settings = settings or RefineSettings()
+    if settings.encoder is not None and not Path(settings.encoder).is_file():
+        raise UserError(
+            f"no weight file {settings.encoder}; give --encoder a run's backbone.safetensors, "
+            "or another file of weights"
+        )
     work = _Refinement(
         root=Path(images).resolve(),
         first=first,
         out=target,
-        settings=settings or RefineSettings(),
+        settings=settings,
         build_settings=build_settings or BuildSettings(),
         device=choose_device(device),
         say=say,

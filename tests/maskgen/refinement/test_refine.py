@@ -250,6 +250,11 @@ def test_a_folder_of_other_images_is_refused(first, tmp_path):
         refined(tmp_path / "images", first, tmp_path / "refined.h5")
 
 
+def test_a_missing_encoder_is_refused_before_the_work(folder, first, tmp_path):
+    with pytest.raises(UserError, match="no weight file"):
+        refined(folder, first, tmp_path / "refined.h5", SMALL.replace(encoder=str(tmp_path / "none.pt")))
+
+
 def test_too_few_masks_are_kept(folder, scenes, tmp_path):
     rows = [pack_mask(name, truth, truth.shape) for name, (_, truth) in list(scenes.items())[:9]]
     write_masks(tmp_path / "first.h5", rows, describe({"name": "few"}, str(folder)))
