@@ -1,24 +1,19 @@
-"""The attacks of the torture: each counts how often it was tried, how it ended and what failed."""
+"""The attacks of the torture that kill: each counts how often it was tried, how it ended and what failed."""
 
 from __future__ import annotations
 
-import collections
 import itertools
-import json
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import crafted_checkpoints
 import forked
-import fuzz_masks
-import fuzz_settings
+import torture_crafted
+from torture_crafted import Tally
 from torture_subjects import Subject, grow, leftovers, make_subjects
 
 from hapicl import cli
@@ -36,19 +31,6 @@ EXIT_LOST = 2  # of one of several processes that has lost another
 EXIT_REFUSED = 2  # of a command whose place another one holds
 PAIR_SECONDS = 0.1  # at most between two commands given at the same moment
 TRIES = 4  # for each kill that is to count
-
-
-@dataclass
-class Tally:
-    """What came of one kind of attack."""
-
-    attacks: int = 0
-    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
-    failures: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """As it stands in the file."""
-        return {"attacks": self.attacks, "outcomes": dict(self.outcomes), "failures": self.failures}
 
 
 @dataclass(frozen=True)
@@ -84,14 +66,15 @@ class Torture:
         draw = random.Random(f"{self._seed} {name}")
         if name in SUBJECTS:
             self._kills(self._subjects[SUBJECTS[name]], count, draw, tally)
+        elif name == "checkpoints":
+            torture_crafted.checkpoints(self._subjects["pretrain"], self._folder(), count, draw, tally)
+        elif name in {"settings", "masks"}:
+            getattr(torture_crafted, name)(self._folder(), count, draw, tally)
         else:
             other = {
                 "pairs": self._pairs,
                 "workers": self._workers,
                 "update": self._updates,
-                "settings": self._settings,
-                "masks": self._masks,
-                "checkpoints": self._checkpoints,
             }
             other[name](count, draw, tally)
         return tally
@@ -222,81 +205,6 @@ class Torture:
             elif MaskReader(file).content_digest != MaskReader(fresh).content_digest:
                 tally.failures.append(f"number {number}: another file than one built afresh")
             shutil.rmtree(folder)
-
-    def _settings(self, count: int, draw: random.Random, tally: Tally) -> None:
-        """Set keys to any value, by `--set` and in a recipe's file in turn."""
-        cases = fuzz_settings.cases(count, seed=draw.randrange(2**31))
-        places = itertools.cycle([None, self._folder()])
-
-        def attempts() -> Iterator[tuple[str, Callable[[], str]]]:
-            for case, place in zip(cases, places, strict=False):
-                what = f"{case.method} {case.overrides}{' in a recipe' if place else ''}"
-                yield what, lambda case=case, place=place: fuzz_settings.outcome(case, place)
-
-        self._cases(attempts(), tally)
-
-    def _masks(self, count: int, draw: random.Random, tally: Tally) -> None:
-        """Give crafted mask files to everything that reads them."""
-        seed, folder = draw.randrange(2**31), self._folder()
-
-        def attempts() -> Iterator[tuple[str, Callable[[], str]]]:
-            base = fuzz_masks.make_base(folder)
-            for number in range(count):
-                yield f"case {number} of seed {seed}", lambda number=number: use(number, base)
-
-        def use(number: int, base: Path) -> str:
-            made, failures = fuzz_masks.run_case(number, seed, base)
-            if failures:
-                raise ValueError(f"{made}: {failures}")
-            return "refused or read"
-
-        self._cases(attempts(), tally)
-
-    def _cases(self, attempts: Iterator[tuple[str, Callable[[], str]]], tally: Tally) -> None:
-        """Make attempts in one child: what they return is counted, what they raise has failed."""
-        folder = self._folder()
-        errors, result = folder.with_suffix(".stderr"), folder / "result.json"
-
-        def call() -> None:
-            for what, attempt in attempts:
-                tally.attacks += 1
-                try:
-                    tally.outcomes[attempt()] += 1
-                except Exception as error:  # noqa: BLE001 - what would be a traceback is looked for
-                    tally.failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]}")
-            result.write_text(json.dumps(tally.as_json()), encoding="utf-8")
-
-        code = forked.finish(forked.start(call, errors), seconds=3600)
-        if code != 0:
-            tally.failures.append(f"ended with {code}: {errors.read_text(errors='backslashreplace')[-1500:]}")
-            return
-        made = json.loads(result.read_text(encoding="utf-8"))
-        tally.attacks, tally.failures = made["attacks"], made["failures"]
-        tally.outcomes.update(made["outcomes"])
-
-    def _checkpoints(self, count: int, draw: random.Random, tally: Tally) -> None:
-        """Resume from crafted checkpoints whose checksums are right."""
-        subject, folder = self._subjects["pretrain"], self._folder()
-        words = subject.arguments(folder)[:-2]
-        shorter = [*words, "--steps", "3", "--workers", "0"]
-        code = forked.run(forked.hapicl(shorter), folder.with_suffix(".stderr"))
-        assert code == 0, folder.with_suffix(".stderr").read_text()
-        good = folder / "run" / "previous.pt"
-        first = draw.randrange(2**31)
-        for number in range(count):
-            place = self._folder()
-            errors, file = place.with_suffix(".stderr"), place / "run" / "last.pt"
-            shutil.copytree(folder / "run", file.parent)
-            what = crafted_checkpoints.craft(good, file, first + number)
-            code = forked.run(
-                forked.hapicl([*shorter, "--out", str(file.parent), "--resume", "auto"]), errors
-            )
-            said = errors.read_text(errors="backslashreplace")
-            tally.attacks += 1
-            tally.outcomes[f"exit {code}"] += 1
-            if code not in {0, 2, 3} or "Traceback" in said:
-                tally.failures.append(f"checkpoint {first + number} ({what}): exit {code}: {said[-1500:]}")
-            shutil.rmtree(place)
 
 
 def _kill(

@@ -89,7 +89,7 @@ def make_subjects(data: Path) -> dict[str, Subject]:
     # a ViT of 0.4 million weights: saved after every step, yet most of the time goes into steps
     training = {"masks": masks, "steps": 12, "checkpoint_every": 1, "workers": 1, "method": "hapicl_vit"}
     heads = {"hidden": 64, "dim": 16, "pixel_hidden": 16, "pixel_dim": 8}
-    given = small_run.OPTIONS | training | {"arch": "test_vit", "config": heads}
+    given = small_run.OPTIONS | training | {"arch": "test_vit", "stem": "patch8", "config": heads}
 
     def pretrain(folder: Path) -> list[str]:
         return ["pretrain", *small_run.arguments(given | {"out": folder / "run"}), "--resume", "auto"]

@@ -45,7 +45,7 @@ def arguments(options: dict) -> list[str]:
         if isinstance(value, dict):
             for key, inner in value.items():
                 words += ["--set", f"{name}.{key}={inner}"]
-        elif name in {"log_every", "checkpoint_every", "keep_every"}:
+        elif name in {"log_every", "checkpoint_every", "keep_every", "stem"}:
             words += ["--set", f"{name}={value}"]
         else:
             words += [f"--{name.replace('_', '-')}", str(value)]
