@@ -19,7 +19,7 @@ from ..data.loading.batch import Batch
 from ..data.loading.selection import Selection
 from ..engine.checkpoint import load_checkpoint, restore
 from ..engine.distributed import World, all_or_none, processes
-from ..engine.interfaces import FitResult, Hooks
+from ..engine.interfaces import FitResult, Hooks, no_change
 from ..engine.loop import fit
 from ..engine.optimizers import build_optimizer
 from ..engine.run_logger import RunLogger, write_config
@@ -103,7 +103,7 @@ class _Start:
     first_step: int
     knn: OnlineKnn | None
     extended: str  # what to say of a run that has become longer
-    pull: Pull | None  # towards the weights it started from
+    pull: Callable[[], None]  # towards the weights it started from
     start_values: dict[str, float] | None
 
 
@@ -115,7 +115,8 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
     method, paths = components.method, list(components.loader.paths)
     optimizer = _build_optimizer(components)
     pulled = components.settings.pull
-    pull = None if pulled is None else Pull(components.backbone, pulled)  # before the checkpoint moves it
+    # made before the checkpoint moves the backbone
+    pull = no_change if pulled is None else Pull(components.backbone, pulled)
     first_step, extended = 0, ""
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
@@ -152,14 +153,12 @@ def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
             save_views(folder, batch)
             few.append(batch.map_tensors(lambda value: value[:KEPT].clone()))
 
-    hooks = Hooks(after_step=method.after_step, on_first_batch=keep_a_few)
+    hooks = Hooks(before_update=start.pull, after_step=method.after_step, on_first_batch=keep_a_few)
     if settings.channels_last:
         hooks = replace(hooks, prepare=_channels_last)
     run_first_pass(components, prepare=hooks.prepare, info=run_logger.info)
     if start.knn is not None:
         hooks = replace(hooks, validate=start.knn)
-    if start.pull is not None:
-        hooks = replace(hooks, before_update=start.pull)
     result = fit(
         method,
         components.loader,

@@ -47,12 +47,8 @@ def resolve(
         base = {key: value for key, value in base.items() if key not in both}
     if not origin.endswith(CONFIG):  # a run that goes on has its backbone in its config.json
         base, told = _as_the_weights_say(base, stated)
-        notes += told
-        name = f"{stated.get('method', Start().method)}{CONTINUE}"
-        if recipe is None and merge(base, stated).get("weights") and name in recipe_names():
-            notes.append(f"this recipe is for random weights; --recipe {name} is for a start from weights")
-    given = merge(base, stated)
-    settings = build(RunSettings, given)
+        notes += told + _better_recipe(base, stated, recipe)
+    settings = build(RunSettings, merge(base, stated))
     _check_start(settings, recipe)
     kind = method_class(settings.method)
     config = build(kind.Config, settings.config, where="config.")
@@ -60,18 +56,31 @@ def resolve(
         backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
     needs = kind.needs(config, backbone, image_size=settings.image_size)
     check_fit(settings.method, backbone, image_size=settings.image_size, grid=needs.grid)
-    if settings.masks is None and (needs.masks or settings.images is None):
-        raise UserError(
-            f"{settings.method} needs masks: give --masks FILE (made by `hapicl masks build --images DIR`)"
-            if needs.masks
-            else "no images: give --images DIR, or --masks FILE"
-        )
+    _check_data(settings, masks=needs.masks)
     notes += [
         f"warning: --set {name} has no effect: its option is given too, and wins"
         for name in sorted(overridden.keys() & options.keys())
     ]
     notes += [f"warning: {line}" for line in without_effect(settings, stated, uses_masks=needs.masks)]
     return settings, notes
+
+
+def _check_data(settings: RunSettings, *, masks: bool) -> None:
+    """Refuse a run without images, or without the masks that its method reads."""
+    if settings.masks is None and (masks or settings.images is None):
+        raise UserError(
+            f"{settings.method} needs masks: give --masks FILE (made by `hapicl masks build --images DIR`)"
+            if masks
+            else "no images: give --images DIR, or --masks FILE"
+        )
+
+
+def _better_recipe(base: dict[str, Any], stated: dict[str, Any], recipe: str | None) -> list[str]:
+    """Name the recipe for a start from weights where the size of the data chose another."""
+    name = f"{stated.get('method', Start().method)}{CONTINUE}"
+    if recipe is not None or not merge(base, stated).get("weights") or name not in recipe_names():
+        return []
+    return [f"this recipe is for random weights; --recipe {name} is for a start from weights"]
 
 
 def _check_start(settings: RunSettings, recipe: str | None) -> None:
