@@ -148,9 +148,14 @@ def change_description(file: h5py.File, generator: Generator) -> str:
     return f"description {made}"
 
 
+def _values(file: h5py.File, name: str) -> np.ndarray:
+    """A column; nothing of one that an earlier change lets claim more than any memory holds."""
+    return file[name][...] if file[name].nbytes < 1 << 30 else np.zeros(0, file[name].dtype)
+
+
 def change_kind(file: h5py.File, generator: Generator) -> str:
     name, kind = _pick(generator, COLUMNS), _pick(generator, (*PLAIN_TYPES, *SPECIAL_TYPES))
-    old = file[name][...]
+    old = _values(file, name)
     del file[name]
     if kind in SPECIAL_TYPES:
         file.create_dataset(name, shape=old.shape, dtype=SPECIAL_TYPES[kind])
@@ -163,7 +168,7 @@ def change_kind(file: h5py.File, generator: Generator) -> str:
 
 def change_shape(file: h5py.File, generator: Generator) -> str:
     name = _pick(generator, COLUMNS)
-    old = file[name][...]
+    old = _values(file, name)
     shapes: dict[str, Callable] = {
         "scalar": lambda: np.zeros((), old.dtype),
         "nothing": lambda: np.zeros(0, old.dtype),
@@ -184,7 +189,7 @@ def change_shape(file: h5py.File, generator: Generator) -> str:
 
 def change_layout(file: h5py.File, generator: Generator) -> str:
     name, kind = _pick(generator, COLUMNS), _pick(generator, LAYOUTS)
-    old = file[name][...]
+    old = _values(file, name)
     below = old.shape[1:]
     del file[name]
     if kind == "group":
@@ -209,7 +214,7 @@ def change_layout(file: h5py.File, generator: Generator) -> str:
 
 def change_values(file: h5py.File, generator: Generator) -> str:
     name = _pick(generator, COLUMNS)
-    values = file[name][...]
+    values = _values(file, name)
     if values.dtype.kind == "S":
         odd = [*KEYS, values[-1]]
         chosen = values.astype("S300")
