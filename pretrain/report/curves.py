@@ -53,6 +53,7 @@ class Line:
     values: Sequence[float]
     colour: int = 0  # place in matplotlib's cycle
     style: str = "-"
+    noisy: bool = True  # drawn with a moving average, where there are many points
 
 
 def headline_charts(metrics: Metrics, configs: dict[str, dict[str, Any]]) -> list[Chart]:
@@ -152,8 +153,8 @@ def _knn_lines(metrics: Metrics, colour: dict[str, int]) -> list[Line]:
         if not line.steps:
             continue
         found.append(line)
-        if line.steps[0] == 0:  # measured before the first step
-            ends, level = (0.0, line.steps[-1]), line.values[0]
+        if 0 in line.steps:  # measured before the first step
+            ends, level = (0.0, max(line.steps)), line.values[line.steps.index(0)]
             found.append(Line(f"{line.label}, random weights", ends, (level, level), colour[run], ":"))
     return found
 
@@ -175,7 +176,8 @@ def _of(name: str, metrics: Metrics, colour: dict[str, int]) -> list[Line]:
 def _line(name: str, logged: Lines, label: str, colour: int, style: str = "-") -> Line:
     """The points of a number."""
     points = [(line["step"], line[name]) for line in logged if name in line]
-    return Line(label, [step for step, _ in points], [value for _, value in points], colour, style)
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    return Line(label, steps, values, colour, style, noisy=not name.startswith("schedule/"))
 
 
 def _chart(title: str, lines: Sequence[Line], caption: str) -> list[Chart]:
@@ -202,7 +204,8 @@ def _chart(title: str, lines: Sequence[Line], caption: str) -> list[Chart]:
 
 def _draw(axes: Any, line: Line) -> None:
     """A line; one of many points faint, under its moving average."""
-    colour, many = f"C{line.colour % 6}", line.style == "-" and len(line.steps) >= MANY
+    colour = f"C{line.colour % 6}"
+    many = line.noisy and line.style == "-" and len(line.steps) >= MANY
     marker = "o" if len(line.steps) < 20 and line.style == "-" else None
     axes.plot(
         line.steps,

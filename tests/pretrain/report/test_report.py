@@ -160,6 +160,18 @@ def test_losses_of_two_methods_and_knn_of_two_sets_shared_a_chart():
         assert named == set(runs), chart.alt
 
 
+def test_a_schedule_was_drawn_as_its_moving_average():
+    """Which lags behind it, and never came to its end."""
+    lines = [
+        {"step": step, "schedule/lr": 50.0 - step, "similarity/positive": step % 3} for step in range(50)
+    ]
+    charts = {
+        chart.alt.split(" ")[0]: chart.svg for chart in headline_charts({"run": lines}, {"run": config()})
+    }
+    faint = {name for name, svg in charts.items() if "stroke-opacity: 0.3" in svg}
+    assert faint == {"Similarity"}  # under its average
+
+
 def test_crops_were_too_small_to_see_and_named_a_mask_that_was_none(tmp_path):
     run = made_up_run(tmp_path / "run")
     write_report([run], tmp_path / "report.html")
