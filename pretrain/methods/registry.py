@@ -71,7 +71,7 @@ def check_fit(name: str, backbone: Backbone, *, image_size: int, grid: int | Non
     if fit == "maps" and cells < CELLS:
         raise UserError(
             f"{name} needs a map of {CELLS} x {CELLS} cells, and this backbone (stem {backbone.stem}) gives "
-            f"{cells} x {cells} of images of {image_size} pixels; use larger images, or leave the stem out"
+            f"{cells} x {cells} of images of {image_size} pixels; use larger images, or --set stem=auto"
         )
 
 

@@ -154,9 +154,13 @@ def test_the_weights_name_their_backbone_and_stem(folder, tmp_path):
     assert (found.arch, found.stem) == ("resnet34", "auto")
     assert "arch resnet34, as the weights say" in notes
     pretrain(settings(folder, stem="imagenet", out=str(tmp_path / "first"), steps=1), show=False)
-    found, notes = resolve({"masks": masks, "weights": str(tmp_path / "first"), "image_size": 64})
+    first = {"masks": masks, "weights": str(tmp_path / "first")}
+    found, notes = resolve(first | {"image_size": 128})
     assert (found.arch, found.stem) == ("resnet18", "imagenet")
     assert "arch resnet18, stem imagenet, as the weights say" in notes
+    with pytest.raises(UserError, match=r"stem imagenet\) gives 2 x 2 .*or --set stem=auto"):
+        resolve(first | {"image_size": 64})
+    assert resolve(first | {"image_size": 64}, overrides=["stem=auto"])[0].stem == "auto"
     # what the user states wins, and does not match
     stated = {"masks": masks, "weights": str(folder / "resnet18.pth"), "arch": "resnet50"}
     with pytest.raises(UserError, match="of resnet50 matched"):
