@@ -254,6 +254,15 @@ def _is_optimizer_state(value: Any) -> bool:
     )
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of what JSON knows."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bool | int | float)
+
+
 def _are_numbers(value: Any) -> bool:
     """Whether a value is a list of whole numbers."""
     return isinstance(value, list) and all(type(item) is int for item in value)
@@ -264,7 +273,7 @@ _CONTENT: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: type(value) is int,
     "step": lambda value: type(value) is int and 0 <= value < 2**63,  # TensorBoard's events hold no more
     "version": lambda value: isinstance(value, str),
-    "config": lambda value: isinstance(value, dict),
+    "config": lambda value: isinstance(value, dict) and _is_plain(value),
     "module": _is_state,
     "optimizer": _is_optimizer_state,
 }

@@ -57,7 +57,7 @@ def check_same_training(
     Raises:
         UserError: naming the settings or the data that differ.
     """
-    if not isinstance(before.get("settings"), dict) or not isinstance(before.get("data"), dict):
+    if not _tells_its_training(before):
         raise UserError(f"{checkpoint} does not say of which training it is; give a checkpoint of this run")
     old, new = dict(flatten(_named_stem(before["settings"]))), dict(flatten(now["settings"]))
     may_differ = SESSION | (LENGTH if _is_longer(before, now) else frozenset())
@@ -86,6 +86,13 @@ def check_same_training(
         )
 
 
+def _tells_its_training(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's config.json has what is compared and continued here."""
+    steps, extended = config.get("total_steps"), config.get("extended", [])
+    groups = isinstance(config.get("settings"), dict) and isinstance(config.get("data"), dict)
+    return groups and type(steps) is int and steps >= 1 and isinstance(extended, list)
+
+
 def _weights_digest(config: dict[str, Any]) -> Any:
     """Digest of the weights that a run started from; None: random."""
     weights = config.get("weights")
@@ -100,10 +107,11 @@ def _weights_words(config: dict[str, Any]) -> str:
 
 def _named_stem(settings: dict[str, Any]) -> dict[str, Any]:
     """A run's settings with the stem that `auto` meant; config.json once kept the word."""
-    if settings.get("stem") != "auto":
+    arch, side = settings.get("arch"), settings.get("image_size")
+    if settings.get("stem") != "auto" or not isinstance(arch, str) or type(side) is not int:
         return settings
     with torch.device("meta"):
-        backbone = build_backbone(settings["arch"], image_size=settings["image_size"])
+        backbone = build_backbone(arch, image_size=side)
     return {**settings, "stem": backbone.stem}
 
 

@@ -177,6 +177,8 @@ def test_what_was_saved_is_restored(tmp_path, kind, options):
         (lambda state: state.update(step=True), "its 'step'"),
         (lambda state: state.update(step=-1), "its 'step'"),
         (lambda state: state.update(config=[1]), "its 'config'"),
+        (lambda state: state.update(config={"total_steps": torch.zeros(3)}), "its 'config'"),
+        (lambda state: state.update(config={"data": [{1: 2}]}), "its 'config'"),
         (lambda state: state.update(module={"weight": 3}), "its 'module'"),
         (lambda state: state.update(optimizer={}), "its 'optimizer'"),
         (lambda state: state.pop("version") and state.update(format=0), r"that wrote it \(unknown\)"),
