@@ -27,7 +27,7 @@ NOW = {
     ],
 )
 def test_a_checkpoint_whose_lengths_were_no_numbers_was_a_traceback(change):
-    with pytest.raises(UserError, match="last.pt does not say of which training it is; give a checkpoint"):
+    with pytest.raises(UserError, match=r"last\.pt does not say of which training it is; give a checkpoint"):
         check_same_training(NOW | change, NOW, pathlib.Path("last.pt"))
 
 
