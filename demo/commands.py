@@ -10,11 +10,15 @@ import click
     "--out", default="demo-output", show_default=True, metavar="DIR", help="Folder for everything it makes."
 )
 @click.option("--small", is_flag=True, help="Fewer pictures and steps: a check that it runs.")
-def demo(out: str, small: bool) -> None:
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Other collages, another run."
+)
+def demo(out: str, small: bool, seed: int) -> None:
     """Show both stages on a small folder made offline, and end with a report to look at.
 
     Makes an image folder from photographs that ship with scikit-image and scikit-learn, finds masks and
-    scores them, pretrains ResNet-18 for a few steps on whatever device is there, and writes report.html.
+    scores them, pretrains ResNet-18 for some minutes on whatever device is there, measures on other collages
+    what it learnt, and writes report.html.
     Nothing is downloaded. Running it again in the same folder makes everything anew.
     """
     from pathlib import Path
@@ -23,4 +27,4 @@ def demo(out: str, small: bool) -> None:
     from .run import run_demo
 
     with hold_folder(Path(out), advice="wait for it to end, or choose another --out"):
-        run_demo(out, small=small)
+        run_demo(out, small=small, seed=seed)

@@ -30,13 +30,14 @@ class Folder:
     credits: dict[str, str]
 
 
-def build_folder(out: Path, *, per_class: int, seed: int) -> Folder:
+def build_folder(out: Path, *, per_class: int, seed: int, with_photographs: bool = True) -> Folder:
     """Write the image folder; what stood at `out/images` and `out/truth` is replaced.
 
     Args:
         out: folder to write into.
         per_class: collages for each class of objects.
         seed: of the collages; the same seed gives the same pictures, and a larger `per_class` adds to them.
+        with_photographs: False: collages only.
 
     Raises:
         UserError: if an installed package lacks a photograph.
@@ -47,7 +48,7 @@ def build_folder(out: Path, *, per_class: int, seed: int) -> Folder:
         shutil.rmtree(folder, ignore_errors=True)
     originals = []
     for photograph in photographs.values():
-        if photograph.outlines:
+        if photograph.outlines and with_photographs:
             name = f"{photograph.outlines[0].label}/{photograph.name}"
             _copy(photograph.path, images / name)
             _save_truth(photograph.truth(), truth / name)

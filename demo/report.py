@@ -19,6 +19,7 @@ from ..common.page import Code, Note, Picture, Pictures, Section, Table, page
 from ..engine.run_logger import read_config
 from ..maskgen.inspection.score import Scores
 from .folder import Folder
+from .learning import Learning
 from .stages import Run, mean_iou
 
 NEXT_STEPS = """\
@@ -42,6 +43,7 @@ class DemoResult:
     scores: Scores
     gallery: tuple[NDArray[np.uint8], NDArray[np.uint8]]  # photographs, collages; each (H, W, 3)
     run: Run
+    learning: Learning
     parts: Sequence[tuple[str, str, float]]  # name, what it made, seconds
 
 
@@ -49,6 +51,7 @@ def write_report(out: Path, result: DemoResult) -> None:
     """Write the page, with every picture inside it."""
     sections = [
         _overview(result),
+        _learning(result),
         _gallery(result),
         _curves(result.run),
         _settings(result.run),
@@ -57,8 +60,8 @@ def write_report(out: Path, result: DemoResult) -> None:
     ]
     lead = (
         "Both stages on a small folder: foreground masks without labels, then a short pretraining of "
-        "ResNet-18 with HAPiCL. It shows that everything works here; the run is far too short to give a "
-        "useful backbone."
+        "ResNet-18 with HAPiCL, and what it learnt by it. It shows that everything works here; the run is "
+        "far too short to give a useful backbone."
     )
     text = page(
         "hapicl demo", sections, lead=lead, footer=f"Made by hapicl {_environment(result.run)['hapicl']}."
@@ -99,6 +102,37 @@ def _score_table(result: DemoResult) -> Table:
     return Table(["masks of", "images", "mean IoU"], rows, "Masks against the truth", numeric=[1, 2])
 
 
+def _learning(result: DemoResult) -> Section:
+    """Scores of random weights and of the trained ones on collages that were not trained on."""
+    before, after = result.learning.before, result.learning.after
+    rows = [
+        (name, f"{100 * first:.1f}", f"{100 * then:.1f}")
+        for name, first, then in (
+            ("object named by its nearest neighbours", before.objects, after.objects),
+            ("foreground from frozen features, mIoU", before.foreground, after.foreground),
+        )
+    ]
+    pictures = [
+        Picture(picture, "", "A collage, its features before, and after", lossy=True)
+        for picture in result.learning.pictures
+    ]
+    return Section(
+        "Before and after",
+        [
+            Table(
+                ["on collages that were not trained on", "before", "after"],
+                rows,
+                "Per cent. Before: random weights, BatchNorm statistics of the training collages. One seed.",
+                numeric=[1, 2],
+            ),
+            "Each picture: a collage, then the first three principal components of the feature map as "
+            "colours, with random weights and after training. Where one colour covers an object and not what "
+            "is around it, the features tell them apart.",
+            Pictures(pictures, minimum=420),
+        ],
+    )
+
+
 def _gallery(result: DemoResult) -> Section:
     """The gallery, its two halves below each other on a narrow screen."""
     photographs, collages = result.gallery
@@ -126,7 +160,7 @@ def _curves(run: Run) -> Section:
             run.metrics,
             ("loss/instance", "chance/instance"),
             "instance loss",
-            f"{chance} The loss starts low: the queue of negatives is filled with random vectors at first.",
+            f"{chance} Below it, a view is told from those of other images.",
         ),
         _curve(
             run.metrics,
@@ -168,9 +202,10 @@ def _settings(run: Run) -> Section:
     rows = [
         ("method", settings.method),
         ("backbone", f"{settings.arch}, views of {settings.image_size} x {settings.image_size} pixels"),
-        ("length", f"{len(run.metrics)} steps of {settings.batch_size} images"),
+        ("length", f"{run.metrics[-1]['step']:.0f} steps of {settings.batch_size} images"),
         ("optimiser", f"{optimizer.name}, learning rate {optimizer.lr(settings.batch_size):g}, cosine"),
         ("device", f"{environment['device']}, {environment['workers']} loader processes"),
+        ("precision", settings.precision),
         ("speed", f"{speed:.1f} images/s, the median of the steps"),
         ("PyTorch", environment["torch"]),
         ("seed", settings.seed),

@@ -22,6 +22,10 @@ from ..pretrain.train import pretrain
 from .folder import Folder
 from .gallery import gallery, shown_pictures, side_by_side
 
+Drawn = tuple[
+    NDArray[np.uint8], NDArray[np.uint8]
+]  # the gallery's halves, photographs and collages; (H, W, 3)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -29,7 +33,7 @@ class Run:
 
     folder: Path
     settings: RunSettings
-    metrics: list[dict[str, float]]  # one line per step
+    metrics: list[dict[str, float]]  # one line per logged step
 
 
 def find_masks(pictures: Folder, out: Path, console: Console) -> tuple[int, int]:
@@ -53,9 +57,7 @@ def mean_iou(scores: Scores, names: Sequence[str]) -> float:
     return float(np.mean([scores.images[name]["iou"] for name in names]))
 
 
-def save_gallery(
-    pictures: Folder, masks: Path, out: Path, scores: Scores
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def save_gallery(pictures: Folder, masks: Path, out: Path, scores: Scores) -> Drawn:
     """Save the gallery as PNG, photographs left and collages right; give the two halves, (H, W, 3) uint8."""
     overlaps = {name: values["iou"] for name, values in scores.images.items()}
     reader = MaskReader(masks)

@@ -14,7 +14,7 @@ from hapicl.demo import run
 from hapicl.demo.commands import demo
 from hapicl.demo.run import MARKER, Size, Timeline, prepare, run_demo
 
-TINY = Size(per_class=1, steps=2, batch_size=4, image_size=64)
+TINY = Size(per_class=1, unseen=1, steps=2, batch_size=4, image_size=64, probe_steps=2)
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_the_demo_runs_twice_in_a_folder_with_a_space(tiny, tmp_path):
     text = report.read_text(encoding="utf-8")
     for heading in (
         "What was made",
+        "Before and after",
         "Gallery",
         "Loss curves",
         "Settings",
@@ -41,7 +42,7 @@ def test_the_demo_runs_twice_in_a_folder_with_a_space(tiny, tmp_path):
         "Pictures",
     ):
         assert f">{heading}</h2>" in text
-    assert (text.count("<img "), text.count("<svg ")) == (2, 3)
+    assert (text.count("<img "), text.count("<svg ")) == (2 + 6, 3)
     assert not re.search(r'(src|href)="(?!data:|#)', text)
     assert "vultilion" in text
     weights = safetensors.torch.load_file(out / "run" / "backbone.safetensors")
