@@ -54,8 +54,8 @@ class Learning:
         """Both scores before and after, in per cent."""
         before, after = self.before, self.after
         return (
-            f"object named by its neighbours {100 * before.objects:.1f} -> {100 * after.objects:.1f} %, "
-            f"foreground mIoU {100 * before.foreground:.1f} -> {100 * after.foreground:.1f} %"
+            f"object named by its neighbours from {100 * before.objects:.1f} to {100 * after.objects:.1f} %, "
+            f"foreground mIoU from {100 * before.foreground:.1f} to {100 * after.foreground:.1f} %"
         )
 
 
