@@ -50,6 +50,17 @@ part() {
     fi
 }
 
+# with_rival NAME MODULE FILE COMMAND...: a part that needs a library of `pip install 'hapicl[bench]'`
+with_rival() {
+    local name=$1 module=$2
+    shift 2
+    if "$PYTHON" -c "import $module" 2>/dev/null; then
+        part "$name" "$@"
+    else
+        echo "== $name: left out, $module is not installed (pip install 'hapicl[bench]')"
+    fi
+}
+
 # step NAME ARGUMENTS...: one part of the step's benchmark
 step() {
     local name=step_$1
@@ -65,10 +76,10 @@ step overhead --only overhead
 step throughput --only throughput
 [ "$device" = cuda ] && step compiled --only throughput --compile # minutes of compiling on a CPU
 [ "$device" = cuda ] && step levers --only levers
-part photometric photometric.json \
+with_rival photometric kornia photometric.json \
     "$PYTHON" benchmarks/photometric.py --device "$device" "${photometric[@]}" --out "$RESULTS/photometric.json"
 if [ -n "$DATA" ]; then
-    part loader loader.json \
+    with_rival loader lightly loader.json \
         "$PYTHON" benchmarks/loader.py "$DATA/imagenet_originals" "${loader[@]}" --out "$RESULTS/loader.json"
     part masks masks.h5 \
         "$PYTHON" -m hapicl masks build --images "$DATA/imagenet1000" --recipe fast --out "$RESULTS/masks.h5"
