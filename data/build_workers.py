@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -19,6 +20,8 @@ from typing import Any
 
 import joblib
 from joblib.externals.loky import cpu_count, get_reusable_executor
+
+from ..common.errors import UserError
 
 # what joblib says at a build that is stopped; the build says it itself
 STOPPED = r"A worker stopped while some jobs|\d+ tasks (which were still|have been)"
@@ -55,6 +58,7 @@ def run_in_workers(
 
     Raises:
         BrokenProcessPool: if a worker dies.
+        UserError: if this Python can start no process of its own, such as one that the user may not read.
     """
     with joblib.parallel_config(
         backend="loky", inner_max_num_threads=1, initializer=_follow_parent, initargs=(os.getpid(),)
@@ -62,8 +66,14 @@ def run_in_workers(
         parallel = joblib.Parallel(
             n_jobs=workers, pre_dispatch=pre_dispatch, batch_size=1, return_as="generator_unordered"
         )
-        with _undisturbed_birth():
-            results = parallel(calls)  # starts the workers
+        try:
+            with _undisturbed_birth():
+                results = parallel(calls)  # starts the workers
+        except BrokenPipeError as error:  # taken for a closed standard output, it would end without a word
+            raise UserError(
+                f"no worker process can be started: {sys.executable} died at once; check that this user may "
+                "read and run it with its libraries"
+            ) from error
         yield from results
 
 

@@ -11,6 +11,7 @@ import joblib
 import psutil
 import pytest
 
+from hapicl.common.errors import UserError
 from hapicl.data.build_workers import local_workers, run_in_workers
 
 PROGRAM = """
@@ -73,3 +74,15 @@ def test_a_build_that_stops_early_gave_a_warning_of_joblibs():
         calls = (joblib.delayed(pow)(number, 2) for number in range(50))
         with closing(run_in_workers(calls, workers=2)) as results:
             assert next(results) in {number**2 for number in range(50)}
+
+
+def test_a_python_that_starts_no_process_ended_the_build_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # a broken pipe is taken for a closed standard output: exit code 1 and silence
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(joblib.Parallel, "__call__", broken)
+    with pytest.raises(UserError, match="no worker process can be started"):
+        next(run_in_workers([joblib.delayed(abs)(-1)], workers=2))
