@@ -24,7 +24,7 @@ SCOPE = {
     "this table says: nothing here reproduces or refutes a number of a paper, whose images, backbones and "
     "lengths are ten to a thousand times larger, and an order of methods may turn with any of them. Dense "
     "terms have few cells to work on at 4 x 4. Rows may be compared within a column only; the ViT rows have "
-    "another backbone, which 1,624 steps hardly train.",
+    "another backbone.",
     "small": "The images, the length and the backbones are small. Nothing here reproduces or refutes a "
     "number of a paper; rows may be compared within a column only. The ViT rows have another backbone.",
 }
@@ -75,9 +75,11 @@ def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Seq
             yield f"## {claim.text.split(':')[0]}"
             yield numbers(values, titles, [*partners(claim), *GROUPS[group]])
             yield from told(values, titles, claim)
-    if any((row.name, title) in values for row in GROUPS["lengths"] for title in titles):
+    if store.runs:
         yield "## Learning curves"
         yield "![What is reached after how many steps, and the losses](claims_curves.png)"
+        yield "A point is what was measured at that length; between points nothing was."
+    if any((row.name, title) in values for row in GROUPS["lengths"] for title in titles):
         full = [ROWS["random"], ROWS["simclr"], ROWS["hapicl_s"]]
         yield numbers(values, titles, [*full, *GROUPS["lengths"]])
     yield from costs(store)
@@ -232,6 +234,8 @@ def curves(store: ClaimsStore, values: Values, titles: Sequence[str]) -> Figure:
                 color=colour,
                 label=name,
                 capsize=2,
+                marker="o",
+                linestyle=":",
             )
         panel.set_title(title, fontsize=9)
         panel.set(xlabel="share of the steps; at 0 random weights")

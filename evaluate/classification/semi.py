@@ -112,19 +112,7 @@ def evaluate_semi(
         `top1` (and `top5`) in [0, 1], accuracy per class, confusion.
     """
     if isinstance(protocol, LogisticProtocol):
-        train_features, test_features = (
-            extract_features(
-                backbone,
-                images,
-                image_size=protocol.image_size,
-                vector=vector,
-                workers=runtime.workers,
-                device=runtime.device,
-            )
-            for images in (few, test_images)
-        )
-        scores = logistic_scores(train_features, test_features, len(few.classes), protocol)
-        return classification_outcome(scores, test_features.labels, few.classes)
+        return _frozen(backbone, few, test_images, protocol, runtime=runtime, vector=vector)
     model = FineTunedClassifier(backbone, len(few.classes), seed, vector)
     batches = TaskBatches(
         RandomCrops(few, protocol.image_size),
@@ -148,6 +136,31 @@ def evaluate_semi(
     )
     scores, labels = predict_crops(model, test_images, image_size=protocol.image_size, runtime=runtime)
     return dataclasses.replace(classification_outcome(scores, labels, few.classes), curves={"loss": curve})
+
+
+def _frozen(
+    backbone: Backbone,
+    few: LabelledImages,
+    test_images: LabelledImages,
+    protocol: LogisticProtocol,
+    *,
+    runtime: Runtime,
+    vector: Vector,
+) -> Outcome:
+    """Logistic regression on frozen features."""
+    train_features, test_features = (
+        extract_features(
+            backbone,
+            images,
+            image_size=protocol.image_size,
+            vector=vector,
+            workers=runtime.workers,
+            device=runtime.device,
+        )
+        for images in (few, test_images)
+    )
+    scores = logistic_scores(train_features, test_features, len(few.classes), protocol)
+    return classification_outcome(scores, test_features.labels, few.classes)
 
 
 def _groups(model: FineTunedClassifier, protocol: SemiProtocol) -> list[dict[str, Any]]:
