@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 import time
@@ -14,23 +13,20 @@ import click
 
 from ..common.errors import UserError
 from ..common.terminal.progress import show_totals
+from .inspection.commands import (
+    info,
+    masks_argument,
+    print_table,
+    score,
+    show,
+    verify,
+)
 
 if TYPE_CHECKING:
     from .building.build import BuildSummary
     from .building.worker import RowMaker
 
 _FAILURES_LISTED = 10
-_images_option = click.option(
-    "--images", type=click.Path(path_type=Path), help="Image folder, if it was moved."
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_against_option = click.option(
-    "--against",
-    metavar="MASKS",
-    type=click.Path(path_type=Path),
-    help="Compare with this mask file of the same images.",
-)
-_masks_argument = click.argument("masks_file", metavar="MASKS", type=click.Path(path_type=Path))
 
 
 class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
@@ -51,6 +47,10 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in new ve
 @click.group()
 def masks() -> None:
     """Stage one: find the foreground of every image, once."""
+
+
+for _command in (info, show, verify, score):
+    masks.add_command(_command)
 
 
 @masks.command()
@@ -129,59 +129,7 @@ def _row_maker(recipe: str | None, network: Path | None) -> RowMaker:
 
 
 @masks.command()
-@_masks_argument
-@_json_option
-def info(masks_file: Path, as_json: bool) -> None:
-    """Say what a mask file holds and how it was made."""
-    from ..data.masks.reader import MaskReader
-    from .inspection.info import describe_file, file_facts
-
-    reader = MaskReader(masks_file)
-    if as_json:
-        click.echo(json.dumps(file_facts(reader), indent=1))
-    else:
-        _print_table(describe_file(reader))
-
-
-@masks.command()
-@_masks_argument
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Picture (.png) or page (.html) to write."
-)
-@_images_option
-@click.option(
-    "--sample", default=24, show_default=True, type=click.IntRange(1), help="How many random images."
-)
-@click.option(
-    "--paths", multiple=True, help="Show this image instead, relative to the image folder; may be repeated."
-)
-@click.option("--seed", default=0, show_default=True, type=int, help="Draws another sample.")
-@_against_option
-def show(masks_file: Path, out: Path, against: Path | None, **options: Any) -> None:
-    """Show masks on their images, as a picture or as a self-contained page.
-
-    With --against: the images whose masks differ most in two files, under both masks.
-    """
-    if against is not None and out.suffix in (".png", ".html", ".htm"):
-        from .inspection.compare import show_comparison
-
-        found = show_comparison(masks_file, against, out, images=options["images"], paths=options["paths"])
-        _print_table(found.rows())
-    elif out.suffix == ".png":
-        from .inspection.gallery import gallery_png
-
-        gallery_png(masks_file, out, **options)
-    elif out.suffix in (".html", ".htm"):
-        from .inspection.page import gallery_page
-
-        gallery_page(masks_file, out, **options)
-    else:
-        raise UserError(f"--out {out}: give a name that ends in .png or .html")
-    click.echo(f"wrote {out}")
-
-
-@masks.command()
-@_masks_argument
+@masks_argument
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write, new or empty.")
 @click.option("--stored-size", is_flag=True, help="Masks as stored instead of at their images' size.")
 def export(masks_file: Path, out: Path, stored_size: bool) -> None:
@@ -334,88 +282,6 @@ def merge(sources: tuple[Path, ...], out: Path, images: str | None) -> None:
     click.echo(f"wrote {out}: {rows} images")
 
 
-@masks.command()
-@_masks_argument
-@click.option("--images", type=click.Path(path_type=Path), help="Compare with the images in this folder too.")
-@_json_option
-def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
-    """Check digests, every mask and, with --images, every image size; exits with 1 if something is wrong."""
-    from .inspection.verify import verify_masks
-
-    with show_totals("verify") as progress:
-        report = verify_masks(masks_file, images, progress=lambda done, total: progress(done, total, 0))
-    if as_json:
-        click.echo(json.dumps(vars(report), indent=1))
-    else:
-        for problem in report.problems:
-            click.echo(problem)
-        new = f", {len(report.new_images)} new images without a mask" if report.new_images else ""
-        click.echo(
-            f"{report.rows} rows, {report.masks} masks and {report.images} image sizes checked: "
-            f"{len(report.problems)} problems{new}"
-        )
-    if report.problems:
-        sys.exit(1)
-
-
-@masks.command()
-@_masks_argument
-@click.option("--truth", type=click.Path(path_type=Path), help="Folder of true masks, matched by stem.")
-@_against_option
-@click.option("--saliency", type=click.Path(path_type=Path), help="Folder of grey saliency maps to score.")
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    help="Image folder: score the saliency computed again from it.",
-)
-@click.option(
-    "--network",
-    type=click.Path(path_type=Path),
-    help="With --images and refined masks: the network beside them.",
-)
-@_json_option
-def score(masks_file: Path, truth: Path | None, against: Path | None, as_json: bool, **options: Any) -> None:
-    """Score masks against the truth: IoU, F-beta (beta squared 0.3), MAE, S-measure.
-
-    With --against: how two files differ; with --truth too, the scores of both.
-    """
-    if against is not None:
-        _score_two(masks_file, against, truth, as_json)
-        return
-    if truth is None:
-        raise click.UsageError("give --truth DIR, --against MASKS, or both")
-    from .inspection.score import score_masks
-
-    scores = score_masks(masks_file, truth, **options)
-    if as_json:
-        click.echo(json.dumps(vars(scores), indent=1))
-        return
-    _print_table([(name, f"{value:.4f}") for name, value in scores.mean.items()])
-    click.echo(f"{len(scores.images)} images, {len(scores.without_mask)} of them without a mask")
-
-
-def _score_two(first: Path, second: Path, truth: Path | None, as_json: bool) -> None:
-    """Print how two files differ and, where there is a truth, what each scores."""
-    from ..data.masks.reader import MaskReader
-    from .inspection.compare import compare_masks
-    from .inspection.score import score_masks
-
-    found = compare_masks(MaskReader(first), MaskReader(second))
-    means = [] if truth is None else [score_masks(file, truth).mean for file in (first, second)]
-    if as_json:
-        click.echo(json.dumps({**found.as_dict(), "scores": means}, indent=1))
-        return
-    rows = found.rows()
-    if means:
-        rows += [
-            (name, f"{value:.4f} -> {means[1][name]:.4f} ({means[1][name] - value:+.4f})")
-            for name, value in means[0].items()
-        ]
-    _print_table(rows)
-    for path, agreement in found.largest:
-        click.echo(f"  {agreement:.2f}  {path}")
-
-
 def _print_summary(summary: BuildSummary) -> None:
     """Print what a build did, and the first failures."""
     from ..common.terminal.printable import printable_name
@@ -436,23 +302,9 @@ def _print_summary(summary: BuildSummary) -> None:
         rate = summary.built / summary.seconds
         rows.append(("time", f"{summary.seconds:.1f} s for {summary.built} images, {rate:.1f} images/s"))
     rows.append(("file", f"{summary.out}, {summary.out.stat().st_size:,} bytes"))
-    _print_table(rows)
+    print_table(rows)
     for path, reason in list(summary.failures.items())[:_FAILURES_LISTED]:
         click.echo(f"  {printable_name(path)}: {reason}")
     if len(summary.failures) > _FAILURES_LISTED:
         more = len(summary.failures) - _FAILURES_LISTED
         click.echo(f"  ... and {more} more: `hapicl masks show {summary.out} --out masks.html` lists them")
-
-
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    """Print names and values as a table without colour when it is not read on a terminal."""
-    from rich.table import Table
-
-    from ..common.terminal.printable import console, printable
-
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, printable(value))
-    console().print(table)
