@@ -28,7 +28,6 @@ from ...data.masks.format import STATUSES, MaskStatus
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import join_masks
 from ...engine.distributed import choose_device
-from ...models.weights import file_hash
 from ..building.build import BuildInterrupted, BuildSummary, Progress, build_rows, summarize
 from ..building.merge import describe
 from ..building.settings import BuildSettings
@@ -37,7 +36,7 @@ from .agreement import Agreement, judge
 from .prediction import RECIPE, NetworkFile, NetworkRows, open_network, save_network
 from .samples import FirstMasks, read_first_masks
 from .settings import RefineSettings
-from .training import train_round
+from .training import encoder_digest, train_round
 
 LEAST_IMAGES = 16  # fewer masks than this teach nothing
 MOST_HELD_OUT = 400
@@ -101,16 +100,12 @@ def refine_masks(
         raise UserError(f"--out {out} is the file of the first masks; choose another name")
     refuse_unwritable(target)
     settings = settings or RefineSettings()
-    if settings.encoder is not None and not Path(settings.encoder).is_file():
-        raise UserError(
-            f"no weight file {settings.encoder}; give --encoder a run's backbone.safetensors, "
-            "or another file of weights"
-        )
     work = _Refinement(
         root=Path(images).resolve(),
         first=first,
         out=target,
         settings=settings,
+        encoder_digest=encoder_digest(settings),
         build_settings=build_settings or BuildSettings(),
         device=choose_device(device),
         say=say,
@@ -144,6 +139,7 @@ class _Refinement:
     first: MaskReader
     out: Path
     settings: RefineSettings
+    encoder_digest: str | None
     build_settings: BuildSettings
     device: torch.device
     say: Say
@@ -183,8 +179,8 @@ class _Refinement:
     def _about(self) -> dict[str, Any]:
         """What the networks depend on."""
         settings = self.settings.as_dict()
-        if self.settings.encoder is not None:
-            settings["encoder"] = file_hash(Path(self.settings.encoder))
+        if self.encoder_digest is not None:  # a moved file of the same weights is the same encoder
+            settings["encoder"] = self.encoder_digest
         return {"first_masks": self.first.content_digest, "settings": settings}
 
     def _finished_network(self) -> NetworkFile | None:

@@ -20,8 +20,8 @@ class RefineSettings(Settings):
         held_out: fraction of those images that is not trained on and tells whether the network has learned.
         image_size: side of the square that an image is brought to for the network, pixels.
         width: channels of the first stage of a network from scratch; later stages have up to eight times.
-        encoder: weights of a backbone to start from (`backbone.safetensors` of a pretraining run, or a
-            weight file of torchvision or timm); None trains from scratch.
+        encoder: weights of a backbone to start from, as `hapicl evaluate` takes them (a run folder, a file of
+            ours, torchvision or timm, `torchvision:NAME`, `timm:NAME`); None trains from scratch.
         epochs: how often each image is seen in a round.
         least_steps: a round has at least so many steps, however few the images.
         batch_size: images in a step.

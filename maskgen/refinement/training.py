@@ -97,7 +97,7 @@ def new_network(settings: RefineSettings, seed: int) -> ForegroundNetwork:
     """Build the network that the settings name; its random weights depend on the seed alone.
 
     Raises:
-        UserError: for an encoder's file that cannot be used.
+        UserError: for an encoder's weights that cannot be used.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -105,6 +105,17 @@ def new_network(settings: RefineSettings, seed: int) -> ForegroundNetwork:
             return ForegroundNetwork(StagesEncoder(settings.width))
         backbone, info = load_backbone(settings.encoder, image_size=settings.image_size)
         return ForegroundNetwork(BackboneEncoder(backbone.train(), info.arch))
+
+
+def encoder_digest(settings: RefineSettings) -> str | None:
+    """SHA-256 of the weights that the encoder starts from; None from scratch.
+
+    Raises:
+        UserError: for weights that are not there or cannot be used, before any image is read.
+    """
+    if settings.encoder is None:
+        return None
+    return load_backbone(settings.encoder, image_size=settings.image_size)[1].sha256
 
 
 def train_round(

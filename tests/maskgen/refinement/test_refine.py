@@ -25,6 +25,8 @@ from hapicl.maskgen.refinement import training
 from hapicl.maskgen.refinement.prediction import NetworkRows, open_network
 from hapicl.maskgen.refinement.refine import network_path, refine_masks
 from hapicl.maskgen.refinement.settings import RefineSettings
+from hapicl.models.backbones.build import build_backbone
+from hapicl.models.write_weights import write_safetensors
 
 SMALL = RefineSettings(
     rounds=1, image_size=32, width=4, epochs=1, least_steps=160, batch_size=8, base_lr=0.1, precision="fp32"
@@ -253,6 +255,26 @@ def test_a_folder_of_other_images_is_refused(first, tmp_path):
 def test_a_missing_encoder_is_refused_before_the_work(folder, first, tmp_path):
     with pytest.raises(UserError, match="no weight file"):
         refined(folder, first, tmp_path / "refined.h5", SMALL.replace(encoder=str(tmp_path / "none.pt")))
+
+
+@pytest.mark.parametrize("arch", ["timm:test_resnet", "test_vit"])
+def test_the_loop_takes_its_encoder_from_a_run_folder(folder, first, tmp_path, arch):
+    run = tmp_path / "run"
+    run.mkdir()
+    backbone = build_backbone(arch, image_size=32, stem="patch8" if arch == "test_vit" else "auto")
+    about = {"arch": arch, "stem": backbone.stem, "image_size": "32"}
+    write_safetensors(backbone.export_state(), run / "backbone.safetensors", about)
+    settings = SMALL.replace(encoder=str(run), least_steps=12)
+    summary = refined(folder, first, tmp_path / "refined.h5", settings)
+    (run / "backbone.safetensors").rename(tmp_path / "moved.safetensors")
+    again = refined(  # the file elsewhere is the same encoder, so this is the same refinement
+        folder,
+        first,
+        tmp_path / "refined.h5",
+        settings.replace(encoder=str(tmp_path / "moved.safetensors")),
+    )
+    assert again.build.already_finished
+    assert again.build.images == summary.build.images == 24
 
 
 def test_too_few_masks_are_kept(folder, scenes, tmp_path):
