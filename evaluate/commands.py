@@ -10,21 +10,19 @@ from typing import Any
 import click
 
 from ..common.terminal.completion import completing
-from ..models.backbones.names import usual_names
+from .options import (
+    ARCH_NAMES,
+    FOLDER,
+    class_options,
+    detection_options,
+    machine_options,
+    name_value_pairs,
+    protocol_options,
+    segmentation_options,
+)
 
-FOLDER = click.Path(path_type=Path)
 TABLE_FORMATS = ("md", "html", "csv")
 EXPORT_TARGETS = ("torchvision", "timm", "detectron2", "safetensors")
-# the names of the PROTOCOLS beside each task's code, which shells complete without importing torch
-PROTOCOL_NAMES = {
-    "knn": ("knn-dino", "knn-instdisc"),
-    "linear": ("linear-moco", "linear-moco-cached", "linear-mae"),
-    "semi": ("semi-finetune", "logistic-1pct"),
-    "svm": ("svm-voc07", "svm-voc07-lowshot"),
-    "segment": ("seg-probe", "seg-densecl-fcn8", "seg-moco-fcn16"),
-    "detect": ("detect-small", "voc-c4-moco", "coco-fpn-2fc", "coco-fpn-4conv1fc"),
-}
-ARCH_NAMES = completing(usual_names)
 
 
 @click.group()
@@ -44,28 +42,10 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @click.argument("weights")
-        @click.option(
-            "--protocol",
-            default=default,
-            show_default=True,
-            shell_complete=completing(lambda: PROTOCOL_NAMES[task]),
-            help=f"By origin, see docs: {', '.join(PROTOCOL_NAMES[task])}.",
-        )
+        @protocol_options(task, default)
         @click.option(
             "--like", metavar="WEIGHTS", help="Take the stem, and random weights the network, from these."
         )
-        @click.option(
-            "--arch",
-            shell_complete=ARCH_NAMES,
-            help="Backbone, where the file does not say; of random weights.",
-        )
-        @click.option("--stem", help="imagenet, no_pool or stride1.  [default: the file's, or by image size]")
-        @click.option(
-            "--image-size",
-            type=click.IntRange(1),
-            help="Side of the input, pixels.  [default: the protocol's]",
-        )
-        @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Another parameter.")
         @click.option(
             "--runs",
             type=click.IntRange(1),
@@ -82,15 +62,7 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
         )
         @click.option("--force", is_flag=True, help="Compute again what is there.")
         @click.option("--report/--no-report", default=True, show_default=True, help="HTML beside it.")
-        @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-        @click.option(
-            "--workers",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Processes that read images.",
-        )
-        @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+        @machine_options
         @click.option("--keep-checkpoints", is_flag=True, help="Keep the fine-tuned networks.")
         @functools.wraps(command)
         def wrapped(**options: Any) -> None:
@@ -123,7 +95,11 @@ def _evaluate(task_name: str, command: Callable[..., Any], options: dict[str, An
     check_place(given, report=report)
     how = {name: options.pop(name) for name in ("workers", "precision")}
     how |= {"device": choose_device(options.pop("device")), "progress": show_progress}
-    picked |= {"changes": _pairs(options.pop("changes")), "runtime": build(Runtime, how), "say": click.echo}
+    picked |= {
+        "changes": name_value_pairs(options.pop("changes")),
+        "runtime": build(Runtime, how),
+        "say": click.echo,
+    }
     request = build(Request, picked)
     check_weights(request)
     task = command(request, **options)
@@ -140,22 +116,6 @@ def _evaluate(task_name: str, command: Callable[..., Any], options: dict[str, An
                 raise SystemExit(EXIT_STOPPED) from stopped
             lines = finish(result, runs, out, report=report, keep_checkpoints=keep)
     click.echo("\n".join(lines))
-
-
-def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
-    """NAME=VALUE texts."""
-    for text in texts:
-        if "=" not in text:
-            raise click.UsageError(f"--set {text}: want NAME=VALUE")
-    return dict(text.split("=", 1) for text in texts)
-
-
-def class_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Training and test class folders."""
-    train = click.option("--train", type=FOLDER, required=True, help="Class folders to learn from.")
-    return train(
-        click.option("--test", type=FOLDER, required=True, help="Class folders to measure on.")(command)
-    )
 
 
 @evaluate.command()
@@ -210,20 +170,7 @@ def svm(
 
 
 @evaluate.command()
-@click.option("--images", type=FOLDER, help="Images.")
-@click.option("--labels", type=FOLDER, help="Label PNGs of the same names.")
-@click.option("--test-images", type=FOLDER, help="Test images; else --holdout of the images.")
-@click.option("--test-labels", type=FOLDER, help="Test labels.")
-@click.option("--voc", type=FOLDER, help="VOC layout instead (JPEGImages, SegmentationClass).")
-@click.option("--split", default="train", show_default=True, help="VOC training split.")
-@click.option("--test-split", default="val", show_default=True, help="VOC test split.")
-@click.option(
-    "--holdout", default=0.25, show_default=True, help="Fraction held out where no test set is named."
-)
-@click.option("--void", default=255, show_default=True, help="Label that does not count, besides 255.")
-@click.option("--binary", is_flag=True, help="Labels are masks: everything above 0 is class 1.")
-@click.option("--classes", type=int, help="Number of classes.  [default: read off the labels]")
-@click.option("--class-names", type=FOLDER, help="Text file with the name of one class per line.")
+@segmentation_options
 @common("segment", "seg-probe")
 def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
     """Semantic segmentation, mIoU: seg-probe (frozen), seg-densecl-fcn8, seg-moco-fcn16 (fine-tuned)."""
@@ -234,16 +181,7 @@ def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
 
 
 @evaluate.command()
-@click.option("--voc", type=FOLDER, help="VOC layout (JPEGImages, Annotations, ImageSets/Main).")
-@click.option("--split", default="trainval", show_default=True, help="VOC training split.")
-@click.option("--test-split", default="test", show_default=True, help="VOC test split.")
-@click.option("--images", type=FOLDER, help="Images of a COCO JSON.")
-@click.option("--annotations", type=FOLDER, help="COCO JSON with boxes, perhaps masks.")
-@click.option("--test-images", type=FOLDER, help="Test images; else the same folder.")
-@click.option("--test-annotations", type=FOLDER, help="COCO JSON of the test set; else --holdout.")
-@click.option(
-    "--holdout", default=0.25, show_default=True, help="Fraction held out where no test set is named."
-)
+@detection_options
 @common("detect", "detect-small")
 def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
     """Detection and instance masks: detect-small, voc-c4-moco, coco-fpn-2fc, coco-fpn-4conv1fc."""

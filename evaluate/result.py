@@ -38,10 +38,11 @@ class Outcome:
 
     `metrics` are fractions in [0, 1] unless the name carries a unit. `per_class` maps a class name to its
     value of the headline metric; None where the class does not occur. `curves` map a name to (step, value)
-    rows.
-    `confusion` is (classes, classes), row: truth, column: prediction. `pictures` are for the report only:
-    (caption, (H, W, 3) uint8). `vectors` names what stood for an image, where one vector does, the headline's
-    first.
+    rows. `confusion` is (classes, classes), row: truth, column: prediction. `vectors` names what stood for an
+    image, where one vector does, the headline's first.
+    Not in the result file: `pictures`, (caption, (H, W, 3) uint8), for the report; and `per_image`, what each
+    test image adds to the headline, for whoever draws the test images again (`class_counts` of segmentation,
+    `match_detections` of detection).
     """
 
     metrics: dict[str, float]
@@ -50,6 +51,7 @@ class Outcome:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     pictures: list[tuple[str, np.ndarray]] = field(default_factory=list)
     vectors: tuple[str, ...] = ()
+    per_image: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +135,9 @@ def make_result(
 
 
 def _run_record(run: Run) -> dict[str, Any]:
-    """JSON-able form of one run, without the pictures."""
-    outcome = dataclasses.asdict(dataclasses.replace(run.outcome, pictures=[]))
-    del outcome["pictures"]
+    """JSON-able form of one run, without the pictures and what each test image adds."""
+    outcome = dataclasses.asdict(dataclasses.replace(run.outcome, pictures=[], per_image={}))
+    del outcome["pictures"], outcome["per_image"]
     return {
         "seed": run.seed,
         "seconds": round(run.seconds, 2),

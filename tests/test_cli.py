@@ -8,8 +8,9 @@ from click.testing import CliRunner
 
 from hapicl import cli
 from hapicl.common.errors import UserError
-from hapicl.evaluate.commands import EXPORT_TARGETS, PROTOCOL_NAMES
+from hapicl.evaluate.commands import EXPORT_TARGETS
 from hapicl.evaluate.export.export import SUFFIX
+from hapicl.evaluate.options import PROTOCOL_NAMES
 from hapicl.models.backbones.names import USUAL_VITS
 from hapicl.models.backbones.vit import known_vits
 

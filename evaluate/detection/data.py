@@ -55,6 +55,10 @@ class LabelledObjects:
         """Whether every object has a mask."""
         return all(objects.segments is not None for objects in self.images)
 
+    def take(self, indices: Sequence[int]) -> LabelledObjects:
+        """The images at `indices`, which may name one more than once."""
+        return replace(self, images=tuple(self.images[index] for index in indices))
+
     def record(self) -> dict[str, object]:
         """JSON-able description."""
         boxes = sum(len(objects.boxes) for objects in self.images)
@@ -270,11 +274,7 @@ def collate_lists(
 def hold_out_objects(data: LabelledObjects, fraction: float) -> tuple[LabelledObjects, LabelledObjects]:
     """Split into training and test images; depends on the number of images alone."""
     held = held_out(len(data), fraction)
-    kept = sorted(set(range(len(data))) - set(held))
-    return (
-        replace(data, images=tuple(data.images[index] for index in kept)),
-        replace(data, images=tuple(data.images[index] for index in held)),
-    )
+    return data.take(sorted(set(range(len(data))) - set(held))), data.take(held)
 
 
 def coco_truth(data: LabelledObjects) -> dict[str, Any]:

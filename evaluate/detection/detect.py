@@ -34,6 +34,7 @@ from ..pictures import detection_picture
 from ..result import Outcome
 from ..settings import Runtime, parameters
 from .data import DetectionSamples, LabelledObjects, coco_truth, collate_lists
+from .matches import match_detections
 from .models import DetectionTask, build_detector
 from .protocols import DetectionProtocol
 from .voc_metric import Detections, Truth, voc_mean_ap
@@ -100,7 +101,13 @@ def evaluate_detection(
     curve = _train(detector, batches, protocol, seed, runtime, {"masks": masks, **(identity or {})})
     found = _predict(detector.eval(), test_data, runtime, masks=masks)
     metrics, per_class = measure(found.boxes, found.masks if masks else None, test_data)
-    return Outcome(metrics=metrics, per_class=per_class, curves={"loss": curve}, pictures=found.pictures)
+    return Outcome(
+        metrics=metrics,
+        per_class=per_class,
+        curves={"loss": curve},
+        pictures=found.pictures,
+        per_image=match_detections(found.boxes, test_data),
+    )
 
 
 def _train(

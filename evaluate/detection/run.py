@@ -43,8 +43,13 @@ class DetectionData(Settings):
 
 def detect_task(request: Request, where: DetectionData) -> Task:
     """`evaluate detect`."""
+    choose(PROTOCOLS, request)  # a mistake in it shows before the annotations are read
+    return detect_task_on(request, *detection_sets(where))
+
+
+def detect_task_on(request: Request, train: LabelledObjects, test: LabelledObjects) -> Task:
+    """`evaluate detect` on images whose annotations were read before."""
     protocol = choose(PROTOCOLS, request)
-    train, test = _sets(where)
     return Task(
         name="detect",
         headline=protocol.headline,
@@ -64,7 +69,7 @@ def detect_task(request: Request, where: DetectionData) -> Task:
     )
 
 
-def _sets(where: DetectionData) -> tuple[LabelledObjects, LabelledObjects]:
+def detection_sets(where: DetectionData) -> tuple[LabelledObjects, LabelledObjects]:
     """Training and test images, from VOC's layout or COCO's JSON."""
     if where.voc is not None:
         for split in where.splits:  # both before the annotations of one, perhaps many, are read

@@ -68,6 +68,11 @@ class LabelledPixels:
         """What the classes are called."""
         return self.class_names or tuple(map(str, range(self.classes)))
 
+    def take(self, indices: Sequence[int]) -> LabelledPixels:
+        """The images at `indices`, which may name one more than once."""
+        images = tuple(self.images[index] for index in indices)
+        return replace(self, images=images, labels=tuple(self.labels[index] for index in indices))
+
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 image and (H, W) uint8 labels, 255 where they do not count."""
         image = as_tensor(read_image(self.images[index]))
@@ -191,17 +196,8 @@ def held_out(number: int, fraction: float, seed: int = 0) -> list[int]:
 
 def hold_out(data: LabelledPixels, fraction: float, seed: int = 0) -> tuple[LabelledPixels, LabelledPixels]:
     """Split into training and test images; the split depends on `seed` and the number of images alone."""
-    held = set(held_out(len(data), fraction, seed))
-
-    def part(indices: Sequence[int]) -> LabelledPixels:
-        images = tuple(data.images[index] for index in indices)
-        return replace(data, images=images, labels=tuple(data.labels[index] for index in indices))
-
-    everything = range(len(data))
-    return (
-        part([index for index in everything if index not in held]),
-        part([index for index in everything if index in held]),
-    )
+    held = held_out(len(data), fraction, seed)
+    return data.take(sorted(set(range(len(data))) - set(held))), data.take(held)
 
 
 def with_classes(

@@ -5,6 +5,7 @@ Shape legend: K classes, H and W pixels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,3 +44,16 @@ def segmentation_metrics(confusion: Tensor) -> dict[str, float]:
         "miou": sum(ious) / len(ious),
         "pixel_accuracy": float(confusion.diagonal().sum() / confusion.sum()),
     }
+
+
+def class_counts(confusion: Tensor) -> Tensor:
+    """Pixels of each class that are hit, true, and predicted: (K, 3) int64. They add up over images."""
+    return torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)], dim=1)
+
+
+def miou_of_counts(counts: np.ndarray) -> np.ndarray:
+    """Mean IoU of summed `class_counts`, (..., K, 3) to (...), over the classes of `segmentation_metrics`."""
+    hits, true, predicted = np.moveaxis(counts, -1, 0)
+    union = true + predicted - hits
+    ious = hits / np.maximum(union, 1)
+    return np.asarray(ious.sum(-1) / np.maximum((union > 0).sum(-1), 1))

@@ -39,10 +39,20 @@ class SegmentationData(Settings):
 
 def segment_task(request: Request, where: SegmentationData) -> Task:
     """`evaluate segment`."""
-    protocol = choose(PROTOCOLS, request)
+    choose(PROTOCOLS, request)  # a mistake in it shows before the labels are read
+    return segment_task_on(request, *segmentation_sets(where))
+
+
+def segmentation_sets(where: SegmentationData) -> tuple[LabelledPixels, LabelledPixels]:
+    """Training and test images with their classes; every label file is read."""
     names = _class_names(where)
     train, test = with_classes(*_sets(where), len(names) if names else where.classes)
-    train, test = replace(train, class_names=names), replace(test, class_names=names)
+    return replace(train, class_names=names), replace(test, class_names=names)
+
+
+def segment_task_on(request: Request, train: LabelledPixels, test: LabelledPixels) -> Task:
+    """`evaluate segment` on images that were read before."""
+    protocol = choose(PROTOCOLS, request)
     samples: ResizedSamples | SegmentationCrops
     if isinstance(protocol, ProbeProtocol):
         samples, size, batch_size = ResizedSamples(train, protocol), protocol.width, 32

@@ -33,7 +33,7 @@ from ..pictures import segmentation_picture
 from ..result import Outcome
 from ..settings import Runtime, parameters
 from .data import LabelledPixels
-from .miou import class_iou, confusion_matrix, segmentation_metrics
+from .miou import class_counts, class_iou, confusion_matrix, segmentation_metrics
 from .models import FcnSegmenter, SegProbe
 from .protocols import FcnProtocol, ProbeProtocol
 from .samples import ResizedSamples, SegmentationCrops
@@ -206,6 +206,7 @@ def _measure(
 ) -> Outcome:
     """Predict every test image at the size of its labels; count IoU; keep a few pictures."""
     confusion = torch.zeros(data.classes, data.classes, dtype=torch.int64)
+    counts = torch.zeros(len(data), data.classes, 3, dtype=torch.int64)
     shown = {round(position) for position in np.linspace(0, len(data) - 1, min(PICTURES, len(data)))}
     pictures = []
     with runtime.progress("test images", len(data)) as advance:
@@ -216,7 +217,9 @@ def _measure(
                 logits.float(), size=labels.shape, mode="bilinear", align_corners=False
             )
             predicted = enlarged[0].argmax(0).cpu()
-            confusion += confusion_matrix(labels, predicted, data.classes)
+            found = confusion_matrix(labels, predicted, data.classes)
+            confusion += found
+            counts[index] = class_counts(found)
             if index in shown:
                 name = data.images[index].name
                 pictures.append((name, segmentation_picture(image, labels, predicted, data.classes)))
@@ -228,4 +231,5 @@ def _measure(
         confusion=confusion.tolist(),
         curves={"loss": curve},
         pictures=pictures,
+        per_image={"counts": counts.numpy()},
     )

@@ -180,7 +180,7 @@ def test_a_missing_list_is_told_before_the_training_images_are_read(
 
     monkeypatch.setattr(data, "_voc_annotation", lambda path: pytest.fail("an annotation was read"))
     with pytest.raises(UserError, match=r"cannot read .*val\.txt"):
-        run._sets(run.DetectionData(voc=squares, splits=("train", "val")))
+        run.detection_sets(run.DetectionData(voc=squares, splits=("train", "val")))
 
 
 def test_help_states_the_name_that_results_get() -> None:

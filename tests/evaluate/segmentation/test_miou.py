@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from hapicl.evaluate.segmentation.miou import class_iou, confusion_matrix, segmentation_metrics
+from hapicl.evaluate.segmentation.miou import (
+    class_counts,
+    class_iou,
+    confusion_matrix,
+    miou_of_counts,
+    segmentation_metrics,
+)
 
 
 def test_hand_computed_with_void() -> None:
@@ -26,3 +32,16 @@ def test_only_void_is_an_error() -> None:
     confusion = confusion_matrix(torch.full((3,), 255), torch.zeros(3, dtype=torch.long), 2)
     with pytest.raises(ValueError, match="void"):
         segmentation_metrics(confusion)
+
+
+def test_counts_of_images_add_up_to_the_confusion_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 4, (5, 60), generator=generator)
+    predicted = torch.randint(0, 5, (5, 60), generator=generator)  # class 5 occurs nowhere, 4 only here
+    each = [confusion_matrix(one, other, 6) for one, other in zip(truth, predicted, strict=True)]
+    counts = torch.stack([class_counts(matrix) for matrix in each])
+    assert counts.shape == (5, 6, 3)
+    whole = segmentation_metrics(torch.stack(each).sum(0))["miou"]
+    assert miou_of_counts(counts.sum(0).numpy()) == pytest.approx(whole)
+    one = segmentation_metrics(each[2])["miou"]
+    assert miou_of_counts(counts.numpy())[2] == pytest.approx(one)
