@@ -34,7 +34,7 @@ from .first_pass import run_first_pass
 from .modules.memory import path_difference, remembered_paths
 from .report.views import KEPT, save_method_pictures, save_views
 from .resume import check_same_training, find_checkpoint, note_extension, refuse_unusable_folder
-from .start import Pull, parameter_groups, start_values
+from .start import FeaturePull, Pull, parameter_groups, start_values
 
 WEIGHTS = "backbone.safetensors"
 
@@ -114,9 +114,11 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
     config = describe(components)
     method, paths = components.method, list(components.loader.paths)
     optimizer = _build_optimizer(components)
-    pulled = components.settings.pull
-    # made before the checkpoint moves the backbone
-    pull = no_change if pulled is None else Pull(components.backbone, pulled)
+    # both are made before the checkpoint moves the backbone
+    pull = no_change if settings.pull is None else Pull(components.backbone, settings.pull)
+    if settings.feature_pull is not None:
+        compared = settings.feature_pull_on or "map"
+        FeaturePull(method, components.backbone, settings.feature_pull, compared)
     first_step, extended = 0, ""
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)

@@ -5,8 +5,8 @@ Shape legend: B images, C channels, S map cells per side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,6 +17,8 @@ from ...common.errors import UserError, did_you_mean
 Stem = Literal["auto", "imagenet", "no_pool", "stride1"] | str
 # what stands for a whole image: the mean over the cells of the last map, or a ViT's class token
 Vector = Literal["mean", "class"]
+# told of what a backbone has computed: how another backbone computes the same, and the values
+Watcher = Callable[[Callable[[Any], Tensor], Tensor], None]
 
 
 class Backbone(nn.Module):
@@ -68,6 +70,14 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images to maps (B, C, S, S) by name."""
         raise TypeError(f"{type(self).__name__} has no forward")
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` from here on of every last map, (B, C, S, S), that is computed of images."""
+
+        def tell(_: nn.Module, images: tuple[Any, ...], maps: dict[str, Tensor]) -> None:
+            watcher(lambda other: other(*images)[self.last], maps[self.last])
+
+        self.register_forward_hook(tell)
 
     def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """Its parts by name, from the image on; every parameter belongs to one of them."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ...common.errors import UserError, did_you_mean
 from ...data.positions import sincos_table
 from ..tokens import initialise, take_tokens
-from .base import Backbone, Stem
+from .base import Backbone, Stem, Watcher
 
 
 class ViTBackbone(Backbone):
@@ -28,6 +28,8 @@ class ViTBackbone(Backbone):
     Positions are the fixed 2-D sine-cosine table (zeros for the class token) and every linear layer starts
     with Xavier's uniform draw, as in MAE, MoCo v3 and SiameseIM. Parameters keep timm's names.
     """
+
+    _watcher: Watcher | None = None
 
     def __init__(self, trunk: VisionTransformer, *, name_heads: bool = False) -> None:
         """Take over a model of timm, made without a head.
@@ -114,7 +116,13 @@ class ViTBackbone(Backbone):
         for block in self.trunk.blocks:
             values = block(values)
         normalised: Tensor = self.trunk.norm(values)
+        if self._watcher is not None:
+            self._watcher(lambda other: other.tokens(images, keep), normalised)
         return normalised
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of all tokens that are computed, (B, 1 + K, C), for masked methods make no maps."""
+        self._watcher = watcher
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) to `patches` (B, C, S, S), row-major cells, and `class` (B, C)."""

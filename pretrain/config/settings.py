@@ -31,6 +31,7 @@ def _split_names(value: Any) -> Any:
 
 
 StageNames = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+Compared = Literal["map", "pooled"]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -58,6 +59,9 @@ class RunSettings(Start):
     layer_decay: LayerDecay | None = None  # of the rate, by stage from the last to the first
     # strength of the pull of the backbone's weights towards where they started, in place of their decay
     pull: Positive | None = None
+    # weight of the distance between the backbone's features and those of a frozen copy of its start
+    feature_pull: Positive | None = None
+    feature_pull_on: Compared | None = None  # cell by cell, which is the default, or their mean
     stem: str = "auto"  # of a ResNet imagenet, no_pool or stride1; of a ViT its patch, such as patch8
     image_size: ImageSize = 224  # side of the views, pixels
     epochs: Epochs | None = None  # 200 where neither is given
@@ -99,10 +103,13 @@ class RunSettings(Start):
             )
         if (self.knn_train is None) != (self.knn_val is None):
             raise ValueError("the online kNN needs both --knn-train and --knn-val")
+        if self.feature_pull is not None and self.compile:
+            raise ValueError("feature_pull looks into the backbone, so it does not go with --compile")
         return self
 
 
-OF_A_START = ("freeze", "freeze_batchnorm", "layer_decay", "pull")  # need weights
+# need weights
+OF_A_START = ("freeze", "freeze_batchnorm", "layer_decay", "pull", "feature_pull")
 # a resumed run may change these
 SESSION = frozenset(
     {
@@ -186,6 +193,8 @@ def without_effect(settings: RunSettings, given: Mapping[str, Any], *, uses_mask
     for name in ("knn_every", "knn_images"):
         if settings.knn_train is None and name in given:
             found.append(f"{name} has no effect without --knn-train and --knn-val")
+    if settings.feature_pull is None and "feature_pull_on" in given:
+        found.append("feature_pull_on has no effect without feature_pull")
     if settings.precision == "fp32" and settings.device == "cpu" and "precision" in given:
         found.append("precision=fp32 has no effect on the CPU, where it is the default")
     return found

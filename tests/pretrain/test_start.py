@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 import torchvision
 from small_run import draw_images, write_box_masks
@@ -12,8 +13,14 @@ from hapicl.engine.checkpoint import load_checkpoint
 from hapicl.engine.distributed import World
 from hapicl.pretrain import components as assembly
 from hapicl.pretrain.config.resolve import resolve
-from hapicl.pretrain.start import Pull, parameter_groups, start_values
+from hapicl.pretrain.start import FeaturePull, Pull, feature_distance, parameter_groups, start_values
 from hapicl.pretrain.train import pretrain
+
+SMALL_VIT = {"arch": "test_vit", "stem": "patch8"}
+VITS = {
+    "mae": {**SMALL_VIT, "config": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3}},
+    "siameseim": {**SMALL_VIT, "config": {"mask_pattern": "random"}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +30,13 @@ def folder(tmp_path_factory):
     write_box_masks(root / "images", root / "masks.h5")
     torch.manual_seed(7)
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), root / "w.pth")
+    torch.save(timm.create_model("test_vit").state_dict(), root / "vit.pth")
     return root
 
 
 def settings(folder, overrides=(), **changes):
-    options = {"method": "simclr", "masks": str(folder / "masks.h5"), "weights": str(folder / "w.pth")}
+    weights = str(folder / ("vit.pth" if changes.get("arch") == "test_vit" else "w.pth"))
+    options = {"method": "simclr", "masks": str(folder / "masks.h5"), "weights": weights}
     options |= {"image_size": 32, "batch_size": 4, "workers": 0, "device": "cpu", "steps": 4}
     return resolve(options | changes, overrides=overrides)[0]
 
@@ -109,7 +118,7 @@ def test_a_strong_pull_keeps_a_run_near_its_start(folder, tmp_path):
 
 
 def test_options_of_a_start_are_refused_without_one(folder):
-    for text in ("freeze=stem", "freeze_batchnorm=true", "layer_decay=0.7", "pull=0.1"):
+    for text in ("freeze=stem", "freeze_batchnorm=true", "layer_decay=0.7", "pull=0.1", "feature_pull=1"):
         name = text.partition("=")[0]
         with pytest.raises(UserError, match=f"{name}: there are no weights to start from; give --weights"):
             settings(folder, [text], weights=None)
@@ -134,3 +143,77 @@ def test_the_numbers_of_the_start_outlive_a_resume(assembled, tmp_path):
     found = start_values(assembled, tmp_path, 2)
     assert found == {"knn/accuracy": 0.3, "embedding/effective_rank": 9.0}
     assert start_values(assembled, tmp_path, 0) == {}  # of a run that was here before
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco_v2", "jigsaw", "mae", "siameseim"])
+@pytest.mark.parametrize("compared", ["map", "pooled"])
+def test_the_feature_pull_is_zero_at_the_start_and_a_loss_away_from_it(folder, method, compared):
+    vit = method in VITS
+    changes = VITS.get(method, {"config": {"permutations": 10, "hidden": 16}} if method == "jigsaw" else {})
+    components = assembly.assemble(settings(folder, method=method, **changes), World())
+    with components.loader:
+        batch = next(components.loader.batches(0))
+    backbone = components.backbone
+    torch.manual_seed(0)
+    plain = components.method(batch).loss
+    FeaturePull(components.method, backbone, 2.0, compared)
+    torch.manual_seed(0)
+    output = components.method(batch)
+    assert output.loss_terms["feature_pull"] == 0
+    if method in {"simclr", "mae"}:  # the others have moved a queue or a moment meanwhile
+        assert output.loss == plain
+    part = backbone.trunk.blocks[0].mlp.fc1 if vit else backbone.trunk.layer4[0].conv1
+    part.weight.data += 0.05 * torch.randn_like(part.weight)
+    output = components.method(batch)
+    term = output.loss_terms["feature_pull"]
+    assert 0 < term < 4
+    output.loss.backward()
+    assert part.weight.grad.abs().sum() > 0
+    names = components.method.state_dict()  # the frozen copy is no part of a checkpoint
+    assert len([name for name in names if name.endswith(("conv1.weight", "fc1.weight"))]) > 0
+    assert not any("start" in name for name in names)
+
+
+def test_the_distance_of_features_is_that_of_unit_vectors_cell_by_cell_or_pooled():
+    one, other = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
+    cells = [
+        (one[b, :, i, j] / one[b, :, i, j].norm() - other[b, :, i, j] / other[b, :, i, j].norm())
+        .square()
+        .sum()
+        for b in range(2)
+        for i in range(2)
+        for j in range(2)
+    ]
+    torch.testing.assert_close(feature_distance(one, other, "map"), torch.stack(cells).mean())
+    pooled = [values.mean((2, 3)) / values.mean((2, 3)).norm(dim=1, keepdim=True) for values in (one, other)]
+    expected = (pooled[0] - pooled[1]).square().sum(1).mean()
+    torch.testing.assert_close(feature_distance(one, other, "pooled"), expected)
+    tokens = [values.flatten(2).transpose(1, 2) for values in (one, other)]
+    torch.testing.assert_close(feature_distance(*tokens, "map"), torch.stack(cells).mean())
+    assert feature_distance(one, -one, "map").item() == pytest.approx(4)
+
+
+def test_a_run_with_a_feature_pull_stays_nearer_and_resumes_exactly(folder, tmp_path):
+    fast = ["optimizer.name=sgd", "optimizer.base_lr=1", "schedule.name=constant"]
+    pulled = [*fast, "feature_pull=20"]
+    pretrain(settings(folder, pulled, out=str(tmp_path / "whole")), show=False)
+    pretrain(settings(folder, pulled, out=str(tmp_path / "parts"), stop_after=2), show=False)
+    pretrain(settings(folder, pulled, out=str(tmp_path / "parts"), resume="auto"), show=False)
+    whole, parts = (load_checkpoint(tmp_path / name / "last.pt")["module"] for name in ("whole", "parts"))
+    assert [name for name, value in whole.items() if not torch.equal(value, parts[name])] == []
+    pretrain(settings(folder, fast, out=str(tmp_path / "free")), show=False)
+    key = "backbone.trunk.layer4.1.conv2.weight"
+    free = load_checkpoint(tmp_path / "free" / "last.pt")["module"]
+    start = torch.load(folder / "w.pth", weights_only=True)[key.removeprefix("backbone.trunk.")]
+    assert (whole[key] - start).norm() < (free[key] - start).norm()
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss/feature_pull"] == 0
+    assert rows[-1]["loss/feature_pull"] > 0
+
+
+def test_a_feature_pull_says_what_it_does_not_go_with(folder):
+    with pytest.raises(UserError, match="feature_pull looks into the backbone, so it does not go with --com"):
+        settings(folder, ["feature_pull=1"], compile=True)
+    options = {"method": "simclr", "masks": str(folder / "masks.h5")}
+    notes = resolve(options, overrides=["feature_pull_on=pooled"])[1]
+    assert "warning: feature_pull_on has no effect without feature_pull" in notes
