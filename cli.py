@@ -41,7 +41,7 @@ COMMANDS = {
         "evaluate",
         "Measure a backbone: segmentation, detection, kNN, linear.",
     ),
-    "export": ("hapicl.evaluate.commands", "export", "Write a backbone for torchvision, timm or detectron2."),
+    "export": ("hapicl.evaluate.export.commands", "export", "Write a backbone for other libraries."),
     "show-matches": (
         "hapicl.evaluate.commands",
         "show_matches",

@@ -1,4 +1,4 @@
-"""The commands `evaluate` and `export`: parse, call, print."""
+"""The commands `evaluate` and `show-matches`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from ..common.terminal.completion import completing
 from .options import (
     ARCH_NAMES,
     FOLDER,
@@ -22,7 +21,6 @@ from .options import (
 )
 
 TABLE_FORMATS = ("md", "html", "csv")
-EXPORT_TARGETS = ("torchvision", "timm", "detectron2", "safetensors")
 
 
 @click.group()
@@ -209,32 +207,6 @@ def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
     with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
     click.echo(f"wrote {out}")
-
-
-@click.command()
-@click.argument("checkpoint")
-@click.option(
-    "--to",
-    "target",
-    required=True,
-    shell_complete=completing(lambda: EXPORT_TARGETS),
-    help="torchvision, timm, detectron2 or safetensors.",
-)
-@click.option("--out", type=FOLDER, help="File.  [default: backbone-TARGET beside the weights]")
-@click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone, where the file does not say.")
-def export(checkpoint: str, target: str, out: Path | None, arch: str | None) -> None:
-    """Write a backbone for another library, and check that it loads there.
-
-    CHECKPOINT is a run folder, or a weight file as for `hapicl evaluate`.
-    """
-    from .export.export import export_backbone
-
-    path = Path(checkpoint)
-    place = (path if path.is_dir() else path.parent) / f"backbone-{target}"
-    written, matched = export_backbone(checkpoint, target, out or place, arch=arch)
-    click.echo(matched)
-    click.echo(f"wrote {written.path} ({written.keys} keys, read back and compared). To use it:")
-    click.echo(written.usage)
 
 
 @click.command("show-matches")

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from hapicl import cli
 from hapicl.common.errors import UserError
-from hapicl.evaluate.commands import EXPORT_TARGETS
+from hapicl.evaluate.export.commands import EXPORT_TARGETS
 from hapicl.evaluate.export.export import SUFFIX
 from hapicl.evaluate.options import PROTOCOL_NAMES
 from hapicl.models.backbones.names import USUAL_VITS

@@ -1,4 +1,7 @@
-"""What `hapicl export` prints: the lines that load the written file, to be run as they stand."""
+"""What `hapicl export` prints: the lines that load what was written, to be run as they stand.
+
+Each library's lines stand for themselves, under the library's name; the tests run them in the real libraries.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,22 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ...models.backbones.base import Backbone
-from ...models.backbones.resnet import restore_lines
+from ...models.backbones.resnet import ResNetBackbone, restore_lines
 from ...models.backbones.timm_maps import TimmBackbone
 from ...models.backbones.vit import ViTBackbone
+from .timm_form import timm_arguments
+
+Snippets = dict[str, str]  # the library's name -> lines of Python
+
+# strides of the maps for which segmentation-models-pytorch has decoders
+_PYRAMIDS = ([2, 4, 8, 16, 32], [4, 8, 16, 32])
+_SMP_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
-def usage(target: str, backbone: Backbone, path: Path, arch: str) -> str:
-    """Lines of Python that load a file.
+def usage(target: str, backbone: Backbone, path: Path, arch: str) -> Snippets:
+    """Lines of Python that load a file, by the library they are for.
 
     Args:
         target: library it was written for.
@@ -23,70 +32,118 @@ def usage(target: str, backbone: Backbone, path: Path, arch: str) -> str:
         path: the file.
         arch: the backbone's name.
     """
-    return "\n".join(_LINES[target](backbone, path, arch))
+    found = _LINES[target](backbone, path, arch)
+    return {library: "\n".join(lines) for library, lines in found.items()}
 
 
-def timm_arguments(backbone: Backbone) -> dict[str, Any]:
-    """Arguments of `timm.create_model` beside the name: without a head, and a ViT as it was trained."""
-    if isinstance(backbone, TimmBackbone):
-        size = {"img_size": backbone.image_size} if backbone.fixed_size else {}
-        own = backbone.stride == backbone.own_stride
-        return {"num_classes": 0, **size, **({} if own else {"output_stride": backbone.stride})}
-    if not isinstance(backbone, ViTBackbone):
-        return {"num_classes": 0}
-    patch = backbone.patch_size
-    sizes: dict[str, Any] = {"img_size": backbone.grid * patch, "patch_size": patch}
-    if "_heads" in backbone.stem:
-        sizes["num_heads"] = backbone.heads
-    if "norm.weight" not in backbone.export_state():
-        sizes["final_norm"] = False
-    return {"num_classes": 0, **sizes}
+def hub_usage(backbone: Backbone, place: str) -> Snippets:
+    """Lines of Python that load a folder in the hub's form, by library.
+
+    Args:
+        backbone: what it holds.
+        place: as timm takes it: `local-dir:FOLDER` or `hf-hub:NAME`.
+    """
+    source, name = json.dumps(place, ensure_ascii=False), json.dumps(f"tu-{place}", ensure_ascii=False)
+    vectors = [
+        "import timm",
+        *_import_torch(backbone),
+        f"model = timm.create_model({source}, pretrained=True)  # timm 1.0.16 or newer; a vector per image",
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+        *_strides(backbone),
+    ]
+    maps = [
+        "import timm",
+        *_import_torch(backbone),
+        f"model = timm.create_model({source}, pretrained=True, features_only=True)  # maps",
+        *_before_norm(backbone),
+        *_strides(backbone),
+    ]
+    found = {"timm": vectors, "timm, feature maps": maps}
+    if decoder := _decoder(backbone):
+        found["segmentation-models-pytorch"] = [
+            "import segmentation_models_pytorch as smp",
+            *_usual_strides(backbone),
+            f"model = smp.{decoder}({name}, encoder_weights=True, classes=21)",
+        ]
+    found["transformers"] = [
+        "import timm",
+        "from transformers import TimmBackbone",
+        f"backbone = TimmBackbone.from_pretrained({source})",
+        *_kept_statistics(backbone, source),
+    ]
+    return {library: "\n".join(lines) for library, lines in found.items()}
 
 
-def timm_name(backbone: Backbone, arch: str) -> str:
-    """The name under which timm makes the network."""
-    return backbone.name if isinstance(backbone, TimmBackbone) else arch
+def as_text(snippets: Snippets) -> str:
+    """All lines, under the libraries' names where there are several."""
+    if len(snippets) == 1:
+        return next(iter(snippets.values()))
+    return "\n\n".join(f"# {library}\n{lines}" for library, lines in snippets.items())
 
 
-def _torchvision(backbone: Backbone, path: Path, arch: str) -> list[str]:
-    return [
+def _torchvision(backbone: Backbone, path: Path, arch: str) -> dict[str, list[str]]:
+    model = [
         "import torch, torchvision",
         f"model = torchvision.models.{arch}()",
         "# only fc stays new",
         f"model.load_state_dict(torch.load({_text(path)}, weights_only=True), strict=False)",
         *_strides(backbone),
     ]
+    detector = [
+        "import torch",
+        "from torchvision.models.detection import FasterRCNN",
+        "from torchvision.models.detection.backbone_utils import resnet_fpn_backbone",
+        "# every layer learns, BatchNorm too; torchvision's default freezes it",
+        "backbone = resnet_fpn_backbone(",
+        f'    backbone_name="{arch}", weights=None, trainable_layers=5, norm_layer=torch.nn.BatchNorm2d',
+        ")",
+        f"backbone.body.load_state_dict(torch.load({_text(path)}, weights_only=True))",
+        *_strides(backbone, of="backbone.body"),
+        "model = FasterRCNN(backbone, num_classes=91)",
+    ]
+    return {"torchvision": model, "torchvision's detectors": detector}
 
 
-def _timm(backbone: Backbone, path: Path, arch: str) -> list[str]:
+def _timm(backbone: Backbone, path: Path, arch: str) -> dict[str, list[str]]:
     arguments = ", ".join(f"{name}={value}" for name, value in timm_arguments(backbone).items())
     if isinstance(backbone, TimmBackbone):
-        return [
+        lines = [
             "import timm",
             "from safetensors.torch import load_file",
             f'model = timm.create_model("{backbone.name}", {arguments})',
             "# only what follows the last map stays new",
             f"model.load_state_dict(load_file({_text(path)}), strict=False)",
         ]
+        return {"timm": lines}
     create = f'model = timm.create_model("{arch}", {arguments}, checkpoint_path={_text(path)})'
-    torch = ["import torch"] if _strides(backbone) else []
-    return ["import timm", *torch, create, *_strides(backbone)]
+    found = {"timm": ["import timm", *_import_torch(backbone), create, *_strides(backbone)]}
+    if isinstance(backbone, ResNetBackbone):
+        own = arch in _SMP_RESNETS  # else timm's network inside smp's encoder
+        found["segmentation-models-pytorch"] = [
+            "import segmentation_models_pytorch as smp",
+            "from safetensors.torch import load_file",
+            *_usual_strides(backbone),
+            f'model = smp.Unet("{arch if own else f"tu-{arch}"}", encoder_weights=None, classes=21)',
+            f"model.encoder{'' if own else '.model'}.load_state_dict(load_file({_text(path)}))",
+        ]
+    return found
 
 
-def _safetensors(backbone: Backbone, path: Path, arch: str) -> list[str]:
-    return [
+def _safetensors(backbone: Backbone, path: Path, arch: str) -> dict[str, list[str]]:
+    lines = [
         "from safetensors.torch import load_file",
         f"state = load_file({_text(path)})",
-        f"# or: hapicl evaluate knn {path} --train DIR --val DIR",
+        f"# or: hapicl evaluate knn {path} --train DIR --test DIR",
     ]
+    return {"safetensors": lines}
 
 
-def _detectron2(backbone: Backbone, path: Path, arch: str) -> list[str]:
+def _detectron2(backbone: Backbone, path: Path, arch: str) -> dict[str, list[str]]:
     depth = re.search(r"resnet(\d+)", arch)
     assert depth is not None
     small = ["cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64"] if depth[1] in ("18", "34") else []
     wide = ["cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 128"] if arch.startswith("wide") else []
-    return [
+    lines = [
         "from detectron2.config import get_cfg",
         "cfg = get_cfg()",
         f"cfg.MODEL.WEIGHTS = {_text(path)}",
@@ -101,12 +158,52 @@ def _detectron2(backbone: Backbone, path: Path, arch: str) -> list[str]:
         *wide,
         *([] if backbone.stem == "imagenet" else [f"# {_trained_with(backbone)}, which detectron2 has not"]),
     ]
+    return {"detectron2": lines}
 
 
-def _strides(backbone: Backbone) -> list[str]:
-    """What gives another library's ResNet the strides of training, where those were others."""
-    lines = restore_lines(backbone.stem)
+def _import_torch(backbone: Backbone) -> list[str]:
+    """For the lines of `_strides`."""
+    return ["import torch"] if restore_lines(backbone.stem) else []
+
+
+def _strides(backbone: Backbone, of: str = "model") -> list[str]:
+    """What gives another library's ResNet, called `of`, the strides of training, where those were others."""
+    lines = [line.replace("model.", f"{of}.", 1) for line in restore_lines(backbone.stem)]
     return lines and [f"# {_trained_with(backbone)}; the weights fit the usual one too:", *lines]
+
+
+def _usual_strides(backbone: Backbone) -> list[str]:
+    """That a decoder takes a ResNet with its usual stem only."""
+    if not restore_lines(backbone.stem):
+        return []
+    return [f"# {_trained_with(backbone)}; the decoders fit the usual one, and so do the weights"]
+
+
+def _before_norm(backbone: Backbone) -> list[str]:
+    """That timm gives a ViT's maps before the last norm."""
+    has_norm = isinstance(backbone, ViTBackbone) and "norm.weight" in backbone.export_state()
+    return ["# of the last blocks, before the norm that follows them"] if has_norm else []
+
+
+def _decoder(backbone: Backbone) -> str | None:
+    """The decoder of segmentation-models-pytorch that takes the backbone's maps; None if there is none."""
+    if isinstance(backbone, ViTBackbone):
+        return "DPT"
+    if isinstance(backbone, TimmBackbone):
+        strides = [info["reduction"] for info in backbone.trunk.feature_info]
+        return "Unet" if strides in _PYRAMIDS else None
+    return "Unet"
+
+
+def _kept_statistics(backbone: Backbone, source: str) -> list[str]:
+    """What keeps BatchNorm's statistics, which transformers sets to 0 and 1 after timm has loaded them."""
+    if not any(name.endswith("running_mean") for name in backbone.export_state()):
+        return []
+    return [
+        "# transformers 5 has reset the running statistics of BatchNorm; timm's own network has them",
+        f"backbone._backbone = timm.create_model({source}, pretrained=True, features_only=True,",
+        "                                        out_indices=tuple(backbone.out_indices))",
+    ]
 
 
 def _text(path: Path) -> str:
@@ -118,7 +215,7 @@ def _trained_with(backbone: Backbone) -> str:
     return f"trained with the stem {backbone.stem!r}, of a smaller stride"
 
 
-_LINES: dict[str, Callable[[Backbone, Path, str], list[str]]] = {
+_LINES: dict[str, Callable[[Backbone, Path, str], dict[str, list[str]]]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "safetensors": _safetensors,

@@ -34,7 +34,7 @@ def test_exports_load_into_timm_and_the_printed_lines_run(tmp_path, arch, size, 
     assert done.keys == len(backbone.export_state())
     if target == "timm":
         found: dict = {}
-        exec(done.usage, found)
+        exec(done.snippets["timm"], found)
         state = found["model"].state_dict()
         for name, value in safetensors.torch.load_file(out).items():
             assert torch.equal(state[name], value)

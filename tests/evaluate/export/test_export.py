@@ -153,7 +153,10 @@ class _Config:
 def test_every_printed_line_runs_and_gives_the_same_features(
     arch: str, size: int, stem: str, norm: bool, targets: tuple[str, ...], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """The line for timm named neither size, patch, heads nor the missing last norm, and did not load."""
+    """The line for timm named neither size, patch, heads nor the missing last norm, and did not load.
+
+    What the lines for further libraries do is in test_clients.py.
+    """
     torch.manual_seed(0)
     backbone = build_backbone(arch, image_size=size, stem=stem)
     if not norm:
@@ -170,7 +173,7 @@ def test_every_printed_line_runs_and_gives_the_same_features(
     for target in targets:
         written, _ = export_backbone(str(tmp_path / "backbone.safetensors"), target, tmp_path / target)
         space: dict[str, Any] = {}
-        exec(written.usage, space)
+        exec(written.snippets[target], space)
         if target == "detectron2":
             assert (18 if arch == "resnet18" else 50) == space["cfg"].MODEL.RESNETS.DEPTH
             assert Path(space["cfg"].MODEL.WEIGHTS).is_file()
