@@ -5,6 +5,8 @@ Shape legend: B images, C channels, K classes, H and W pixels, S map cells per s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,6 +30,28 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     )
     summed = functional.cross_entropy(enlarged, labels.long(), ignore_index=IGNORE, reduction="sum")
     return summed / (labels != IGNORE).sum().clamp(min=1)
+
+
+def joined_maps(backbone: Backbone, images: Tensor, names: Sequence[str]) -> Tensor:
+    """The named maps of normalised images (B, 3, H, W), channels one after the other: (B, sum of C, S, S).
+
+    Smaller maps are enlarged bilinearly to the one of most cells. The maps keep their scales, which differ:
+    whoever classifies them standardises each channel.
+
+    Raises:
+        UserError: for the name of no map.
+    """
+    maps = [values.float() for values in backbone.maps(images, names).values()]
+    rows, columns = max(values.shape[-2:] for values in maps)
+    return torch.cat(
+        [
+            functional.interpolate(values, size=(rows, columns), mode="bilinear", align_corners=False)
+            if values.shape[-2:] != (rows, columns)
+            else values
+            for values in maps
+        ],
+        dim=1,
+    )
 
 
 class SegProbe(nn.Module):

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ...common.config import Count, CountOrZero, NotNegative, Positive, Settings
 from ...pretrain.config.settings import ImageSize
 
 
+def _one_or_several(value: Any) -> Any:
+    """One name, or a list of them."""
+    return [value] if isinstance(value, str) else value
+
+
+MapNames = Annotated[tuple[str, ...], BeforeValidator(_one_or_several), Field(min_length=1)]
+
+
 class ProbeProtocol(Settings):
     """Parameters of `seg-probe`; our own choice, meant to be cheap and to need no tuning per backbone."""
+
+    # which maps are probed, side by side where they are several; None: the backbone's last
+    map: MapNames | None = None
 
     height: ImageSize = 224  # pixels, every image is resized to height x width whatever its shape
     width: ImageSize = 224
@@ -28,6 +46,22 @@ class ProbeProtocol(Settings):
             size = f"height {self.height} and width {self.width}"
             raise ValueError(f"label_stride {self.label_stride} is larger than the images ({size}); lower it")
         return self
+
+    @field_validator("map")
+    @classmethod
+    def _check_map(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Refuse the same map twice."""
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("name each map once")
+        return names
+
+    @model_serializer(mode="wrap")
+    def _without_last_map(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `map` out where it is the last one: results from before there was a choice say the same."""
+        values: dict[str, Any] = serialize(self)
+        if self.map is None:
+            del values["map"]
+        return values
 
 
 class FcnProtocol(Settings):

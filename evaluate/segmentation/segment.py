@@ -1,7 +1,8 @@
 """`evaluate segment`: what a backbone is worth for semantic segmentation, in mean IoU without void pixels.
 
 `seg-probe`, the project's headline: the backbone is frozen, images are resized to one size, their maps are
-computed once, and a 1x1 convolution on the map is trained with cross-entropy for a fixed number of steps.
+computed once, and a 1x1 convolution on the map is trained with cross-entropy for a fixed number of steps;
+`map` names another map than the last, or several that are joined.
 `seg-densecl-fcn8` and `seg-moco-fcn16` fine-tune a dilated ResNet with an FCN head: DenseCL's protocol
 (arXiv 2011.09157, section 4.1: mmsegmentation's fcn_r50-d8, 20k iterations) and MoCo's (arXiv 1911.05722,
 appendix A.4, 30k iterations). Differences from both: plain BatchNorm in one process instead of synchronised;
@@ -12,7 +13,7 @@ Shape legend: B images, C channels, K classes, H and W pixels, S map cells per s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from ..result import Outcome
 from ..settings import Runtime, parameters
 from .data import LabelledPixels
 from .miou import class_counts, class_iou, confusion_matrix, segmentation_metrics
-from .models import FcnSegmenter, SegProbe
+from .models import FcnSegmenter, SegProbe, joined_maps
 from .protocols import FcnProtocol, ProbeProtocol
 from .samples import ResizedSamples, SegmentationCrops
 
@@ -94,8 +95,10 @@ def _run_probe(
     config: dict[str, Any],
 ) -> tuple[Callable[[Tensor], Tensor], Curve]:
     """Train the 1x1 convolution; give the function from an image to its logits, and the loss curve."""
+    names = protocol.map or (backbone.last,)
+    backbone.check_maps(names)
     backbone.to(runtime.device).eval()
-    maps, labels = _frozen_maps(backbone, data, protocol, runtime)
+    maps, labels = _frozen_maps(backbone, names, data, protocol, runtime)
     mean = maps.double().mean(dim=(0, 2, 3)).float()
     std = maps.double().std(dim=(0, 2, 3)).float()
     probe = SegProbe(mean, std, data.classes)
@@ -112,15 +115,19 @@ def _run_probe(
 
     def logits_of(image: Tensor) -> Tensor:
         resized = pixels.resize(image, [protocol.height, protocol.width], antialias=True)
-        return probe.logits(backbone(normalize(resized))[backbone.last])
+        return probe.logits(joined_maps(backbone, normalize(resized), names))
 
     return logits_of, curve
 
 
 def _frozen_maps(
-    backbone: Backbone, data: LabelledPixels, protocol: ProbeProtocol, runtime: Runtime
+    backbone: Backbone,
+    names: Sequence[str],
+    data: LabelledPixels,
+    protocol: ProbeProtocol,
+    runtime: Runtime,
 ) -> tuple[Tensor, Tensor]:
-    """Maps (N, C, S, S) float32 and reduced labels of all training images, in memory.
+    """The named maps (N, C, S, S) float32, joined, and reduced labels of all training images, in memory.
 
     Raises:
         UserError: if they would fill more than half of the free memory.
@@ -134,13 +141,14 @@ def _frozen_maps(
         for images, reduced in ordered_batches(
             ResizedSamples(data, protocol), batch_size=32, workers=runtime.workers, device=runtime.device
         ):
-            found = backbone(normalize(images))[backbone.last].float().cpu()
+            found = joined_maps(backbone, normalize(images), names).cpu()
             needed = found[0].nbytes * len(data)
             free = psutil.virtual_memory().available
             if not maps and needed > free / 2:
                 raise UserError(
                     f"the maps of {len(data)} training images take {needed / 2**30:.1f} GiB of "
-                    f"{free / 2**30:.1f} GiB free; use fewer images or --set height=N --set width=N"
+                    f"{free / 2**30:.1f} GiB free; use fewer images, smaller ones (--set height=N "
+                    "--set width=N) or a coarser map"
                 )
             maps.append(found)
             labels.append(reduced.cpu())

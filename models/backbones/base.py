@@ -79,6 +79,34 @@ class Backbone(nn.Module):
 
         self.register_forward_hook(tell)
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the maps that `maps` gives, from the image on."""
+        return tuple(name for name in self.channels if name != "class")
+
+    def check_maps(self, names: Sequence[str]) -> None:
+        """Refuse names of maps that there are not.
+
+        Raises:
+            UserError: names those that there are.
+        """
+        for name in names:
+            if name not in self.map_names:
+                raise UserError(
+                    f"this backbone has no map {name!r}{did_you_mean(name, self.map_names)}; it has "
+                    f"{', '.join(self.map_names)}"
+                )
+
+    def maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised images to the named maps, (B, C, S, S) each.
+
+        Raises:
+            UserError: for the name of no map.
+        """
+        self.check_maps(names)
+        found = self(images)
+        return {name: found[name] for name in names}
+
     def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """Its parts by name, from the image on; every parameter belongs to one of them."""
         return {name: [child] for name, child in self.named_children()}

@@ -6,6 +6,7 @@ Shape legend: B images, C width, S cells per side, N = S*S patches, K kept patch
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .base import Backbone, Stem, Watcher
 class ViTBackbone(Backbone):
     """timm's Vision Transformer as a backbone; maps `patches` (B, C, S, S) and `class` (B, C).
 
+    `maps` also gives the patches after each block, `block1` and on, before the last LayerNorm.
     Positions are the fixed 2-D sine-cosine table (zeros for the class token) and every linear layer starts
     with Xavier's uniform draw, as in MAE, MoCo v3 and SiameseIM. Parameters keep timm's names.
     """
@@ -107,12 +109,7 @@ class ViTBackbone(Backbone):
         Returns:
             (B, 1 + K, C), the class token first, patches in the order of `keep`.
         """
-        patches, positions = self._embed(images)
-        patches = patches + positions[:, 1:]
-        if keep is not None:
-            patches = take_tokens(patches, keep)
-        first = (self.trunk.cls_token + positions[:, :1]).expand(len(images), -1, -1)
-        values = self.trunk.norm_pre(torch.cat([first.to(patches.dtype), patches], dim=1))
+        values = self._first_tokens(images, keep)
         for block in self.trunk.blocks:
             values = block(values)
         normalised: Tensor = self.trunk.norm(values)
@@ -124,12 +121,43 @@ class ViTBackbone(Backbone):
         """Tell `watcher` of all tokens that are computed, (B, 1 + K, C), for masked methods make no maps."""
         self._watcher = watcher
 
+    def _first_tokens(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """What the first block reads, (B, 1 + K, C)."""
+        patches, positions = self.embed(images)
+        patches = patches + positions[:, 1:]
+        if keep is not None:
+            patches = take_tokens(patches, keep)
+        first = (self.trunk.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+        values: Tensor = self.trunk.norm_pre(torch.cat([first.to(patches.dtype), patches], dim=1))
+        return values
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) to `patches` (B, C, S, S), row-major cells, and `class` (B, C)."""
         values = self.tokens(images)
+        return {"patches": self._as_map(values, images), "class": values[:, 0]}
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """The map after each block, and `patches`, which the last LayerNorm has passed."""
+        return (*(f"block{number}" for number in range(1, len(self.trunk.blocks) + 1)), "patches")
+
+    def maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """(B, 3, H, W) to the named maps, (B, C, S, S) each; blocks behind the last of them are not run."""
+        self.check_maps(names)
+        found: dict[str, Tensor] = {}
+        values = self._first_tokens(images, None)
+        for name, part in zip(self.map_names, (*self.trunk.blocks, self.trunk.norm), strict=True):
+            values = part(values)
+            if name in names:
+                found[name] = self._as_map(values, images)
+            if len(found) == len(set(names)):
+                break
+        return {name: found[name] for name in names}
+
+    def _as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """The patches of (B, 1 + N, C) tokens as a map (B, C, S, S)."""
         rows, columns = (-(-side // self.patch_size) for side in images.shape[2:])
-        patches = values[:, 1:].transpose(1, 2).reshape(len(images), -1, rows, columns)
-        return {"patches": patches, "class": values[:, 0]}
+        return tokens[:, 1:].transpose(1, 2).reshape(len(images), -1, rows, columns)
 
     def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """`stem` (patches, positions, class token), `block1` and on, and the last `norm`."""
@@ -165,7 +193,7 @@ class ViTBackbone(Backbone):
             return state
         return {**state, "pos_embed": resample_abs_pos_embed(stored, [self.grid, self.grid])}
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, C) without positions, and the positions (1, 1 + N, C) of this image size."""
         height, width = images.shape[2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from hapicl.evaluate.segmentation.data import (
     voc_split,
     with_classes,
 )
-from hapicl.evaluate.segmentation.models import dilate, pixel_loss
+from hapicl.evaluate.segmentation.models import dilate, joined_maps, pixel_loss
 from hapicl.evaluate.segmentation.protocols import PROTOCOLS
 from hapicl.evaluate.segmentation.samples import SegmentationCrops
 from hapicl.evaluate.segmentation.segment import evaluate_segmentation
-from hapicl.evaluate.settings import Runtime, change
+from hapicl.evaluate.settings import Runtime, change, parameters
 from hapicl.models.backbones.base import Backbone
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.backbones.resnet import ResNetBackbone
@@ -126,6 +127,48 @@ def test_the_probe_learns_halves_and_leaves_the_backbone(
     assert outcome.curves["loss"][0] == (1, pytest.approx(np.log(2), abs=1e-5))  # equal odds of two classes
     assert len(outcome.pictures) == 3
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_joined_maps_are_the_maps_enlarged_side_by_side() -> None:
+    backbone, images = network(), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        found = backbone(images)
+        joined = joined_maps(backbone, images, ["layer4", "layer3"])
+        larger = functional.interpolate(found["layer4"], scale_factor=2, mode="bilinear", align_corners=False)
+        assert torch.equal(joined, torch.cat([larger, found["layer3"]], dim=1))
+        assert torch.equal(joined_maps(backbone, images, ["layer2"]), found["layer2"])
+
+
+@pytest.mark.parametrize("maps", ["layer1", "[layer3, layer4]"])
+def test_the_probe_learns_halves_on_any_map(maps: str, data: tuple[LabelledPixels, LabelledPixels]) -> None:
+    protocol = change(PROTOCOLS["seg-probe"], {**PROBE, "steps": "40", "map": maps})
+    outcome = evaluate_segmentation(network(), *data, protocol, seed=0, runtime=Runtime())
+    assert outcome.metrics["miou"] > 0.9
+
+
+def test_a_block_of_a_vit_can_be_probed(data: tuple[LabelledPixels, LabelledPixels]) -> None:
+    vit = load_backbone("random", arch="vit_tiny_patch16_224", stem="patch8", image_size=64)[0]
+    protocol = change(PROTOCOLS["seg-probe"], {**PROBE, "steps": "40", "map": "[block1, patches]"})
+    assert evaluate_segmentation(vit, *data, protocol, seed=0, runtime=Runtime()).metrics["miou"] > 0.8
+
+
+def test_a_map_that_is_not_there_is_refused_before_any_image_is_read(
+    data: tuple[LabelledPixels, LabelledPixels],
+) -> None:
+    protocol = change(PROTOCOLS["seg-probe"], {**PROBE, "map": "layer5"})
+    gone = [replace(part, images=(Path("gone.png"),) * len(part)) for part in data]
+    with pytest.raises(UserError, match=r"no map 'layer5'.*it has layer1, layer2, layer3, layer4$"):
+        evaluate_segmentation(network(), *gone, protocol, seed=0, runtime=Runtime())
+    for wrong, said in (("[]", "map"), ("[layer3, layer3]", "name each map once"), ("3", "map")):
+        with pytest.raises(UserError, match=said):
+            change(PROTOCOLS["seg-probe"], {"map": wrong})
+
+
+def test_the_choice_of_a_map_left_results_of_the_last_map_what_they_were() -> None:
+    protocol = PROTOCOLS["seg-probe"]
+    assert "map" not in parameters(protocol)
+    assert parameters(change(protocol, {"map": "layer3"}))["map"] == ["layer3"]
+    assert change(change(protocol, {"map": "layer3"}), {"steps": "7"}).map == ("layer3",)
 
 
 @pytest.mark.parametrize("name", ["seg-densecl-fcn8", "seg-moco-fcn16"])

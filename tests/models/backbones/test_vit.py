@@ -78,8 +78,33 @@ def test_a_patch_lands_in_its_own_cell() -> None:
     backbone = small()
     dark, bright = torch.zeros(1, 3, 48, 48), torch.zeros(1, 3, 48, 48)
     bright[:, :, 16:24, 40:48] = 1  # row 2, column 5
-    changed = (backbone._embed(bright)[0] - backbone._embed(dark)[0]).abs().sum(-1)[0]
+    changed = (backbone.embed(bright)[0] - backbone.embed(dark)[0]).abs().sum(-1)[0]
     assert changed.nonzero().flatten().tolist() == [2 * 6 + 5]
+
+
+def test_maps_of_blocks_are_what_the_blocks_give() -> None:
+    backbone = small()
+    with torch.no_grad():
+        found = backbone.maps(images(), ["patches", "block1"])
+        assert list(found) == ["patches", "block1"]
+        torch.testing.assert_close(found["patches"], backbone(images())["patches"])
+        first = backbone.trunk.blocks[0](backbone._first_tokens(images(), None))
+        assert torch.equal(found["block1"].flatten(2).transpose(1, 2), first[:, 1:])
+
+
+def test_blocks_behind_the_last_wanted_map_are_not_run() -> None:
+    backbone, ran = small(), []
+    backbone.trunk.blocks[-1].register_forward_hook(lambda *_: ran.append(1))
+    backbone.maps(images(), ["block2"])
+    assert len(backbone.trunk.blocks) > 2
+    assert not ran
+
+
+def test_a_map_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(UserError, match=r"no map 'blok2'; did you mean block2.*it has block1, .*, patches$"):
+        small().maps(images(), ["blok2"])
+    with pytest.raises(UserError, match="no map 'class'"):
+        small().check_maps(["class"])
 
 
 def test_positions_are_the_fixed_table() -> None:
