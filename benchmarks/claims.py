@@ -29,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from claims_columns import SCALES, Column, Scale, columns, settings_of
 from claims_page import write_page
@@ -39,12 +40,16 @@ from claims_store import ClaimsStore, course, is_result
 from hapicl.common.atomic_files import atomic_write
 from hapicl.common.errors import UserError, did_you_mean
 from hapicl.data.images.folder import find_images
-from hapicl.engine.stop import EXIT_STOPPED
+from hapicl.engine.stop import EXIT_STOPPED, Stopped, raise_on_signals
 from hapicl.evaluate.finetune import RunStopped
 from hapicl.evaluate.result import read_result, write_result
 from hapicl.evaluate.settings import Request, Runtime
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+LAST_STEP_SECONDS = 120  # that a command may take to save and leave
 
 
 class BudgetSpent(Exception):
@@ -114,7 +119,7 @@ def build_masks(plan: Plan, recipe: str) -> dict[str, Any]:
 
 
 def run_command(arguments: list[str], log: Path, plan: Plan) -> None:
-    """Run `hapicl ...`; when the budget ends, ask it to stop (it writes a checkpoint)."""
+    """Run `hapicl ...`; when the budget ends or a signal comes, ask it to stop (it writes a checkpoint)."""
     log.parent.mkdir(parents=True, exist_ok=True)
     plan.left()  # before anything starts
     threads = str(max(1, (os.cpu_count() or 1) // plan.jobs))
@@ -128,9 +133,11 @@ def run_command(arguments: list[str], log: Path, plan: Plan) -> None:
         try:
             process.wait(timeout=plan.left())
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=120)
             raise BudgetSpent from None
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=LAST_STEP_SECONDS)
     if process.returncode == EXIT_STOPPED:
         raise BudgetSpent
     if process.returncode:
@@ -203,6 +210,11 @@ def cell_file(work: Path, column: str, row: str, seed: int) -> Path:
 
 def do(plan: Plan, job: Job) -> None:
     """Train a row with one seed, if it is to be trained, and measure what it lacks."""
+    with raise_on_signals(SIGNALS):  # in a process of a pool it is not set yet
+        _train_and_measure(plan, job)
+
+
+def _train_and_measure(plan: Plan, job: Job) -> None:
     row = ROWS[job.row]
     weights = row.weights or str(pretrain_row(row, job.seed, plan))
     for column in columns(plan.scale, plan.data, plan.work):
@@ -290,15 +302,22 @@ def run_together(
 
     # spawned: a fork would take CUDA along
     with ProcessPoolExecutor(plan.jobs, get_context("spawn"), _share_cores, (plan.jobs,)) as pool:
-        while waiting or busy:
-            for job in [job for job in waiting if ready(job)][: plan.jobs - len(busy)]:
-                waiting.remove(job)
-                busy[pool.submit(do, plan, job)] = job
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                job = busy.pop(future)
-                finish(job, future.result)
-                done.add((job.row, job.seed))
-                waiting = [other for other in waiting if (other.row, other.seed) not in failed]
+        try:
+            while waiting or busy:
+                for job in [job for job in waiting if ready(job)][: plan.jobs - len(busy)]:
+                    waiting.remove(job)
+                    busy[pool.submit(do, plan, job)] = job
+                for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                    job = busy.pop(future)
+                    finish(job, future.result)
+                    done.add((job.row, job.seed))
+                    waiting = [other for other in waiting if (other.row, other.seed) not in failed]
+        except Stopped:
+            for (
+                process
+            ) in psutil.Process().children():  # the pool waits for them, and they for their training
+                process.terminate()
+            raise
 
 
 def _share_cores(jobs: int) -> None:
@@ -412,13 +431,15 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     if not options.render:
         try:
-            batches = batches_of(options.rows)
-            needed = any(row.method in USES_MASKS for rows in batches for row in rows)
-            if needed and plan.masks["default"] == plan.work / "masks.h5":
-                store.masks = build_masks(plan, options.mask_recipe)
-            failed = run_all(plan, jobs_of(batches, options.seeds, todo, store))
-        except BudgetSpent:
-            print("the budget is spent; the same command continues", file=sys.stderr)
+            with raise_on_signals(SIGNALS):
+                batches = batches_of(options.rows)
+                needed = any(row.method in USES_MASKS for rows in batches for row in rows)
+                if needed and plan.masks["default"] == plan.work / "masks.h5":
+                    store.masks = build_masks(plan, options.mask_recipe)
+                failed = run_all(plan, jobs_of(batches, options.seeds, todo, store))
+        except (BudgetSpent, Stopped) as end:
+            why = f"stopped by {end.name}" if isinstance(end, Stopped) else "the budget is spent"
+            print(f"{why}; the same command continues", file=sys.stderr)
             code = EXIT_STOPPED
         collect(store, plan.work, every)
     if not store.cells:

@@ -49,7 +49,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             remove_leftovers(target.parent)
         try:
             yield part
-            with open(part, "rb") as written:
+            with open(part, "rb+") as written:  # Windows syncs only what may be written
                 os.fsync(written.fileno())
             part.replace(target)
             _sync_folder(target.parent)
@@ -142,7 +142,9 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Make a rename in `folder` survive a power cut, where the system can open a folder (Windows cannot)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

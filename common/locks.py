@@ -1,8 +1,9 @@
 """Locks: one process at a time works in a folder or on a file, and a second one is told who.
 
-The operating system's advisory lock (`flock`) on a small file that names its holder. The kernel lets go of it
-when the holder ends, also by kill -9, so no lock is ever stale. It is used directly, not through a library:
-the shards of a build need shared locks, and a holder writes its name into the very file.
+The operating system's advisory lock (`flock`; for Windows see `system/file_locks.py`) on a small file that
+names its holder. The kernel lets go of it when the holder ends, also by kill -9, so no lock is ever stale. It
+is used directly, not through a library: the shards of a build need shared locks, and a holder writes its name
+into the very file.
 
 On local disks this holds for all processes. On network disks it holds between machines where the server
 passes locks on: NFS 4, NFS 3 with lockd, Lustre mounted with `flock`, GPFS, CephFS. Where a disk has no
@@ -13,7 +14,6 @@ locks at all, a warning says so and the work goes on; where locks are local to a
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .errors import UserError
+from .system import file_locks
 
 logger = logging.getLogger("hapicl.common")
 
@@ -72,13 +73,12 @@ def hold(path: Path, what: str, *, advice: str, shared: bool = False) -> Iterato
 
 def _acquire(path: Path, what: str, advice: str, shared: bool, made: list[Path]) -> int:
     """Open and lock the file; gives its descriptor, and adds the folders that had to be made."""
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     for _ in range(_TRIES):
         try:
             missing = [folder for folder in path.absolute().parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             made += [folder for folder in missing if folder not in made]
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:
             continue  # its holder has just removed the folder
         except OSError as error:
@@ -86,7 +86,7 @@ def _acquire(path: Path, what: str, advice: str, shared: bool, made: list[Path])
                 f"cannot work in {path.parent}: {error.strerror}; choose a place that you may write to"
             ) from error
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            file_locks.lock(descriptor, shared=shared)
         except BlockingIOError as error:
             holder = _holder(descriptor)
             os.close(descriptor)
@@ -111,14 +111,19 @@ def _release(path: Path, descriptor: int, made: list[Path]) -> None:
     """Remove the lock file unless others share it, let go, and remove folders that stayed empty."""
     alone = True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file_locks.lock(descriptor)
     except BlockingIOError:
         alone = False
     except OSError:  # no locks here; nobody else can be told from us
         pass
-    if alone and _is_at(descriptor, path):
+    ours = alone and _is_at(descriptor, path)
+    if ours and file_locks.can_remove_open_files():
         path.unlink(missing_ok=True)
+    file_locks.unlock(descriptor)
     os.close(descriptor)
+    if ours and not file_locks.can_remove_open_files():
+        with suppress(OSError):  # another process has opened it meanwhile
+            path.unlink()
     with suppress(OSError):  # not empty, or gone
         for folder in made:
             folder.rmdir()
@@ -141,7 +146,8 @@ def _write_holder(descriptor: int, path: Path) -> None:
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     except OSError as error:
         raise UserError(
             f"cannot work in {path.parent}: {error.strerror}; free some space or choose another place"
@@ -150,7 +156,8 @@ def _write_holder(descriptor: int, path: Path) -> None:
 
 def _holder(descriptor: int) -> str:
     """Who holds the lock, in words; a holder that shares it or has only just begun is not named."""
-    return os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip() or "another process"
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, 500).decode("utf-8", "replace").strip() or "another process"
 
 
 def _let_go_in_child() -> None:
@@ -160,4 +167,5 @@ def _let_go_in_child() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_let_go_in_child)

@@ -22,6 +22,7 @@ import joblib
 from joblib.externals.loky import cpu_count, get_reusable_executor
 
 from ..common.errors import UserError
+from ..common.system.processes import parent_lives
 
 # what joblib says at a build that is stopped; the build says it itself
 STOPPED = r"A worker stopped while some jobs|\d+ tasks (which were still|have been)"
@@ -81,7 +82,8 @@ def run_in_workers(
 def _undisturbed_birth() -> Iterator[None]:
     """Let processes that start here ignore Ctrl-C from birth; this process takes one a moment later."""
     resource_tracker.ensure_running()  # else it starts inside, and Python 3.11 unblocks Ctrl-C with it
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    masks = hasattr(signal, "pthread_sigmask")  # Windows has none
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
     filters = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = CLEARED_AWAY if filters is None else f"{filters},{CLEARED_AWAY}"
     try:
@@ -91,7 +93,8 @@ def _undisturbed_birth() -> Iterator[None]:
             del os.environ["PYTHONWARNINGS"]
         else:
             os.environ["PYTHONWARNINGS"] = filters
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _follow_parent(parent: int) -> None:
@@ -102,6 +105,6 @@ def _follow_parent(parent: int) -> None:
 
 def _exit_with_parent(parent: int) -> None:
     """End this process when its parent is gone."""
-    while os.getppid() == parent:
+    while parent_lives(parent):
         time.sleep(PARENT_SECONDS)
     os._exit(1)

@@ -1,5 +1,7 @@
 """Where the cells of views lie: in the original image, and of one view seen from another (torch).
 
+Positions are float64; on Apple's GPU, which has none, float32: exact to a thousandth of a pixel there.
+
 Shape legend: B views, S cells per side.
 """
 
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..common.system.devices import widest_float
 from .geometry import ViewGeometry
 
 
@@ -83,7 +86,7 @@ def relative_position_parts(
         Rows (B, S, D/2) and columns (B, S, D/2) of the second view's cells, scale (B, D); float64, on the
         device of the geometry.
     """
-    cells = (torch.arange(grid, dtype=torch.float64, device=_column(second.top).device) + 0.5) / grid
+    cells = _cells(grid, second)
     rows = _along_axis(
         cells, first.top, first.height, first.vflip, second.top, second.height, second.vflip, grid
     )
@@ -106,7 +109,7 @@ def cell_centres(geometry: ViewGeometry, grid: int) -> Tensor:
     Returns:
         (B, S*S, 2) float64 (y, x), row-major over the view as the network sees it, flips included.
     """
-    cells = (torch.arange(grid, dtype=torch.float64, device=_column(geometry.top).device) + 0.5) / grid
+    cells = _cells(grid, geometry)
     y = _to_original(cells, geometry.top, geometry.height, geometry.vflip)
     x = _to_original(cells, geometry.left, geometry.width, geometry.hflip)
     pairs = torch.stack(
@@ -116,9 +119,16 @@ def cell_centres(geometry: ViewGeometry, grid: int) -> Tensor:
     return pairs.reshape(len(y), grid * grid, 2)
 
 
+def _cells(grid: int, geometry: ViewGeometry) -> Tensor:
+    """Centres of the cells of a side of 1, (S,), on the device of the geometry."""
+    like = _column(geometry.top)
+    return (torch.arange(grid, dtype=like.dtype, device=like.device) + 0.5) / grid
+
+
 def _column(values: float | Tensor) -> Tensor:
-    """A field as (B, 1) float64."""
-    return torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1)
+    """A field as (B, 1) float64, or what the device has that comes nearest."""
+    found = torch.as_tensor(values)
+    return found.to(widest_float(found.device)).reshape(-1, 1)
 
 
 def _to_original(cells: Tensor, start: int | Tensor, length: int | Tensor, flip: bool | Tensor) -> Tensor:
@@ -152,6 +162,7 @@ def _sincos(positions: Tensor, dim: int) -> Tensor:
     if dim % 4:
         raise ValueError(f"a 2-D sine-cosine position needs a width that is a multiple of 4, not {dim}")
     quarter = dim // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device=positions.device) / quarter)
+    exponents = -torch.arange(quarter, dtype=positions.dtype, device=positions.device) / quarter
+    frequencies = 10000.0**exponents
     angles = positions[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

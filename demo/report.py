@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from ..common.atomic_files import atomic_write
 from ..common.chart import Chart, figure_chart
 from ..common.page import Code, Note, Picture, Pictures, Section, Table, page
+from ..common.system.processor import usable_cores
 from ..engine.run_logger import read_config
 from ..maskgen.inspection.score import Scores
 from .folder import Folder
@@ -75,8 +75,9 @@ def _overview(result: DemoResult) -> Section:
     seconds = sum(duration for *_, duration in result.parts)
     rows = [(name, made, f"{duration:.1f}") for name, made, duration in result.parts]
     environment = _environment(result.run)
-    cores = len(os.sched_getaffinity(0))
-    caption = f"Measured on this machine: training on {environment['device']}, {cores} CPU cores in use."
+    caption = (
+        f"Measured on this machine: training on {environment['device']}, {usable_cores()} CPU cores in use."
+    )
     return Section(
         "What was made",
         [

@@ -17,6 +17,7 @@ from rich.table import Table
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 from ..common.locks import LOCK
+from ..common.system.processor import computes_bf16
 from ..common.terminal.printable import console as plain_console
 from .folder import Folder, build_folder
 
@@ -155,7 +156,7 @@ def _learn(
 
     with timeline.part("short pretraining") as made:
         options = {"masks": str(folder / "masks.h5"), "out": str(folder / "run"), "seed": seed}
-        precision = ("precision=bf16",) if processor_has_bf16() else ()
+        precision = ("precision=bf16",) if computes_bf16() else ()
         sizes = {"steps": size.steps, "batch_size": size.batch_size, "image_size": size.image_size}
         run = pretrain_briefly(options | sizes, RECIPE, OVERRIDES + precision)
         made.append(f"run/: {size.steps} steps of {size.batch_size} images, ends in {WEIGHTS}")
@@ -184,13 +185,6 @@ def prepare(folder: Path, *, small: bool) -> None:
                 path.unlink(missing_ok=True)
     with atomic_write(folder / MARKER) as part:
         part.write_text(json.dumps({"made by": "hapicl demo", "small": small}) + "\n", encoding="utf-8")
-
-
-def processor_has_bf16() -> bool:
-    """Whether the processor computes in bf16, which halves the time of a step, or only imitates it."""
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere the engine's own choice stands
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _unseen(folder: Path, size: Size, seed: int) -> Folder:

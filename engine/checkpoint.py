@@ -6,8 +6,10 @@ A checkpoint is torch's zip file, in which every tensor has a CRC-32; reading ve
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import shutil
 import struct
 import warnings
 import zipfile
@@ -25,6 +27,8 @@ from ..common.errors import UserError
 
 LAST, PREVIOUS, KEPT = "last.pt", "previous.pt", "checkpoints"
 FORMAT = 2  # 1 kept the config under `settings`, with the names of settings of before 1.0
+# what disks without hard links answer
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 # what zipfile and torch raise on a file that is not whole; nothing else is taken for damage
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -81,14 +85,25 @@ def save_checkpoint(
         if last.exists():
             spare = part_path(previous)
             spare.unlink(missing_ok=True)
-            os.link(last, spare)  # the old file stays readable under both names until the new one is in place
+            _link(last, spare)  # the old file stays readable under both names until the new one is in place
             spare.replace(previous)
     if keep:
         kept = folder / KEPT / f"step_{step:08d}.pt"
         kept.parent.mkdir(exist_ok=True)
         kept.unlink(missing_ok=True)
-        os.link(last, kept)
+        _link(last, kept)
     return last
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name, or copy it where the disk has no hard links (exFAT, some shares)."""
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with atomic_write(name) as part:
+            shutil.copyfile(file, part)
 
 
 def write_torch(content: Any, path: Path) -> None:

@@ -54,17 +54,27 @@ def world_size() -> int:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (Apple's GPU) into a device.
+
+    `auto` takes the first that is there of cuda, mps and cpu; of several processes, which have no collectives
+    on mps, cuda or cpu.
 
     Raises:
-        UserError: for an unknown name or a device that is not there.
+        UserError: for an unknown name, or a device that is not there or not for several processes.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if name == "auto" and torch.cuda.is_available():
+        name = "cuda"
+    elif name == "auto":
+        name = "mps" if torch.backends.mps.is_available() and alone else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N") from error
+        raise UserError(f"unknown --device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps, but torch sees no GPU of Apple's here; use --device cpu")
+    if device.type == "mps" and not alone:
+        raise UserError("--device mps is for one process; leave out torchrun, or use --device cpu")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
@@ -87,7 +97,7 @@ def processes(device: str = "auto", *, timeout_minutes: float = 30) -> Iterator[
     elsewhere.
 
     Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; under torchrun `cuda` takes the GPU of the local rank.
+        device: as for `choose_device`; under torchrun `cuda` takes the GPU of the local rank.
         timeout_minutes: how long a collective waits for a process that is late before it gives up.
 
     Yields:

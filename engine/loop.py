@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import UserError
+from ..common.system.devices import peak_bytes
 from .batchnorm import SplitBatchNorm, average_running_statistics
 from .checkpoint import LAST, save_checkpoint
 from .distributed import DataParallel, World, all_or_none, any_process, barrier, host_group
 from .guard import FiniteGuard, NonFiniteLossError, WholeStep
 from .health import HealthWatch, StartWatch, collapse_metrics
 from .interfaces import FitResult, Hooks, LoopSettings, Result, Source
-from .meter import Meter, peak_bytes
+from .meter import Meter
 from .optimizers import mask_updates, set_lr
 from .run_logger import CHANCE, LOSS, RunLogger
 from .schedule import lr_factor

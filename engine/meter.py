@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import torch
@@ -62,13 +61,3 @@ class Meter:
         self._sums.clear()
         self.restart()
         return values
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Largest memory held so far: on the GPU, or by this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB, macOS in bytes
-    return peak if sys.platform == "darwin" else peak * 1024

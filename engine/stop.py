@@ -6,6 +6,7 @@ Outside of the training loop (imports, start-up, export) there is no step to fin
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -18,7 +19,12 @@ from types import FrameType
 EXIT_STOPPED = 75
 EXIT_NOT_FINITE = 3
 RETRY_SECONDS = 0.02  # until an import is over
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# those of them that the system has; SIGBREAK is Ctrl-Break on Windows (not run)
+SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)
+)
+# whose handler raises a moment later; Windows has no alarm, and another process cannot send it SIGTERM
+ALARM: signal.Signals = getattr(signal, "SIGALRM", signal.SIGTERM)
 
 _missed: list[str] = []  # signals whose `Stopped` may have been swallowed, as in a destructor
 
@@ -74,7 +80,7 @@ class _Raiser:
         if os.getpid() != self._owner:
             return
         if self._came is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_alarm(0)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         sys.unraisablehook = self._hook
@@ -88,23 +94,50 @@ class _Raiser:
         _missed.append(signal.Signals(number).name)
         for other in self._numbers:
             signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
-        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
+        self._before.setdefault(ALARM, signal.signal(ALARM, self._raise))
         self._raise(number, frame)
 
     def _raise(self, _: int, frame: FrameType | None) -> None:
         """Raise here, or a moment later if an import is under way."""
         assert self._came is not None
         if _is_importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+            _set_alarm(RETRY_SECONDS)
         else:
             raise Stopped(self._came)
 
     def _dropped(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Python has dropped an exception: raise again if it was ours, and say nothing of it."""
         if isinstance(unraisable.exc_value, Stopped):
-            signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+            _set_alarm(RETRY_SECONDS)
         else:
             self._hook(unraisable)
+
+
+class _Alarm:
+    """Runs the handler of `ALARM` in the main thread a moment later, where the system has no such timer."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def set(self, seconds: float) -> None:
+        """Wind it up; 0 calls it off."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, _thread.interrupt_main, [ALARM]) if seconds else None
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+
+_alarm = _Alarm()
+
+
+def _set_alarm(seconds: float) -> None:
+    """Run the handler of `ALARM` in so many seconds; 0 calls it off."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    else:
+        _alarm.set(seconds)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -135,7 +168,7 @@ def _leave_to_owner(number: int) -> None:
 
 
 class StopRequest:
-    """A context in which SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 are noted instead of obeyed.
+    """A context in which `SIGNALS` (SIGINT is Ctrl-C) are noted instead of obeyed.
 
     A second Ctrl-C is obeyed at once. Processes forked meanwhile keep the usual behaviour, unless they choose
     another (the loader's workers do).
@@ -145,7 +178,7 @@ class StopRequest:
         self.name: str | None = None
         if _missed:  # a signal came just now, and its exception has not been raised yet
             self.name = _missed.pop()
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_alarm(0)
         self._owner = os.getpid()
         self._before: dict[signal.Signals, object] = {}
 

@@ -63,7 +63,7 @@ def protocol_options(task: str, default: str) -> Decorator:
 
 
 machine_options = together(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
     click.option(
         "--workers",
         type=click.IntRange(0),

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ import torch
 from .. import __version__
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
+from ..common.system.processor import usable_cores
 
 FORMAT = 1
 LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "faster-coco-eval", "numpy")
@@ -223,7 +223,7 @@ def hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "gpu": gpu,
         "python": platform.python_version(),
     }

@@ -168,7 +168,9 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
 )
 @click.option("--train-images", type=int, help="Images to learn from; all get masks.  [default: 4000]")
 @click.option("--encoder", metavar="WEIGHTS", help="Weights of a backbone to start from.  [default: none]")
-@click.option("--device", default="auto", show_default=True, help="Where to train: auto, cpu, cuda, cuda:N.")
+@click.option(
+    "--device", default="auto", show_default=True, help="Where to train: auto, cpu, cuda, cuda:N or mps."
+)
 @click.option("--epochs", type=int, help="How often a round sees each image.")
 @click.option("--image-size", type=int, help="Side of the network's input, pixels.  [default: 128]")
 @click.option("--seed", type=int, help="Of weights and draws.  [default: 0]")

@@ -58,7 +58,7 @@ ARCH_NAMES = completing(usual_names)
 @click.option("--image-size", type=int, help="Side of the views, pixels.")
 @click.option("--out", metavar="DIR", help="Run folder.  [default: runs/METHOD_ARCH]")
 @click.option("--resume", metavar="auto|PATH", help="Continue the run in --out, or from a checkpoint.")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
 @click.option(
     "--missing-masks",
     type=click.Choice(["error", "skip", "instance-only"]),
@@ -143,7 +143,7 @@ def _pretrain(
     "--batch-size", type=int, help="Samples of a step.  [default: the recipe's, at most all images]"
 )
 @click.option("--workers", type=int, help="Loader processes.  [default: by the CPUs at hand]")
-@click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
 @click.option(
     "--missing-masks", type=click.Choice(["error", "skip", "instance-only"]), help="As for pretrain."
 )

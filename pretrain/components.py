@@ -13,6 +13,7 @@ import torch
 from .. import __version__
 from ..common.config import Settings, build
 from ..common.errors import UserError
+from ..common.system.devices import device_name
 from ..data.loading.batch import Needs
 from ..data.loading.loader import Loader, LoaderOptions
 from ..engine.batchnorm import synchronise_batch_norm
@@ -157,11 +158,6 @@ def describe(components: Components) -> dict[str, Any]:
             "workers": components.loader.workers,
         },
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Name a device for people."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
 
 
 def _plain(value: Any) -> Any:

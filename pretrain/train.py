@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..common.atomic_files import remove_leftovers
 from ..common.locks import hold_folder
+from ..common.system.devices import device_name
 from ..data.crop_kernel import compile_kernels, kernels_are_compiled
 from ..data.loading.batch import Batch
 from ..data.loading.selection import Selection
@@ -27,7 +28,7 @@ from ..engine.schedule import warmup_steps
 from ..models.backbones.base import Backbone
 from ..models.backbones.resnet import restore_lines
 from ..models.write_weights import write_safetensors
-from .components import Components, assemble, describe, device_name, loop_settings
+from .components import Components, assemble, describe, loop_settings
 from .config.settings import RunSettings
 from .diagnose.online_knn import OnlineKnn
 from .first_pass import run_first_pass

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from ...common.errors import UserError
+from ...common.system.processor import usable_cores
 from ..images import open_images
 from ..masks.reader import MaskReader
 from ..path_keys import PathList
@@ -175,16 +176,21 @@ class Loader:
     def _to_device(self, batch: Batch) -> Batch:
         """Copy and augment, on a stream of its own if there is one; parameter rows stay on the host."""
         if self._stream is None:
-            return photometric.augment(batch) if self.augment else batch
+            return self._moved(batch)
         with torch.cuda.stream(self._stream):
-            moved = batch.to(self.device)
-            moved.photometric, moved.patch_photometric = batch.photometric, batch.patch_photometric
-            if self.augment:
-                moved = photometric.augment(moved)
+            moved = self._moved(batch)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
         moved.map_tensors(lambda tensor: _record(tensor, current))
         return moved
+
+    def _moved(self, batch: Batch) -> Batch:
+        """Copy to the device, if it is not the CPU, and augment there."""
+        if self.device.type != "cpu":
+            rows = batch.photometric, batch.patch_photometric
+            batch = batch.to(self.device)
+            batch.photometric, batch.patch_photometric = rows
+        return photometric.augment(batch) if self.augment else batch
 
     def _log(self, failures: tuple[str, ...]) -> None:
         """Log images that were replaced: the first ones by name, all by number."""
@@ -201,9 +207,8 @@ def default_workers(device: torch.device, world_size: int = 1) -> int:
 
     On a GPU every core but one; on the CPU, where the step itself needs the cores, a quarter of them.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    mine = cores // max(1, processes)
+    mine = usable_cores() // max(1, processes)
     return max(1, mine - 1 if device.type == "cuda" else mine // 4)
 
 

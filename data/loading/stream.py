@@ -27,6 +27,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ...common.errors import UserError
+from ...common.system.processes import parent_lives
 from .batch import Needs
 from .worker import Chunk, ChunkMaker, Task
 
@@ -43,6 +44,7 @@ GRACE_SECONDS = 600
 LOST_SECONDS = 0.5  # a killed trainer's connections end a moment before it does
 MOST_DEATHS, DEATH_STEPS = 3, 100  # so many deaths of workers within so many steps end the run
 ADVICE = "use fewer --workers, a smaller --batch-size, or more /dev/shm"
+_CHILD_ENDED = getattr(signal, "SIGCHLD", None)  # Windows has none, and torch looks at its workers itself
 
 
 class ChunkStream:
@@ -212,7 +214,8 @@ class _Gate:
         """Report deaths since the last time, and those that come meanwhile."""
         self._open = True
         try:
-            self._report(signal.SIGCHLD, None)
+            assert _CHILD_ENDED is not None
+            self._report(_CHILD_ENDED, None)
             yield
         finally:
             self._open = False
@@ -220,15 +223,17 @@ class _Gate:
 
 def _keep_deaths_out_of_steps() -> None:
     """Put the gate before torch's handler, which the first DataLoader of a process has set."""
-    handler = signal.getsignal(signal.SIGCHLD)
+    if _CHILD_ENDED is None:
+        return
+    handler = signal.getsignal(_CHILD_ENDED)
     ours = getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
     if ours and callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, _Gate(handler))
+        signal.signal(_CHILD_ENDED, _Gate(handler))
 
 
 def _deaths_told() -> contextlib.AbstractContextManager[None]:
     """Let torch tell of dead workers inside."""
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler = None if _CHILD_ENDED is None else signal.getsignal(_CHILD_ENDED)
     main = threading.current_thread() is threading.main_thread()
     return handler.opened() if main and isinstance(handler, _Gate) else contextlib.nullcontext()
 
@@ -283,7 +288,7 @@ def _tell_unless_orphaned(
     lost = isinstance(error, ConnectionError | EOFError)
     if lost:
         time.sleep(LOST_SECONDS)
-    if not lost or os.getppid() == parent:
+    if not lost or parent_lives(parent):
         sys.__excepthook__(kind, error, trace)
 
 
@@ -291,9 +296,11 @@ def _prepare_worker(_: int) -> None:
     """One thread a worker: more would fight over the cores. Signals are the trainer's business."""
     # a scheduler or torchrun sends them to every process of a run; the trainer needs its workers until the
     # step in progress is done, and ends them itself
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    for name in ("SIGINT", "SIGUSR1", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # Windows ends a process without asking it
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
     sys.excepthook = partial(_tell_unless_orphaned, os.getppid())
     if cv2.getNumThreads() != 1:  # a forked worker has it from its parent and must not touch its thread pool
         cv2.setNumThreads(1)

@@ -57,20 +57,35 @@ def import_coco(
     for path in find_images(root):
         try:
             size = image_size(root / path)
-            if path not in entries:
-                raise ImageError(path, f"not named in {source}")
-            coco_size = (entries[path]["height"], entries[path]["width"])
-            if coco_size != size:
-                raise ImageError(path, f"{size[0]} x {size[1]} pixels upright, but {source} says {coco_size}")
-            mask = reduced(_union(segments[entries[path]["id"]], size, path), long_side)
+            mask = reduced(_mask(path, size, entries, segments), long_side)
             rows.append(pack_mask(path, mask, size, file_bytes=(root / path).stat().st_size))
         except ImageError as error:
             rows.append(MaskRow(path=path, reason=error.reason))
-    if not any(not row.reason for row in rows):
-        raise UserError(f"{source} names none of the {len(rows)} images in {root}")
+    if all(row.reason for row in rows):
+        named = [row for row in rows if row.path in entries]
+        if not named:
+            raise UserError(f"{source} names none of the {len(rows)} images in {root}")
+        raise UserError(
+            f"{source} names {len(named)} of the {len(rows)} images in {root} and gives none of them a mask; "
+            f"the first is {named[0].path}: {named[0].reason}"
+        )
     recipe = {"name": "imported", "from": str(Path(source).resolve()), "long_side": long_side}
     write_masks(out, rows, describe(recipe, str(root)))
     return summarize(Path(out), len(rows), start)
+
+
+def _mask(path: str, size: tuple[int, int], entries: dict[str, Any], segments: dict[int, list[Any]]) -> Mask:
+    """Mask of one image, (H, W) bool.
+
+    Raises:
+        ImageError: if the annotations do not name it, give it another size, or have a bad segment of it.
+    """
+    if path not in entries:
+        raise ImageError(path, "not named in the annotations")
+    coco_size = (entries[path]["height"], entries[path]["width"])
+    if coco_size != size:
+        raise ImageError(path, f"{size[0]} x {size[1]} pixels upright, but the annotations say {coco_size}")
+    return _union(segments.get(entries[path]["id"], []), size, path)
 
 
 def _union(segments: Sequence[Any], size: tuple[int, int], path: str) -> Mask:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...common.system.devices import wait_for
 from ...data.loading.batch import Batch
 from ...data.loading.loader import Loader
 from ...engine.distributed import processes
@@ -94,7 +95,7 @@ def _step_seconds(components: Components, batch: Batch, seconds: float) -> float
                 loss = method(batch).loss
             loss.backward()
             method.zero_grad(set_to_none=True)
-            _wait(device)
+            wait_for(device)
             done += 1
         return (time.perf_counter() - started) / done
 
@@ -194,8 +195,3 @@ def as_text(diagnosis: Diagnosis) -> str:
 def _rate(seconds: float) -> float:
     """Samples a second; 0 for a stage that is not there."""
     return 1 / seconds if seconds > 0 else 0.0
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

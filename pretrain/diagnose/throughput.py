@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ...common.errors import UserError
+from ...common.system.devices import wait_for
 from ...data.images.decode import ImageError, decode_image
 from ...data.loading import photometric, views
 from ...data.loading.batch import Batch
@@ -135,7 +136,7 @@ def measure_device(batch: Batch, device: torch.device, *, repeats: int = 5) -> t
         copies.append(_seconds(lambda: [view.to(device, non_blocking=True) for view in host], device))
         started = time.perf_counter()
         done = photometric.augment(batch)
-        _wait(device)
+        wait_for(device)
         turns.append(time.perf_counter() - started)
     transfer = min(copies) / len(batch) if device.type == "cuda" else 0.0
     return transfer, min(turns) / len(batch), done
@@ -143,14 +144,8 @@ def measure_device(batch: Batch, device: torch.device, *, repeats: int = 5) -> t
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """Time some work on the device until it is done."""
-    _wait(device)
+    wait_for(device)
     started = time.perf_counter()
     work()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    """Wait for the device's queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

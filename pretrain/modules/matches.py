@@ -38,7 +38,7 @@ def cell_distance(first: ViewGeometry, second: ViewGeometry, match: Tensor, grid
     """
     here, there = cell_centres(first, grid), cell_centres(second, grid)
     gap = (there.gather(1, match[:, :, None].expand(-1, -1, 2)) - here).norm(dim=2)
-    area = torch.as_tensor(first.height, dtype=torch.float64) * torch.as_tensor(first.width)
+    area = torch.as_tensor(first.height, dtype=gap.dtype) * torch.as_tensor(first.width)
     cells: Tensor = gap / (area.sqrt() / grid).reshape(-1, 1)
     return cells
 

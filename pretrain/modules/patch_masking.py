@@ -18,6 +18,7 @@ from torch.nn import functional
 from ...common.config import Settings
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
+from ...common.system.devices import widest_float
 from ...data.loading.batch import Batch
 from ...engine.distributed import rank, world_size
 
@@ -209,7 +210,7 @@ def _weighted_place(
 
 def _integral(values: Tensor, grid: int) -> Tensor:
     """Sums over all rectangles from the corner, (B, N) to (B, S + 1, S + 1)."""
-    square = values.double().reshape(-1, grid, grid)
+    square = values.to(widest_float(values.device)).reshape(-1, grid, grid)
     return functional.pad(square.cumsum(1).cumsum(2), (1, 0, 1, 0))
 
 

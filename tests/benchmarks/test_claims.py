@@ -3,8 +3,13 @@
 import dataclasses
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +22,7 @@ from claims_store import ClaimsStore, course
 from claims_table import CLAIMS, QUESTIONS, Claim, compare, lines_of
 
 from hapicl.common.errors import UserError
+from hapicl.engine.stop import Stopped, raise_on_signals
 from hapicl.evaluate.result import Outcome, Run, make_result, write_result
 from hapicl.pretrain.methods.registry import METHODS
 
@@ -276,6 +282,24 @@ def test_random_rows_with_untouched_batchnorm_are_not_taken_for_the_baseline(
     assert [script.is_result(cell(script, tmp_path, row), row) for row in rows] == [False, True, False]
     write_result(result(batchnorm_images=8), cell(script, tmp_path, "random"))
     assert script.is_result(cell(script, tmp_path, "random"), "random")
+
+
+def test_a_signal_left_the_training_running(
+    script: ModuleType, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def sleep(_: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[0]
+
+    real = subprocess.Popen
+    plan = script.plan_of(script.parse(list(asked(tmp_path, sets))))
+    monkeypatch.setattr(script.subprocess, "Popen", sleep)
+    with pytest.raises(Stopped, match="SIGTERM"), raise_on_signals([signal.SIGTERM]):
+        script.run_command(["pretrain"], tmp_path / "log", plan)
+    assert started[0].poll() == -signal.SIGTERM
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 from hapicl.common import locks
 from hapicl.common.errors import UserError
 from hapicl.common.locks import hold, hold_file, hold_folder
+from hapicl.common.system import file_locks
 
 HOLDER = """
 import os, sys, time
@@ -104,7 +105,7 @@ def test_a_lock_taken_on_a_file_that_its_holder_has_just_deleted_is_taken_again(
         if not deleted:  # the holder before us leaves between our opening and our locking
             deleted.append(path.unlink())
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(file_locks.fcntl, "flock", flock)
     with hold(path, "it", advice="wait"):
         assert path.exists()
         with pytest.raises(UserError, match="in use"), hold(path, "it", advice="wait"):
@@ -115,17 +116,17 @@ def test_a_disk_without_locks_is_named_and_used(tmp_path, monkeypatch, caplog):
     def flock(descriptor, kind):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(file_locks.fcntl, "flock", flock)
     with caplog.at_level(logging.WARNING), hold_folder(tmp_path, advice="wait"):
         assert "has no locks (No locks available): nothing keeps a second process" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_named_with_the_place(tmp_path, monkeypatch):
-    def pwrite(*_):
+    def write(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(locks.os, "pwrite", pwrite)
+    monkeypatch.setattr(locks.os, "write", write)
     with (
         pytest.raises(UserError, match=r"cannot work in .*run: No space left on device; free some space"),
         hold_folder(tmp_path / "run", advice="wait"),

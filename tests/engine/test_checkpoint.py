@@ -1,5 +1,6 @@
 """Checkpoints are whole, checked and safe to load."""
 
+import errno
 import os
 
 import crafted_checkpoints
@@ -36,6 +37,20 @@ def test_the_newest_and_the_one_before_are_kept(tmp_path):
     assert (state["step"], state["config"]) == (2, {"a": 1})
     assert torch.equal(state["module"]["weight"], module.weight)
     assert not [entry for entry in tmp_path.iterdir() if entry.suffix in {".part", ".link"}]
+
+
+def test_a_disk_without_hard_links_ended_a_run_at_its_second_checkpoint(tmp_path, monkeypatch):
+    def link(file, name):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(file), None, str(name))
+
+    monkeypatch.setattr(os, "link", link)
+    for step in (1, 2):
+        save(tmp_path, step, keep=True)
+    kept = tmp_path / "checkpoints"
+    found = ["last.pt", "previous.pt", "checkpoints/step_00000001.pt", "checkpoints/step_00000002.pt"]
+    assert [load_checkpoint(tmp_path / name)["step"] for name in found] == [2, 1, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(kept.iterdir())) == 2
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.999])

@@ -81,3 +81,25 @@ def test_a_missing_gpu_is_said(monkeypatch):
     with pytest.raises(UserError, match="torch sees no CUDA device"):
         distributed.choose_device("cuda")
     assert distributed.choose_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "processes", "chosen"),
+    [(True, True, 1, "cuda"), (False, True, 1, "mps"), (False, True, 2, "cpu"), (False, False, 1, "cpu")],
+)
+def test_the_best_device_that_is_there_is_taken(monkeypatch, cuda, mps, processes, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert distributed.choose_device("auto").type == chosen
+
+
+def test_the_gpu_of_apple_is_refused_where_it_is_not_and_for_several_processes(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch sees no GPU of Apple's here; use --device cpu"):
+        distributed.choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--device mps is for one process"):
+        distributed.choose_device("mps")

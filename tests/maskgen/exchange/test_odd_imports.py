@@ -144,6 +144,15 @@ def test_a_bad_segment_costs_its_own_image_only(tmp_path, kind):
     assert summary.counts["ok"] == 1
 
 
+def test_a_bad_segment_of_the_only_image_was_told_as_an_image_that_is_not_named(tmp_path):
+    pytest.importorskip("faster_coco_eval.core.mask", reason="needs the extra `eval`")
+    file = coco_file(tmp_path, SEGMENTS["text"])
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(UserError, match=r"names 1 of the 1 images in .* odd\.png: a segment that is neither"):
+        import_coco(file, tmp_path, tmp_path / "m.h5")
+    assert not (tmp_path / "m.h5").exists()
+
+
 def test_an_annotation_without_polygons_marks_nothing(tmp_path):
     pytest.importorskip("faster_coco_eval.core.mask", reason="needs the extra `eval`")
     summary = import_coco(coco_file(tmp_path, []), tmp_path, tmp_path / "m.h5")

@@ -1,7 +1,8 @@
-"""CUDA tensors without a GPU: torch's fake tensors know shape, type and device but hold no values.
+"""A GPU's tensors without one: torch's fake tensors know shape, type and device but hold no values.
 
 Reading a value on the host (`.item()`, a comparison in an `if`) and mixing devices are errors of torch's own;
-copies from the device to the host, which make the host wait as well, are refused here.
+copies from the device to the host, which make the host wait as well, and float64 on Apple's GPU, which has
+none, are refused here.
 """
 
 from contextlib import contextmanager
@@ -13,20 +14,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def pretend(value):
-    """A fake CUDA tensor like this one; only inside `FakeTensorMode`."""
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+def pretend(value, device="cuda"):
+    """A fake tensor like this one; only inside `FakeTensorMode`."""
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
 
 
-def pretend_module(module):
+def pretend_module(module, device="cuda"):
     """Move parameters and buffers to the pretended device, in place."""
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None:
-                part._parameters[name] = torch.nn.Parameter(pretend(value), value.requires_grad)
+                part._parameters[name] = torch.nn.Parameter(pretend(value, device), value.requires_grad)
         for name, value in part._buffers.items():
             if value is not None:
-                part._buffers[name] = pretend(value)
+                part._buffers[name] = pretend(value, device)
 
 
 class CopiedToHost(AssertionError):
@@ -41,6 +42,26 @@ class _NoCopyToHost(TorchDispatchMode):
         if "cuda" in given and "cpu" in made:
             raise CopiedToHost(f"{function} copies from the device to the host")
         return result
+
+
+class WiderThanFloat32(AssertionError):
+    """A tensor of Apple's GPU would be float64."""
+
+
+class _NoFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and (value.device.type, value.dtype) == ("mps", torch.float64):
+                raise WiderThanFloat32(f"{function} gives float64 on mps")
+        return result
+
+
+@contextmanager
+def fake_mps():
+    """Within it tensors are fake; those on `mps` are at most float32."""
+    with FakeTensorMode(), _NoFloat64():
+        yield
 
 
 def _has_values(value):
