@@ -100,7 +100,7 @@ def refine_masks(
         raise UserError(f"--out {out} is the file of the first masks; choose another name")
     refuse_unwritable(target)
     settings = settings or RefineSettings()
-    work = _Refinement(
+    return _Refinement(
         root=Path(images).resolve(),
         first=first,
         out=target,
@@ -111,19 +111,7 @@ def refine_masks(
         say=say,
         bar=bar,
         show=show,
-    )
-    folder = work.folder
-    with hold_folder(folder, advice="wait for it to end, or choose another --out"):
-        remove_leftovers(folder)
-        summary = work.run()
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-    with suppress(OSError):  # gone with its lock, or another refinement has just begun in it
-        folder.rmdir()
-    return summary
+    ).run()
 
 
 def network_path(out: Path) -> Path:
@@ -152,6 +140,20 @@ class _Refinement:
         return self.out.with_name(self.out.name + ".learning")
 
     def run(self) -> RefineSummary:
+        """Refine, with the folder of unfinished work held meanwhile and gone in the end."""
+        with hold_folder(self.folder, advice="wait for it to end, or choose another --out"):
+            remove_leftovers(self.folder)
+            summary = self._refine()
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+        with suppress(OSError):  # gone with its lock, or another refinement has just begun in it
+            self.folder.rmdir()
+        return summary
+
+    def _refine(self) -> RefineSummary:
         """Learn unless that is done, then make the masks."""
         start = time.monotonic()
         learned = self._finished_network()

@@ -156,18 +156,9 @@ def train_round(
         batch_size=source.batch_size,
         device=device,
     )
-    total = max(settings.least_steps, settings.epochs * source.steps_per_epoch)
     step = _resume(folder / LAST, config, learner, optimizer)
-    loop = LoopSettings(
-        total_steps=total,
-        schedule=ScheduleSettings(warmup_epochs=WARMUP * total / source.steps_per_epoch),
-        clip_norm=1.0,
-        precision=choose_precision(settings, device),
-        log_every=max(1, total // LINES),
-        checkpoint_every=CHECKPOINT_STEPS,
-        seed=seed,
-    )
-    with RunLogger(folder, total=total, resumed_step=step, show=show) as run_logger:
+    loop = _loop_settings(settings, source.steps_per_epoch, device=device, seed=seed)
+    with RunLogger(folder, total=loop.total_steps, resumed_step=step, show=show) as run_logger:
         if step:
             run_logger.info(f"continuing at step {step}")
         result = fit(
@@ -183,6 +174,22 @@ def train_round(
             first_step=step,
         )
     return learner.average.cpu().eval(), result
+
+
+def _loop_settings(
+    settings: RefineSettings, steps_per_epoch: int, *, device: torch.device, seed: int
+) -> LoopSettings:
+    """How long a round is, and how it runs."""
+    total = max(settings.least_steps, settings.epochs * steps_per_epoch)
+    return LoopSettings(
+        total_steps=total,
+        schedule=ScheduleSettings(warmup_epochs=WARMUP * total / steps_per_epoch),
+        clip_norm=1.0,
+        precision=choose_precision(settings, device),
+        log_every=max(1, total // LINES),
+        checkpoint_every=CHECKPOINT_STEPS,
+        seed=seed,
+    )
 
 
 def _groups(network: ForegroundNetwork, *, pretrained: bool) -> list[dict[str, Any]]:
