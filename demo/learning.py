@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..common.terminal.progress import show_progress
 from ..data.images.decode import read_image
 from ..evaluate.classification.run import knn_task
 from ..evaluate.measure import Task, measure
@@ -80,7 +81,7 @@ def measure_learning(
             stem=settings.stem,
             image_size=settings.image_size,
             seed=settings.seed,
-            runtime=Runtime(device=device),
+            runtime=Runtime(device=device, progress=show_progress),
             say=lambda text: None,
         )
         for name, arch in (("random", settings.arch), (str(weights), None))

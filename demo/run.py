@@ -133,7 +133,7 @@ def _find_masks(folder: Path, pictures: Folder, timeline: Timeline) -> tuple[Sco
 
     masks = folder / "masks.h5"
     with timeline.part("masks, found without the truth") as made:
-        count, nbytes = find_masks(pictures, masks, timeline.console)
+        count, nbytes = find_masks(pictures, masks)
         made.append(f"masks.h5: {count} masks, {nbytes / 1000:.0f} kB")
     with timeline.part("score against the truth") as made:
         scores = score(pictures, masks)

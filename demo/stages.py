@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ..common.atomic_files import atomic_write
 from ..common.page import encode_image
+from ..common.terminal.progress import Totals, show_totals
 from ..data.masks.reader import MaskReader
 from ..engine.run_logger import read_metrics
 from ..maskgen.building.build import build_masks
@@ -22,6 +23,7 @@ from ..pretrain.train import pretrain
 from .folder import Folder
 from .gallery import gallery, shown_pictures, side_by_side
 
+Bar = Callable[[str], AbstractContextManager[Totals]]
 Drawn = tuple[
     NDArray[np.uint8], NDArray[np.uint8]
 ]  # the gallery's halves, photographs and collages; (H, W, 3)
@@ -36,14 +38,10 @@ class Run:
     metrics: list[dict[str, float]]  # one line per logged step
 
 
-def find_masks(pictures: Folder, out: Path, console: Console) -> tuple[int, int]:
+def find_masks(pictures: Folder, out: Path, bar: Bar = show_totals) -> tuple[int, int]:
     """Build the mask file; gives the number of masks and the size of the file in bytes."""
-    with console.status("") as status:
-
-        def show(done: int, total: int, without_mask: int) -> None:
-            status.update(f"{done} of {total} images")
-
-        summary = build_masks(pictures.images, out, progress=show)
+    with bar("masks") as progress:
+        summary = build_masks(pictures.images, out, progress=progress)
     return summary.images - len(summary.failures), out.stat().st_size
 
 

@@ -124,7 +124,8 @@ def _fit(
             ) from error
     if ended.stopped_by is not None:
         kept = f"the same command continues from {folder}" if folder else "nothing was kept"
-        raise RunStopped(f"stopped by {ended.stopped_by} after step {ended.step} of {total}; {kept}")
+        place = f"step {ended.step} of {total}" if ended.step < total else "the last step"
+        raise RunStopped(f"stopped by {ended.stopped_by} after {place}; {kept}")
 
 
 def _restore(

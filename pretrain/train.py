@@ -174,6 +174,8 @@ def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
         config=start.config,
         first_step=first_step,
     )
+    if result.step == components.context.total_steps:  # a signal in the last step has nothing left to stop
+        result = replace(result, stopped_by=None)
     if world.first:
         export_backbone(components.backbone, folder / WEIGHTS, settings)
         if few:

@@ -1,6 +1,7 @@
 """The demo from end to end, in miniature, and what it does with a folder that is already there."""
 
 import re
+import types
 
 import pytest
 import safetensors.torch
@@ -10,7 +11,8 @@ from PIL import Image
 from rich.console import Console
 
 from hapicl.common.errors import UserError
-from hapicl.demo import run
+from hapicl.common.terminal import progress
+from hapicl.demo import run, stages
 from hapicl.demo.commands import demo
 from hapicl.demo.run import MARKER, Size, Timeline, prepare, run_demo
 
@@ -49,6 +51,23 @@ def test_the_demo_runs_twice_in_a_folder_with_a_space(tiny, tmp_path):
     left = torchvision.models.resnet18().load_state_dict(weights, strict=False)
     assert set(left.missing_keys) == {"fc.weight", "fc.bias"}
     assert left.unexpected_keys == []
+
+
+def test_the_demo_in_a_pipe_showed_only_its_parts(tmp_path, monkeypatch, capsys):
+    def build(images, out, progress):
+        out.write_bytes(b"masks")
+        for done in (0, 5, 12):
+            progress(done, 12, 0)
+        return types.SimpleNamespace(images=12, failures={})
+
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    monkeypatch.setattr(stages, "build_masks", build)
+    found = stages.find_masks(types.SimpleNamespace(images=tmp_path), tmp_path / "masks.h5")
+    assert found == (12, 5)
+    assert [line[:20] for line in capsys.readouterr().err.splitlines()] == [
+        "masks: 5 of 12 (42 %",
+        "masks: 12 of 12 (100",
+    ]
 
 
 def test_a_folder_of_the_users_own_is_refused_and_left_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Whole runs on small real files: the run folder, resume, refusals, and weights that torchvision loads."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -23,6 +24,7 @@ from hapicl.engine.checkpoint import CheckpointError, load_checkpoint
 from hapicl.engine.run_logger import read_metrics
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain import components as assembly
+from hapicl.pretrain import train
 from hapicl.pretrain.config.resolve import resolve
 from hapicl.pretrain.config.settings import RunSettings
 from hapicl.pretrain.report.page import write_report
@@ -49,6 +51,20 @@ def masks(tmp_path, flat_folder):
 
 def settings(masks, out, **changes):
     return resolve({"masks": masks, "out": str(out)} | SMALL | CONFIG | changes)[0]
+
+
+def test_a_run_whose_last_step_met_a_signal_was_stopped_after_step_4_of_4(tmp_path, masks, monkeypatch):
+    def signalled(*arguments, **options):
+        return dataclasses.replace(real(*arguments, **options), stopped_by="SIGTERM")
+
+    real = train.fit
+    monkeypatch.setattr(train, "fit", signalled)
+    done = pretrain(settings(masks, tmp_path / "whole"), show=False)
+    part = pretrain(settings(masks, tmp_path / "part", stop_after=2), show=False)
+    assert (done.step, done.stopped_by) == (4, None)
+    assert (part.step, part.stopped_by) == (2, "SIGTERM")
+    assert "done: " in (tmp_path / "whole" / "train.log").read_text().splitlines()[-1]
+    assert "stopped after step 2 of 4" in (tmp_path / "part" / "train.log").read_text().splitlines()[-1]
 
 
 def test_a_run_leaves_all_it_should(tmp_path, masks):
