@@ -31,13 +31,13 @@ def tracer(
         return
     if left < 2:  # the first step of a profiler is its warm-up
         info(
-            f"warning: --profile {steps} traces nothing: this session has {left} steps, and needs at least 2"
+            f"warning: --profile {steps} traces nothing: of this session's steps ({left}) the first warms up"
         )
         yield lambda: None
         return
     if left - 1 < steps:
         info(
-            f"warning: --profile {steps} traces {left - 1} steps: this session has {left}, the first warms up"
+            f"warning: --profile {steps} traces {left - 1} of this session's {left} steps: the first warms up"
         )
         steps = left - 1
     wait = min(WARM_UP_STEPS, left - steps) - 1

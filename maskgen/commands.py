@@ -290,10 +290,14 @@ def _print_summary(summary: BuildSummary) -> None:
 
     missing = summary.missing_part_files
     if missing or not summary.counts:
-        state = f"{missing} part files are still missing" if missing else "all part files are there"
+        state = (
+            f"part files that other shards have still to make: {missing}; then"
+            if missing
+            else ("all part files are there:")
+        )
         click.echo(
-            f"{summary.built} images in {summary.seconds:.1f} s; {state}: "
-            f"join them with `hapicl masks merge --out {summary.out}`"
+            f"{summary.built} images in {summary.seconds:.1f} s; {state} join them with "
+            f"`hapicl masks merge --out {summary.out}`"
         )
         return
     if summary.already_finished:

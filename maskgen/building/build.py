@@ -180,12 +180,10 @@ class _Build:
         own, finished = range(first, self.plan.part_files, step), set(self.parts.finished())
         if self.shard and not own:
             logger.warning(
-                "shard %d/%d has no images: the %d images make %d part files, so shards beyond 1/%d to %d/%d "
-                "have nothing to do",
+                "shard %d/%d has no images: %d images are too few for more shards than i/%d",
                 *self.shard,
                 len(self.plan.paths),
                 self.plan.part_files,
-                *(self.shard[1], self.plan.part_files, self.shard[1]),
             )
         todo = [part for part in own if part not in finished]
         total, left = self._images(own), self._images(todo)

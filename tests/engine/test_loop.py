@@ -151,7 +151,7 @@ def test_kept_checkpoints_stay_and_validations_are_logged(tmp_path):
 
 @pytest.mark.parametrize(
     ("total", "asked", "said"),
-    [(4, 2, ""), (2, 2, "traces 1 steps: this session has 2"), (1, 2, "traces nothing")],
+    [(4, 2, ""), (2, 2, "traces 1 of this session's 2 steps"), (1, 2, "traces nothing")],
 )
 def test_a_profile_of_a_short_run_was_left_out_without_a_word(tmp_path, total, asked, said):
     train(tmp_path, total=total, profile=asked)

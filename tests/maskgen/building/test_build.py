@@ -258,7 +258,7 @@ def test_a_shard_without_images_said_nothing(tmp_path, many, here, caplog):
     summary = build_rows(many, tmp_path / "m.h5", ThresholdRows(), BuildSettings(shard=(3, 3)))
     assert summary.built == 0
     assert "shard 3/3 has no images" in caplog.text
-    assert "make 1 part files, so shards beyond 1/3 to 1/3 have nothing to do" in caplog.text
+    assert "images are too few for more shards than i/1" in caplog.text
 
 
 def test_shards_on_disks_of_their_own_join_too(tmp_path, many, here, small_parts):
