@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.chart import figure_chart
@@ -71,6 +72,7 @@ def _histograms(reader: MaskReader) -> list[Block]:
         axes.hist(values[~np.isnan(values)], bins=40, range=(0, 1), color="C1")
         axes.set_xlabel("foreground share of the image" if name == "coverage" else "confidence of the mask")
         axes.set_ylabel("images")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return [figure_chart(figure, "all masks", alt="histograms of coverage and confidence")]
 
 
