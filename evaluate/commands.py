@@ -126,16 +126,27 @@ def knn(request: Any, train: Path, test: Path) -> Any:
     return knn_task(request, train=train, test=test)
 
 
+def _default_to_cached(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    """Give `--protocol` another default, so that the result carries the name of what was measured."""
+    if given:
+        context.default_map = {"protocol": "linear-moco-cached"}
+
+
 @evaluate.command()
 @class_options
-@click.option("--cached", is_flag=True, help="Fast probe on stored features (linear-moco-cached).")
+@click.option(
+    "--cached",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_default_to_cached,
+    help="Short for --protocol linear-moco-cached, a fast probe on stored features.",
+)
 @common("linear", "linear-moco")
-def linear(request: Any, train: Path, test: Path, cached: bool) -> Any:
+def linear(request: Any, train: Path, test: Path) -> Any:
     """A linear classifier on the frozen backbone: linear-moco, linear-moco-cached, linear-mae."""
     from .classification.run import linear_task
 
-    if cached:
-        request = request.replace(protocol="linear-moco-cached")
     return linear_task(request, train=train, test=test)
 
 

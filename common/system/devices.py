@@ -8,11 +8,14 @@ if TYPE_CHECKING:  # for `hapicl --help`
     import torch
 
 
+WITHOUT_FLOAT64 = {"mps"}
+
+
 def widest_float(device: torch.device) -> torch.dtype:
-    """Float64, or float32 on Apple's GPU, which has no wider one."""
+    """Float64, or float32 on a device that has no wider one."""
     import torch
 
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def wait_for(device: torch.device) -> None:

@@ -66,14 +66,20 @@ def _facts(reader: MaskReader) -> list[Block]:
 def _histograms(reader: MaskReader) -> list[Block]:
     """Histograms of coverage and confidence over all masks."""
     rows = masked_rows(reader)
-    figure = Figure(figsize=(8, 2.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("coverage", "confidence"), strict=True):
+    charts = []
+    for name, what in (
+        ("coverage", "foreground share of the image"),
+        ("confidence", "confidence of the mask"),
+    ):
+        figure = Figure(figsize=(4, 2.6), layout="constrained")
+        axes = figure.subplots()
         values = np.asarray(reader.column(name)[rows], np.float64)
         axes.hist(values[~np.isnan(values)], bins=40, range=(0, 1), color="C1")
-        axes.set_xlabel("foreground share of the image" if name == "coverage" else "confidence of the mask")
+        axes.set_xlabel(what)
         axes.set_ylabel("images")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return [figure_chart(figure, "all masks", alt="histograms of coverage and confidence")]
+        charts.append(figure_chart(figure, alt=f"histogram over all masks: {what}"))
+    return [Pictures(charts, minimum=300)]
 
 
 def _failures(reader: MaskReader) -> list[Block]:

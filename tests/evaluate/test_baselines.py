@@ -43,6 +43,8 @@ def test_every_task_reestimates_batchnorm_on_its_training_images_and_says_so(
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["weights"]["batchnorm_images"] > 0
     assert result["weights"]["kind"] == "random"
+    # `linear --cached` was named linear-moco in its file, its page and every table
+    assert result["protocol"].endswith("-cached") == ("--cached" in asked)
 
 
 def test_the_untouched_form_is_a_row_of_its_own(colour_folders: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """A GPU's tensors without one: torch's fake tensors know shape, type and device but hold no values.
 
 Reading a value on the host (`.item()`, a comparison in an `if`) and mixing devices are errors of torch's own;
-copies from the device to the host, which make the host wait as well, and float64 on Apple's GPU, which has
-none, are refused here.
+copies from the device to the host, which make the host wait as well, are refused here, and float64 where a
+GPU without it is pretended.
 """
 
 from contextlib import contextmanager
@@ -13,21 +13,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
-def pretend(value, device="cuda"):
-    """A fake tensor like this one; only inside `FakeTensorMode`."""
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+from hapicl.common.system import devices
 
 
-def pretend_module(module, device="cuda"):
+def pretend(value):
+    """A fake CUDA tensor like this one; only inside `FakeTensorMode`."""
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+
+
+def pretend_module(module):
     """Move parameters and buffers to the pretended device, in place."""
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None:
-                part._parameters[name] = torch.nn.Parameter(pretend(value, device), value.requires_grad)
+                part._parameters[name] = torch.nn.Parameter(pretend(value), value.requires_grad)
         for name, value in part._buffers.items():
             if value is not None:
-                part._buffers[name] = pretend(value, device)
+                part._buffers[name] = pretend(value)
 
 
 class CopiedToHost(AssertionError):
@@ -44,29 +46,25 @@ class _NoCopyToHost(TorchDispatchMode):
         return result
 
 
+def _has_values(value):
+    """A tensor that is not a scalar of the host's (those enter kernels as plain numbers)."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
 class WiderThanFloat32(AssertionError):
-    """A tensor of Apple's GPU would be float64."""
+    """A tensor would be float64 on a device that has none."""
 
 
 class _NoFloat64(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
         for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor) and (value.device.type, value.dtype) == ("mps", torch.float64):
-                raise WiderThanFloat32(f"{function} gives float64 on mps")
+            if isinstance(value, torch.Tensor) and (value.device.type, value.dtype) == (
+                "cuda",
+                torch.float64,
+            ):
+                raise WiderThanFloat32(f"{function} gives float64 on the device")
         return result
-
-
-@contextmanager
-def fake_mps():
-    """Within it tensors are fake; those on `mps` are at most float32."""
-    with FakeTensorMode(), _NoFloat64():
-        yield
-
-
-def _has_values(value):
-    """A tensor that is not a scalar of the host's (those enter kernels as plain numbers)."""
-    return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
 @contextmanager
@@ -85,3 +83,10 @@ def fake_cuda():
     finally:
         for patch in patches:
             patch.stop()
+
+
+@contextmanager
+def fake_gpu_without_float64():
+    """As `fake_cuda`, of a GPU without float64, like Apple's (torch cannot pretend mps)."""
+    with mock.patch.object(devices, "WITHOUT_FLOAT64", {"cuda"}), fake_cuda(), _NoFloat64():
+        yield

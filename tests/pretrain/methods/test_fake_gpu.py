@@ -1,4 +1,4 @@
-"""A rehearsal for the GPU: every method's step on pretended CUDA tensors under bfloat16 autocast, and on mps.
+"""A rehearsal for the GPU: every method's step on pretended tensors, under autocast and without float64.
 
 Forward, loss, health and EMA; autograd's engine asks for a real device, so the backward pass waits for one.
 """
@@ -6,7 +6,14 @@ Forward, loss, health and EMA; autograd's engine asks for a real device, so the 
 import joint
 import pytest
 import torch
-from fake_gpu import CopiedToHost, WiderThanFloat32, fake_cuda, fake_mps, pretend, pretend_module
+from fake_gpu import (
+    CopiedToHost,
+    WiderThanFloat32,
+    fake_cuda,
+    fake_gpu_without_float64,
+    pretend,
+    pretend_module,
+)
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from hapicl.engine.health import collapse_metrics
@@ -43,17 +50,17 @@ def test_a_step_stays_on_its_device_and_the_host_never_waits(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_needs_no_float64_on_the_gpu_of_apple(case):
-    """Positions, matches and BEiT's blocks were computed in float64, which ended every such step there."""
+def test_a_step_needs_no_float64_where_the_gpu_has_none(case):
+    """Positions, matches and BEiT's blocks were computed in float64, which ends a step on Apple's GPU."""
     name, config = CASES[case]
     method, needs = joint.build(name, **config)
     batch = joint.made_up_batch(needs).map_tensors(to_float32)
     method.float()
-    with fake_mps():
-        pretend_module(method, "mps")
-        output = method(batch.map_tensors(lambda value: pretend(value, "mps")))
+    with fake_gpu_without_float64():
+        pretend_module(method)
+        output = method(batch.map_tensors(pretend))
         method.after_step(0, 10)
-        assert (output.loss.device.type, output.loss.dtype) == ("mps", torch.float32)
+        assert (output.loss.device.type, output.loss.dtype) == ("cuda", torch.float32)
 
 
 def to_float32(value):
@@ -79,8 +86,8 @@ def test_what_would_wait_for_the_device_is_an_error_here():
             torch.ones(3, device="cuda") + torch.ones(3)
 
 
-def test_float64_is_an_error_on_the_pretended_gpu_of_apple():
-    with fake_mps():
+def test_float64_is_an_error_on_a_pretended_gpu_without_it():
+    with fake_gpu_without_float64():
         with pytest.raises(WiderThanFloat32):
-            torch.ones(3, device="mps").double()
+            torch.ones(3, device="cuda").double()
         assert torch.ones(3, dtype=torch.float64).double().dtype == torch.float64
