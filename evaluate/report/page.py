@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from ...common.chart import figure_chart
+from ...common.chart import Chart, figure_chart
 from ...common.page import Note, Picture, Pictures, Section, Table, page
 from ...common.terminal.progress import duration
 from ..pictures import palette
@@ -16,6 +17,8 @@ from ..result import Run
 from .table import ResultTable
 
 VECTOR_NAMES = {"mean": "mean over the cells of the last map", "class": "class token"}
+# what JSON calls a part of the data, for people
+DATA_NAMES = {"root": "folder", "labels_root": "labels", "files": "digest of the names", "void": "void label"}
 MOST_CLASSES = 60  # above that a confusion matrix is no longer readable
 MOST_NUMBERED = 20  # above that its numbers are not
 
@@ -27,7 +30,7 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
         result: as written to JSON.
         runs: the same runs, with their pictures.
     """
-    sections = [_numbers(result), Section("Data and machine", [Table([], _circumstances(result))])]
+    sections = [_numbers(result), Section("Data and machine", [_data(result), _machine(result)])]
     if any(run.outcome.curves.get("loss") for run in runs):
         sections.append(Section("Training", [figure_chart(_curves(runs), "Loss by step, one line per run")]))
     if result["runs"][0]["per_class"]:
@@ -52,19 +55,43 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
     return page(title, sections, footer=f"{result['created']}, code {result['code_version']}")
 
 
-def _circumstances(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Where the data lies and how much it is, how long it took, on what machine."""
+def _data(result: dict[str, Any]) -> Table:
+    """Where the data lies and how much it is, a column for each part of it."""
+    parts = {name: values for name, values in result["data"].items() if isinstance(values, dict)}
+    rest = {name: value for name, value in result["data"].items() if name not in parts}
+    if rest:
+        parts["both"] = rest
+    keys = dict.fromkeys(key for values in parts.values() for key in values)
     rows = [
-        (name.replace(".", " ").replace("_", " "), value if value else "-")
-        for name, value in _flat(result["data"])
+        [
+            DATA_NAMES.get(key, key.replace("_", " ")),
+            *(_in_words(values.get(key)) for values in parts.values()),
+        ]
+        for key in keys
     ]
+    return Table(["", *parts], rows)
+
+
+def _in_words(value: Any) -> str:
+    """A value of JSON for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_in_words(item) for item in value)
+    return "-" if value is None else str(value)
+
+
+def _machine(result: dict[str, Any]) -> Table:
+    """How long it took, on what machine."""
     seconds = sum(run["seconds"] for run in result["runs"])
-    rows.append(("duration", f"{duration(seconds)} for {len(result['runs'])} run(s)"))
-    machine = result["hardware"]
-    rows.append(
-        ("machine", f"{machine['gpu'] or 'no GPU'}, {machine['cores']} cores, {machine['processor']}")
+    runs, machine = len(result["runs"]), result["hardware"]
+    return Table(
+        [],
+        [
+            ("duration", f"{duration(seconds)} for {runs} run{'s' if runs > 1 else ''}"),
+            ("machine", f"{machine['gpu'] or 'no GPU'}, {machine['cores']} cores, {machine['processor']}"),
+        ],
     )
-    return rows
 
 
 def _numbers(result: dict[str, Any]) -> Section:
@@ -78,13 +105,13 @@ def _numbers(result: dict[str, Any]) -> Section:
         rows.append((name, f"{100 * mean:.2f}", spread, each))
     vectors = result["runs"][0].get("vectors") or ()  # results of before 1.0 do not say
     measured = f" Measured on the {VECTOR_NAMES[vectors[0]]}." if vectors else ""
-    note = (
+    origin = (
         f"Weights: {weights['spec']}, {weights['arch']} (stem {weights['stem']}), "
         f"{weights['matched']} of {weights['total']} keys matched, SHA-256 {weights['sha256'][:16]}. "
         f"Numbers are those of the last step.{measured}"
     )
     table = Table(["metric", "mean, %", "standard deviation", "runs, %"], rows, numeric=(1, 2, 3))
-    return Section("Result", [table, Note(note)])
+    return Section("Result", [table, origin])
 
 
 def _classes(result: dict[str, Any]) -> Section:
@@ -106,6 +133,7 @@ def _curves(runs: list[Run]) -> Figure:
         points = run.outcome.curves.get("loss", [])
         axes.plot([step for step, _ in points], [value for _, value in points], label=f"seed {run.seed}")
     axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("training loss")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
@@ -117,7 +145,7 @@ def _confusion(confusion: list[list[int]], names: list[str]) -> Figure:
     counts = np.asarray(confusion, float)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(4.0, min(12.0, 0.45 * len(names) + 2))
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = Figure(figsize=(side, 0.85 * side), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(fractions, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
@@ -162,37 +190,31 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def table_page(table: ResultTable, *, title: str = "Results", lead: str = "") -> str:
-    """The table with one bar chart per column."""
+    """The table, and a bar chart of each column."""
     header, *rows = table.lines()
     numeric = tuple(range(1, len(header)))
     warnings = [Note(warning) for warning in table.warnings]
     sections = [Section("Table", [Table(header, rows, numeric=numeric), *warnings])]
-    sections.append(Section("Bars", [figure_chart(bars(table), "Mean and deviation over runs, per cent")]))
+    charts = Pictures([_bars(table, column) for column in table.columns], minimum=360)
+    sections.append(Section("Bars", ["Mean and deviation over runs, per cent.", charts]))
     return page(
         title, sections, lead=lead or "Per cent, mean ± standard deviation over runs (number of runs)."
     )
 
 
-def bars(table: ResultTable) -> Figure:
-    """One panel per column, one bar per row, deviations as whiskers."""
-    count = len(table.columns)
-    across = min(3, count)
-    down = -(-count // across)
-    height = 1.0 + 0.28 * len(table.rows)
-    figure = Figure(figsize=(4.2 * across, height * down), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(down, across, sharey=True)).ravel()
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    for panel, column in zip(panels, table.columns, strict=False):
-        for position, row in enumerate(table.rows):
-            cell = table.cells.get((row, column))
-            if cell is None:
-                continue
-            colour = "0.6" if row.startswith("random") else "tab:blue"
-            error = None if cell.std is None else 100 * cell.std
-            panel.barh(position, 100 * cell.mean, xerr=error, color=colour, height=0.7, ecolor="0.2")
-        panel.set_title(column, fontsize=8)
-        panel.set_yticks(range(len(table.rows)), table.rows, fontsize=8)
-        panel.grid(axis="x", alpha=0.3)
-    panels[0].invert_yaxis()
-    return figure
+def _bars(table: ResultTable, column: str) -> Chart:
+    """A bar for each row of a column, deviations as whiskers; random weights in grey."""
+    figure = Figure(figsize=(4.6, 0.9 + 0.28 * len(table.rows)), layout="constrained")
+    axes = figure.subplots()
+    for position, row in enumerate(table.rows):
+        cell = table.cells.get((row, column))
+        if cell is None:
+            continue
+        colour = "0.6" if row.startswith("random") else "tab:blue"
+        error = None if cell.std is None else 100 * cell.std
+        axes.barh(position, 100 * cell.mean, xerr=error, color=colour, height=0.7, ecolor="0.2")
+    axes.set_title(column, fontsize=8, wrap=True)
+    axes.set_yticks(range(len(table.rows)), table.rows, fontsize=7)
+    axes.set_ylim(len(table.rows) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    return figure_chart(figure, alt=f"{column} of every row, per cent")
