@@ -46,7 +46,7 @@ class BuildFolder:
             UserError: if it cannot be read.
         """
         try:
-            plan: dict[str, Any] = json.loads((self.path / "plan.json").read_text())
+            plan: dict[str, Any] = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -5,11 +5,15 @@ Shape legend: N rows.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+_FORBIDDEN = re.compile(rb"[\0:\\]" if os.name == "nt" else rb"\0")  # in a key
 
 
 def encode_path(path: str) -> bytes:
@@ -23,9 +27,13 @@ def decode_path(key: bytes) -> str:
 
 
 def is_safe_key(key: bytes) -> bool:
-    """Say whether a key is a file below the folder that it is joined to: relative, without `..` or NUL."""
+    """Say whether a key is a file below the folder that it is joined to: relative, without `..` or NUL.
+
+    On Windows neither a drive nor another separator may stand in it; no file's name holds those there.
+    """
     named = bool(key.strip(b"./"))
-    return named and not key.startswith(b"/") and b"\0" not in key and b".." not in key.split(b"/")
+    inside = not key.startswith(b"/") and b".." not in key.split(b"/")
+    return named and inside and _FORBIDDEN.search(key) is None
 
 
 class PathList(Sequence[str]):

@@ -159,7 +159,7 @@ def read_result(path: Path) -> dict[str, Any]:
         UserError: if it is missing, no JSON, or no result of ours.
     """
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}; give result files of `hapicl evaluate`"

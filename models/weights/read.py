@@ -99,7 +99,7 @@ def _beside(path: Path) -> dict[str, Any]:
     if not config.is_file():
         return {}
     try:
-        content = json.loads(config.read_text())
+        content = json.loads(config.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{config} is no JSON ({error}); mend it or move the weight file out") from error
     holder = content.get("settings", content) if isinstance(content, dict) else {}

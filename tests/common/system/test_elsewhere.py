@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 from hapicl.common.atomic_files import atomic_write
 from hapicl.common.system import processes, processor
+from hapicl.data import path_keys
+from hapicl.data.path_keys import is_safe_key
 from hapicl.engine import stop
 
 # names that Windows's Python lacks, or that are of no use there
@@ -126,6 +129,13 @@ def test_a_file_is_written_where_a_folder_cannot_be_opened(tmp_path, monkeypatch
     with atomic_write(tmp_path / "file") as part:
         part.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_key_that_would_leave_the_folder_on_windows_is_unsafe_there(monkeypatch):
+    keys = [b"a/b.jpg", b"C:/b.jpg", b"..\\b.jpg", b"a\\b.jpg", b"/b.jpg", b"a\0"]
+    assert [is_safe_key(key) for key in keys] == [True, True, True, True, False, False]
+    monkeypatch.setattr(path_keys, "_FORBIDDEN", re.compile(rb"[\0:\\]"))
+    assert [is_safe_key(key) for key in keys] == [True, False, False, False, False, False]
 
 
 def test_all_cores_count_where_no_affinity_is_known(monkeypatch):
