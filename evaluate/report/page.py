@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ...common.chart import Chart, figure_chart
+from ...common.chart import figure_chart
 from ...common.page import Note, Picture, Pictures, Section, Table, page
 from ...common.terminal.progress import duration
 from ..pictures import palette
@@ -195,26 +196,36 @@ def table_page(table: ResultTable, *, title: str = "Results", lead: str = "") ->
     numeric = tuple(range(1, len(header)))
     warnings = [Note(warning) for warning in table.warnings]
     sections = [Section("Table", [Table(header, rows, numeric=numeric), *warnings])]
-    charts = Pictures([_bars(table, column) for column in table.columns], minimum=360)
-    sections.append(Section("Bars", ["Mean and deviation over runs, per cent.", charts]))
+    charts = [figure_chart(bars(table, [name]), alt=f"{name}: a bar for each row") for name in table.columns]
+    sections.append(
+        Section("Bars", ["Mean and deviation over runs, per cent.", Pictures(charts, minimum=360)])
+    )
     return page(
         title, sections, lead=lead or "Per cent, mean ± standard deviation over runs (number of runs)."
     )
 
 
-def _bars(table: ResultTable, column: str) -> Chart:
-    """A bar for each row of a column, deviations as whiskers; random weights in grey."""
-    figure = Figure(figsize=(4.6, 0.9 + 0.28 * len(table.rows)), layout="constrained")
-    axes = figure.subplots()
-    for position, row in enumerate(table.rows):
-        cell = table.cells.get((row, column))
-        if cell is None:
-            continue
-        colour = "0.6" if row.startswith("random") else "tab:blue"
-        error = None if cell.std is None else 100 * cell.std
-        axes.barh(position, 100 * cell.mean, xerr=error, color=colour, height=0.7, ecolor="0.2")
-    axes.set_title(column, fontsize=8, wrap=True)
-    axes.set_yticks(range(len(table.rows)), table.rows, fontsize=7)
-    axes.set_ylim(len(table.rows) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.3)
-    return figure_chart(figure, alt=f"{column} of every row, per cent")
+def bars(table: ResultTable, columns: Sequence[str] | None = None) -> Figure:
+    """One panel for each of some columns (None: all), one bar per row, deviations as whiskers."""
+    columns = table.columns if columns is None else columns
+    count = len(columns)
+    across = min(3, count)
+    down = -(-count // across)
+    height = 1.0 + 0.28 * len(table.rows)
+    figure = Figure(figsize=(4.2 * across, height * down), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(down, across, sharey=True)).ravel()
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    for panel, column in zip(panels, columns, strict=False):
+        for position, row in enumerate(table.rows):
+            cell = table.cells.get((row, column))
+            if cell is None:
+                continue
+            colour = "0.6" if row.startswith("random") else "tab:blue"
+            error = None if cell.std is None else 100 * cell.std
+            panel.barh(position, 100 * cell.mean, xerr=error, color=colour, height=0.7, ecolor="0.2")
+        panel.set_title(column, fontsize=8)
+        panel.set_yticks(range(len(table.rows)), table.rows, fontsize=8)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_ylim(len(table.rows) - 0.5, -0.5)
+    return figure

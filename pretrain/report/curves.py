@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ...common.chart import Chart, Value, figure_chart, spread
 from ...engine.run_logger import CHANCE, LOSS
@@ -163,8 +164,9 @@ def _knn_sets(settings: dict[str, Any]) -> str:
     """Which images the kNN of a run is measured on, in words; the same words, the same images."""
     if not settings.get("knn_train"):
         return ""
-    count = settings.get("knn_images") or "all"
-    return f"From {settings['knn_train']} to {settings['knn_val']}, {count} images each."
+    most = settings.get("knn_images")
+    count = f"at most {most}" if most else "all"
+    return f"From {settings['knn_train']} to {settings['knn_val']}, {count} images of each."
 
 
 def _of(name: str, metrics: Metrics, colour: dict[str, int]) -> list[Line]:
@@ -194,6 +196,7 @@ def _chart(title: str, lines: Sequence[Line], caption: str) -> list[Chart]:
                 step, value = line.steps[place], line.values[place]
                 values.append(Value(axes, step, value, f"{line.label}: {value:.5g} at step {step:g}"))
     axes.set_xlabel("step", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=7)
     axes.grid(visible=True, alpha=0.6, linewidth=0.6)
     if len(lines) > 1:

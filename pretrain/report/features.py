@@ -24,6 +24,7 @@ from ...models.backbones.base import Backbone
 from ...models.backbones.build import build_backbone
 from ...models.batch_statistics import reestimate_batchnorm
 from ...models.preprocess import as_tensor, centre_crop, normalize
+from .views import enlarged
 
 SHOWN = 6  # images
 # a ResNet's map is computed on a larger input than it was trained on, for a finer picture: so many times
@@ -59,7 +60,11 @@ def feature_pictures(folder: Path, config: dict[str, Any], images: str | None) -
         return f"No pictures of features: {error}"
     images_shown, colours = components(backbone, pixels)
     return [
-        Picture(np.concatenate(tiles, axis=1), lossy=True, alt="image, features, features of random weights")
+        Picture(
+            np.concatenate([enlarged(tile) for tile in tiles], axis=1),
+            lossy=True,
+            alt="image, features, features of random weights",
+        )
         for tiles in zip(images_shown, colours, components(untrained, pixels)[1], strict=True)
     ]
 

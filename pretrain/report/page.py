@@ -27,6 +27,7 @@ OVERVIEW = {
     "speed/data_wait_fraction": "data wait",
     "memory/peak_gib": "peak GiB",
 }
+FRACTIONS = {"knn/accuracy", "speed/data_wait_fraction"}  # shown as per cent
 MISSING = "–"
 
 
@@ -86,7 +87,10 @@ def overview(
     rows = [_about(name, config, metrics[name], folders[name]) for name, config in configs.items()]
     last = {name: _last_values(lines) for name, lines in metrics.items()}
     shown = [key for key in OVERVIEW if any(key in values for values in last.values())]
-    numbers = [[name, *(_number(values.get(key)) for key in shown)] for name, values in last.items()]
+    numbers = [
+        [name, *(_number(values.get(key), per_cent=key in FRACTIONS) for key in shown)]
+        for name, values in last.items()
+    ]
     return [
         Table(columns, rows, numeric=range(3, 11)),
         Table(
@@ -143,9 +147,11 @@ def _last_values(lines: list[dict[str, float]]) -> dict[str, float]:
     return newest
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, *, per_cent: bool = False) -> str:
     """A number for people; a dash where there is none."""
-    return MISSING if value is None else f"{value:.4g}"
+    if value is None:
+        return MISSING
+    return f"{value:.1%}" if per_cent else f"{value:.4g}"
 
 
 def _settings(configs: dict[str, dict[str, Any]]) -> list[Any]:

@@ -62,14 +62,14 @@ def view_pictures(folder: Path) -> list[Picture]:
     pictures = []
     for number, sample in enumerate(views):
         grids = [None] * len(sample) if occupancy is None else list(occupancy[number])
-        tiles = [_with_mask(_enlarged(view), grid) for view, grid in zip(sample, grids, strict=True)]
+        tiles = [_with_mask(enlarged(view), grid) for view, grid in zip(sample, grids, strict=True)]
         fractions = "" if occupancy is None else ", ".join(f"{grid.mean():.0%}" for grid in occupancy[number])
         caption = f"foreground {fractions}" if fractions else ""
         pictures.append(Picture(np.concatenate(tiles, axis=1), caption, alt="views of one image", lossy=True))
     return pictures
 
 
-def _enlarged(view: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def enlarged(view: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A view of at least `SHOWN_SIDE` pixels a side, by whole multiples: its own pixels stay visible."""
     by = -(-SHOWN_SIDE // view.shape[0])
     return np.repeat(np.repeat(view, by, axis=0), by, axis=1)

@@ -16,7 +16,7 @@ from ....models.tokens import unpatchify
 
 SHOWN = 6  # samples in a picture, a row each
 GAP = 4  # white pixels between tiles
-SMALLEST_TILE = 96  # tiles are enlarged to at least this side, pixels
+SMALLEST_TILE = 160  # tiles are enlarged to at least this side, pixels
 
 
 def to_pixels(images: Tensor) -> Pixels:
