@@ -8,6 +8,7 @@ from hapicl.common.config import build
 from hapicl.common.errors import UserError
 from hapicl.data.loading.batch import NO_PHOTOMETRIC
 from hapicl.pretrain.methods.mae import MAE, MAEConfig
+from hapicl.pretrain.methods.shared.pictures import GAP
 from hapicl.pretrain.modules.patch_masking import split
 
 
@@ -100,9 +101,11 @@ def test_the_picture_of_a_perfect_prediction_is_the_image(normalise, monkeypatch
     perfect = normalised_patches(patches) if normalise else patches
     monkeypatch.setattr(method, "predict", lambda images, seen: perfect)
     ((_, picture),) = method.pictures(batch).items()
-    assert picture.shape == (2 * 100 - 4, 3 * 100 - 4, 3)
-    assert abs(picture[:, :96].astype(int) - picture[:, 200:296]).max() <= 1
-    grey = (picture[:96, 100:196] == 128).all(-1).mean()
+    side = 4 * 48  # a view is shown four times as large
+    assert picture.shape == (2 * side + GAP, 3 * side + 2 * GAP, 3)
+    image, seen, predicted = (picture[:, number * (side + GAP) :][:, :side] for number in range(3))
+    assert abs(image.astype(int) - predicted).max() <= 1
+    grey = (seen[:side] == 128).all(-1).mean()
     assert grey == pytest.approx(0.75, abs=0.02)
 
 

@@ -41,7 +41,9 @@ def test_similarity_is_highest_at_the_chosen_cell_itself() -> None:
     views = torch.randn(2, 3, 96, 96, generator=draw)
     hidden = torch.zeros(2, 9, dtype=torch.bool)
     picture = pictures.similarity_picture(views, views, hidden, target, target)
-    assert picture.shape == (196, 396, 3)
-    own = picture[:96, 200:296].sum(-1).astype(int)
-    assert own[48, 48] == own.max() > own[5, 5]
-    assert np.array_equal(picture[:96, 200:296], picture[:96, 300:396])
+    side, next_one = 2 * 96, 2 * 96 + pictures.GAP  # shown twice as large
+    assert picture.shape == (next_one + side, 3 * next_one + side, 3)
+    own, asked = (picture[:side, number * next_one :][:, :side] for number in (2, 3))
+    brightness = own.sum(-1).astype(int)
+    assert brightness[side // 2, side // 2] == brightness.max() > brightness[10, 10]
+    assert np.array_equal(own, asked)

@@ -12,6 +12,7 @@ from hapicl.models.tokens import TokenBatchNorm, patchify
 from hapicl.pretrain.losses import unigrad
 from hapicl.pretrain.losses.tokens import collapse_level, normalised_patches, second_moment, target_tokens
 from hapicl.pretrain.methods.base import Context
+from hapicl.pretrain.methods.shared.pictures import SMALLEST_TILE
 from hapicl.pretrain.methods.siameseim import RunningMoment, SiameseIM, SiameseIMConfig
 from hapicl.pretrain.modules.patch_masking import draw_mask, split
 
@@ -207,7 +208,8 @@ def test_the_picture_shows_four_tiles_a_sample() -> None:
     state = {name: value.clone() for name, value in method.state_dict().items()}
     ((title, picture),) = method.pictures(batch_for(method, images=3)).items()
     assert "cosine" in title
-    assert picture.shape == (3 * (96 + 4) - 4, 4 * (96 + 4) - 4, 3)
+    side = SIDE * -(-SMALLEST_TILE // SIDE)
+    assert picture.shape == (3 * (side + 4) - 4, 4 * (side + 4) - 4, 3)
     assert picture.std() > 10
     assert all(torch.equal(state[name], value) for name, value in method.state_dict().items())
 
