@@ -182,7 +182,7 @@ def svm(
 @segmentation_options
 @common("segment", "seg-probe")
 def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
-    """Semantic segmentation, mIoU: seg-probe (frozen), seg-densecl-fcn8, seg-moco-fcn16 (fine-tuned)."""
+    """Semantic segmentation, mIoU: seg-probe (frozen); fine-tuned FCNs and UPerNets."""
     from ..common.config import build
     from .segmentation.run import SegmentationData, segment_task
 

@@ -18,7 +18,7 @@ PROTOCOL_NAMES = {
     "linear": ("linear-moco", "linear-moco-cached", "linear-mae"),
     "semi": ("semi-finetune", "logistic-1pct"),
     "svm": ("svm-voc07", "svm-voc07-lowshot"),
-    "segment": ("seg-probe", "seg-densecl-fcn8", "seg-moco-fcn16"),
+    "segment": ("seg-probe", "seg-densecl-fcn8", "seg-moco-fcn16", "seg-upernet-small", "ade-upernet"),
     "detect": ("detect-small", "voc-c4-moco", "coco-fpn-2fc", "coco-fpn-4conv1fc"),
 }
 ARCH_NAMES = completing(usual_names)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..engine.health import StartWatch
 from ..engine.run_logger import read_metrics
 from ..models.backbones.base import Backbone
+from ..models.stage_rates import stage_groups
 from .components import Components
 from .config.settings import Compared
 from .losses.common import l2_normalize
@@ -25,30 +26,16 @@ from .methods.base import Method, Output
 def parameter_groups(components: Components) -> list[dict[str, Any]]:
     """Parameters as the optimiser takes them: heads and the like, then the backbone, stage by stage.
 
-    With `layer_decay` d, stage i of n (from 0, at the image) trains at d to the power of n - 1 - i of the
-    rate, as in MAE's fine-tuning (arXiv 2111.06377, table 9): the last stage and the heads at the whole of
-    it. With `pull` the backbone has no weight decay, which would pull it elsewhere.
+    With `layer_decay` the rate falls from the last stage to the first (see `stage_groups`); the heads train
+    at the whole of it. With `pull` the backbone has no weight decay, which would pull it elsewhere.
     """
     settings, backbone = components.settings, components.backbone
     change = {} if settings.pull is None else {"weight_decay": 0.0}
     decay = 1.0 if settings.layer_decay is None else settings.layer_decay
-    stages = [_parameters(parts) for parts in backbone.stages().values()]
-    groups = [
-        {"params": values, "lr_scale": decay ** (len(stages) - 1 - number), **change}
-        for number, values in enumerate(stages)
-    ]
-    staged = {id(value) for values in stages for value in values}
-    own = [value for value in backbone.parameters() if id(value) not in staged]
-    mine = staged | {id(value) for value in own}
+    groups = [group | change for group in stage_groups(backbone, decay)]
+    mine = {id(value) for group in groups for value in group["params"]}
     rest = [value for value in components.method.parameters() if id(value) not in mine]
-    return [{"params": rest}, {"params": own, **change}, *groups]
-
-
-def _parameters(parts: list[nn.Module | nn.Parameter]) -> list[nn.Parameter]:
-    """Every parameter of a stage."""
-    return [
-        value for part in parts for value in ([part] if isinstance(part, nn.Parameter) else part.parameters())
-    ]
+    return [{"params": rest}, *groups]
 
 
 class Pull:

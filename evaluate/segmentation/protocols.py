@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from ...common.config import Count, CountOrZero, NotNegative, Positive, Settings
+from ...common.config import Count, CountOrZero, NotNegative, Positive, Settings, Width
 from ...pretrain.config.settings import ImageSize
 
 
@@ -64,22 +64,18 @@ class ProbeProtocol(Settings):
         return values
 
 
-class FcnProtocol(Settings):
-    """Parameters of a fine-tuned FCN."""
+class FineTunedProtocol(Settings):
+    """What the protocols share that train the backbone too, on random crops."""
 
-    head: Literal["densecl", "moco"]
-    output_stride: Literal[8, 16, 32]  # what dilating layer4 and layer3 can reach
     crop: ImageSize
     steps: CountOrZero
     batch_size: Count
     lr: Positive  # at this batch size
     weight_decay: NotNegative
-    schedule: Literal["poly", "steps"]
-    auxiliary: NotNegative = 0.0  # weight of the loss on layer3
     scale: tuple[Positive, Positive] = (0.5, 2.0)  # least and most of the random resize
 
     @model_validator(mode="after")
-    def _check_scale(self) -> FcnProtocol:
+    def _check_scale(self) -> FineTunedProtocol:
         """Refuse a range that is turned round, and images too large to hold."""
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale is [least, most], not {list(self.scale)}")
@@ -88,7 +84,44 @@ class FcnProtocol(Settings):
         return self
 
 
-PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol] = {
+class FcnProtocol(FineTunedProtocol):
+    """Parameters of a fine-tuned FCN; images are resized from their own size."""
+
+    head: Literal["densecl", "moco"]
+    output_stride: Literal[8, 16, 32]  # what dilating layer4 and layer3 can reach
+    schedule: Literal["poly", "steps"]
+    auxiliary: NotNegative = 0.0  # weight of the loss on layer3
+
+
+FourMaps = Annotated[tuple[str, ...], Field(min_length=4, max_length=4)]
+
+
+class UPerNetProtocol(FineTunedProtocol):
+    """Parameters of a fine-tuned UPerNet; AdamW, linear warm-up, then linearly to 0."""
+
+    batch_size: Annotated[int, Field(ge=2, le=10**12)]  # BatchNorm on a context of one cell needs two
+    side: ImageSize  # short side of the images, pixels: in tests, and what `scale` multiplies in training
+    stride: ImageSize  # tests slide a window of `crop` pixels by so many, and take the mean
+    warmup_steps: CountOrZero
+    layer_decay: Annotated[float, Field(gt=0, le=1)]  # of the rate, by stage from the last to the first
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1  # at a ViT's last block; other networks have none
+    # None: layer1 to layer4, or of a ViT the blocks at 1/3, 1/2, 2/3 and all of its depth
+    maps: FourMaps | None = None
+    channels: Width | None = None  # of the head; None: those of the last map
+    auxiliary: NotNegative = 0.4  # weight of the loss on the third map
+    auxiliary_channels: Width = 256
+
+    @model_validator(mode="after")
+    def _check_stride(self) -> UPerNetProtocol:
+        """Refuse windows with gaps between them."""
+        if self.stride > self.crop:
+            raise ValueError(
+                f"stride {self.stride} leaves gaps between windows of crop {self.crop}; lower it"
+            )
+        return self
+
+
+PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol | UPerNetProtocol] = {
     "seg-probe": ProbeProtocol(),
     # mmsegmentation's schedule_20k and fcn_r50-d8, as DenseCL names them
     "seg-densecl-fcn8": FcnProtocol(
@@ -112,5 +145,32 @@ PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol] = {
         lr=0.003,
         weight_decay=1e-4,
         schedule="steps",
+    ),
+    # MAE on ADE20K by mmsegmentation's mae-base_upernet_8xb2-amp-160k_ade20k-512x512 and upernet_mae, whose
+    # numbers these are (windows by BEiT's 341 pixels, as its first version had it); ViT-B. Not run by us
+    "ade-upernet": UPerNetProtocol(
+        crop=512,
+        steps=160_000,
+        batch_size=16,
+        lr=1e-4,
+        weight_decay=0.05,
+        side=512,
+        stride=341,
+        warmup_steps=1500,
+        layer_decay=0.65,
+    ),
+    # our own choice: the same at small input, for sets of hundreds of images
+    "seg-upernet-small": UPerNetProtocol(
+        crop=192,
+        steps=600,
+        batch_size=8,
+        lr=5e-4,
+        weight_decay=0.05,
+        side=192,
+        stride=128,
+        warmup_steps=50,
+        layer_decay=0.75,
+        channels=128,
+        auxiliary_channels=64,
     ),
 }

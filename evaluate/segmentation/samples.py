@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as pixels
 
 from ...common.imagenet import MEAN
 from .data import IGNORE, LabelledPixels
-from .protocols import FcnProtocol, ProbeProtocol
+from .protocols import FineTunedProtocol, ProbeProtocol, UPerNetProtocol
 
 MEAN_COLOUR = tuple(round(255 * value) for value in MEAN)  # normalises to about 0
 
@@ -39,11 +39,12 @@ class ResizedSamples:
 
 
 class SegmentationCrops:
-    """Training samples of the FCNs: random resize, crop (padded with void), flip."""
+    """Training samples of fine-tuned networks: random resize, crop (padded with void), flip."""
 
-    def __init__(self, data: LabelledPixels, protocol: FcnProtocol) -> None:
+    def __init__(self, data: LabelledPixels, protocol: FineTunedProtocol) -> None:
         """Keep the list; images are read when asked for."""
         self.data, self.protocol = data, protocol
+        self.side = protocol.side if isinstance(protocol, UPerNetProtocol) else None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -55,6 +56,8 @@ class SegmentationCrops:
         scale, top, left, flip = generator.random(4)
         lower, upper = self.protocol.scale
         factor = lower + (upper - lower) * scale
+        if self.side is not None:
+            factor *= self.side / min(labels.shape)
         size = [max(1, round(side * factor)) for side in labels.shape]
         image = pixels.resize(image, size, antialias=True)
         labels = functional.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0]

@@ -8,6 +8,11 @@ computed once, and a 1x1 convolution on the map is trained with cross-entropy fo
 appendix A.4, 30k iterations). Differences from both: plain BatchNorm in one process instead of synchronised;
 no photometric distortion; tests at the image's own size, one scale. Maps are enlarged bilinearly to the
 label's own size, where the IoU is counted.
+`ade-upernet` fine-tunes a plain ViT as MAE is measured on ADE20K (arXiv 2111.06377, section 5, by
+mmsegmentation's configuration), `seg-upernet-small` a ViT or any pyramid at small input. Differences: as
+above, but tests slide a window over images resized to one short side; crops are taken whatever classes they
+hold (mmsegmentation draws again where one fills three quarters); losses are means over the pixels that count;
+the ViT has no table of relative positions and no layer scale.
 Shape legend: B images, C channels, K classes, H and W pixels, S map cells per side.
 """
 
@@ -28,6 +33,7 @@ from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone
 from ...models.preprocess import normalize
+from ...models.stage_rates import fine_tuning_groups
 from ..batches import TaskBatches, ordered_batches
 from ..finetune import Curve, train
 from ..pictures import segmentation_picture
@@ -36,8 +42,9 @@ from ..settings import Runtime, parameters
 from .data import LabelledPixels
 from .miou import class_counts, class_iou, confusion_matrix, segmentation_metrics
 from .models import FcnSegmenter, SegProbe, joined_maps
-from .protocols import FcnProtocol, ProbeProtocol
+from .protocols import FcnProtocol, FineTunedProtocol, ProbeProtocol, UPerNetProtocol
 from .samples import ResizedSamples, SegmentationCrops
+from .upernet import UPerNet, sliding_logits
 
 PICTURES = 6  # test images shown in the report
 
@@ -46,7 +53,7 @@ def evaluate_segmentation(
     backbone: Backbone,
     train_data: LabelledPixels,
     test_data: LabelledPixels,
-    protocol: ProbeProtocol | FcnProtocol,
+    protocol: ProbeProtocol | FcnProtocol | UPerNetProtocol,
     *,
     seed: int,
     runtime: Runtime,
@@ -55,7 +62,7 @@ def evaluate_segmentation(
     """Train on `train_data`, measure on `test_data`.
 
     Args:
-        backbone: fine-tuned in place by the FCN protocols.
+        backbone: fine-tuned in place by all protocols but `seg-probe`.
         train_data, test_data: with the same number of classes.
         protocol: one of `PROTOCOLS`, perhaps changed.
         seed: of the order, the augmentation and the heads.
@@ -68,8 +75,10 @@ def evaluate_segmentation(
     config = {"protocol": parameters(protocol), "seed": seed, **(identity or {})}
     if isinstance(protocol, ProbeProtocol):
         logits_of, curve = _run_probe(backbone, train_data, protocol, seed, runtime, config)
-    else:
+    elif isinstance(protocol, FcnProtocol):
         logits_of, curve = _run_fcn(backbone, train_data, protocol, seed, runtime, config)
+    else:
+        logits_of, curve = _run_upernet(backbone, train_data, protocol, seed, runtime, config)
     return _measure(logits_of, test_data, runtime, curve)
 
 
@@ -191,13 +200,7 @@ def _run_fcn(
     )
     curve = train(
         model,
-        TaskBatches(
-            SegmentationCrops(data, protocol),
-            batch_size=protocol.batch_size,
-            seed=seed,
-            workers=runtime.workers,
-            device=runtime.device,
-        ),
+        _crop_batches(data, protocol, seed, runtime),
         steps=protocol.steps,
         optimizer=_sgd(protocol),
         schedule=schedule,
@@ -206,6 +209,57 @@ def _run_fcn(
         config=config,
     )
     return lambda image: model.logits(normalize(image)), curve
+
+
+def _run_upernet(
+    backbone: Backbone,
+    data: LabelledPixels,
+    protocol: UPerNetProtocol,
+    seed: int,
+    runtime: Runtime,
+    config: dict[str, Any],
+) -> tuple[Callable[[Tensor], Tensor], Curve]:
+    """Fine-tune; give the function from an image to its logits, and the loss curve."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = UPerNet(backbone, protocol, classes=data.classes)
+    batches = _crop_batches(data, protocol, seed, runtime)
+    curve = train(
+        model,
+        batches,
+        steps=protocol.steps,
+        optimizer=OptimizerSettings(
+            name="adamw",
+            base_lr=protocol.lr * 256 / protocol.batch_size,
+            weight_decay=protocol.weight_decay,
+        ),
+        schedule=ScheduleSettings(
+            name="poly", power=1.0, warmup_epochs=protocol.warmup_steps / batches.steps_per_epoch
+        ),
+        seed=seed,
+        runtime=runtime,
+        config=config,
+        groups=fine_tuning_groups(model, backbone, protocol.layer_decay),
+    )
+
+    def logits_of(image: Tensor) -> Tensor:
+        resized = pixels.resize(image, [protocol.side], antialias=True)
+        return sliding_logits(model.logits, normalize(resized), crop=protocol.crop, stride=protocol.stride)
+
+    return logits_of, curve
+
+
+def _crop_batches(
+    data: LabelledPixels, protocol: FineTunedProtocol, seed: int, runtime: Runtime
+) -> TaskBatches:
+    """Training batches of a fine-tuned network."""
+    return TaskBatches(
+        SegmentationCrops(data, protocol),
+        batch_size=protocol.batch_size,
+        seed=seed,
+        workers=runtime.workers,
+        device=runtime.device,
+    )
 
 
 @torch.inference_mode()

@@ -111,6 +111,10 @@ class Backbone(nn.Module):
         """Its parts by name, from the image on; every parameter belongs to one of them."""
         return {name: [child] for name, child in self.named_children()}
 
+    def embeddings(self) -> list[nn.Parameter]:
+        """Parameters that fine-tuning leaves without weight decay, though they are no biases or norms."""
+        return []
+
     def freeze(self, names: Sequence[str], *, statistics: bool = False) -> None:
         """Keep stages as they are: no gradient, and always in evaluation mode; copies made later do the same.
 

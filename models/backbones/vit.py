@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from timm import create_model, list_models
+from timm.layers.drop import DropPath
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
@@ -85,6 +86,23 @@ class ViTBackbone(Backbone):
         nn.init.normal_(self.trunk.cls_token, std=1e-6)
         if self.trunk.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.trunk.patch_embed.proj.bias)
+
+    def prepare_fine_tuning(self, drop_path: float) -> None:
+        """Train the positions too, and drop residual branches at random: for dense tasks at other sizes.
+
+        Args:
+            drop_path: chance that an image goes without a branch of the last block; it grows evenly from 0 at
+                the first (Huang et al., arXiv 1603.09382, as in BEiT's, MAE's and ViTDet's fine-tuning).
+        """
+        self.trunk.pos_embed.requires_grad_(True)
+        blocks = self.trunk.blocks
+        for place, block in enumerate(blocks):
+            rate = drop_path * place / max(1, len(blocks) - 1)
+            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+
+    def embeddings(self) -> list[nn.Parameter]:
+        """The class token and the positions."""
+        return [self.trunk.cls_token, self.trunk.pos_embed]
 
     def drop_final_norm(self) -> None:
         """Take the LayerNorm after the last block away, for good: the export then holds none.
