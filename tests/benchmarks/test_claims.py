@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -290,8 +289,8 @@ def test_a_signal_left_the_training_running(
     started: list[subprocess.Popen[bytes]] = []
 
     def sleep(_: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"], **options))
-        os.kill(os.getpid(), signal.SIGTERM)
+        program = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+        started.append(real([sys.executable, "-c", program], **options))
         return started[0]
 
     real = subprocess.Popen
