@@ -16,7 +16,7 @@ from ..common.atomic_files import atomic_write
 from ..common.chart import Chart, figure_chart
 from ..common.page import Code, Note, Picture, Pictures, Section, Table, page
 from ..common.system.processor import usable_cores
-from ..engine.run_logger import read_config
+from ..engine.loggers.run_files import read_config
 from ..maskgen.inspection.score import Scores
 from .folder import Folder
 from .learning import Learning

@@ -14,7 +14,7 @@ from ..common.atomic_files import atomic_write
 from ..common.page import encode_image
 from ..common.terminal.progress import Totals, show_totals
 from ..data.masks.reader import MaskReader
-from ..engine.run_logger import read_metrics
+from ..engine.loggers.run_files import read_metrics
 from ..maskgen.building.build import build_masks
 from ..maskgen.inspection.score import Scores, score_masks
 from ..pretrain.config.resolve import resolve

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .run_logger import LOSS
+from .loggers.run_files import LOSS
 
 # a collapse or a loss at chance must last this fraction of the run, at most so many steps
 PATIENCE, LONGEST_PATIENCE = 0.1, 1000

@@ -24,9 +24,10 @@ from .distributed import DataParallel, World, all_or_none, any_process, barrier,
 from .guard import FiniteGuard, NonFiniteLossError, WholeStep
 from .health import HealthWatch, StartWatch, collapse_metrics
 from .interfaces import FitResult, Hooks, LoopSettings, Result, Source
+from .loggers.run_files import CHANCE, LOSS
+from .loggers.run_logger import RunLogger
 from .meter import Meter
 from .optimizers import mask_updates, set_lr
-from .run_logger import CHANCE, LOSS, RunLogger
 from .schedule import lr_factor
 from .stop import StopRequest
 from .trace import tracer

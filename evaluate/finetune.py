@@ -18,9 +18,10 @@ from ..engine.checkpoint import LAST, load_checkpoint, restore
 from ..engine.distributed import World
 from ..engine.guard import NonFiniteLossError
 from ..engine.interfaces import LoopSettings
+from ..engine.loggers.run_files import read_metrics
+from ..engine.loggers.run_logger import RunLogger
 from ..engine.loop import fit
 from ..engine.optimizers import OptimizerSettings, build_optimizer
-from ..engine.run_logger import RunLogger, read_metrics
 from ..engine.schedule import ScheduleSettings
 from .batches import TaskBatches
 from .settings import Runtime

@@ -70,6 +70,13 @@ ARCH_NAMES = completing(usual_names)
 @click.option("--profile", type=int, metavar="N", help="Trace N steps into the run folder.")
 @click.option("--knn-train", metavar="DIR", help="Labelled folder (class folders) for the online kNN.")
 @click.option("--knn-val", metavar="DIR", help="Labelled folder that the online kNN is tested on.")
+@click.option(
+    "--logger",
+    "loggers",
+    metavar="NAME,...",
+    multiple=True,
+    help="Dashboards: tensorboard, wandb, mlflow or none.  [default: tensorboard]",
+)
 @click.option("--dry-run", is_flag=True, help="Print settings, size and memory; train nothing.")
 @click.pass_context
 def pretrain(
@@ -80,6 +87,7 @@ def pretrain(
     recipe: str | None,
     dry_run: bool,
     compile_: bool | None,
+    loggers: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train a backbone on images and masks.
@@ -95,6 +103,8 @@ def pretrain(
     given = {name: value for name, value in options.items() if value is not None}
     if compile_:
         given["compile"] = True
+    if loggers:
+        given["logger"] = ",".join(loggers)
     with exit_when_stopped(lambda text: click.echo(text, err=True)):  # also while torch is being imported
         stopped_by = _pretrain(context, given, recipe, overrides, dry_run=dry_run)
     if stopped_by not in {None, "stop_after"}:

@@ -11,7 +11,8 @@ from ..common.atomic_files import is_part, refuse_unwritable
 from ..common.errors import UserError
 from ..common.locks import LOCK
 from ..engine.checkpoint import LAST
-from ..engine.run_logger import CONFIG
+from ..engine.loggers.dashboards import REMEMBERED
+from ..engine.loggers.run_files import CONFIG
 from ..engine.schedule import ScheduleSettings, lr_factor
 from ..models.backbones.build import build_backbone
 from .config.settings import SESSION, RunSettings, flatten
@@ -39,7 +40,8 @@ def find_checkpoint(settings: RunSettings, folder: Path) -> Path | None:
 
 def _refuse_without_checkpoint(folder: Path) -> None:
     """Let `--resume auto` start afresh, also where a run died before its first checkpoint."""
-    leftovers = {CONFIG, "metrics.jsonl", "train.log", "tensorboard", "views.npz", "trace.json"}
+    leftovers = {CONFIG, "metrics.jsonl", "train.log", "views.npz", "trace.json"}
+    leftovers |= {"tensorboard", "wandb", REMEMBERED}
     if folder.is_dir() and not _entries(folder) <= leftovers:
         refuse_used_folder(folder)
 
@@ -89,8 +91,9 @@ def check_same_training(
 def _tells_its_training(config: dict[str, Any]) -> bool:
     """Whether a checkpoint's config.json has what is compared and continued here."""
     steps, extended = config.get("total_steps"), config.get("extended", [])
+    lists = isinstance(extended, list) and isinstance(config.get("sessions", []), list)
     groups = isinstance(config.get("settings"), dict) and isinstance(config.get("data"), dict)
-    return groups and type(steps) is int and steps >= 1 and isinstance(extended, list)
+    return groups and type(steps) is int and steps >= 1 and lists
 
 
 def _weights_digest(config: dict[str, Any]) -> Any:

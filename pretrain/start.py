@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.health import StartWatch
-from ..engine.run_logger import read_metrics
+from ..engine.loggers.run_files import read_metrics
 from ..models.backbones.base import Backbone
 from ..models.stage_rates import stage_groups
 from .components import Components

@@ -21,9 +21,12 @@ from ..data.loading.selection import Selection
 from ..engine.checkpoint import load_checkpoint, restore
 from ..engine.distributed import World, all_or_none, processes
 from ..engine.interfaces import FitResult, Hooks, no_change
+from ..engine.loggers.dashboards import check_installed
+from ..engine.loggers.origin import session_origin
+from ..engine.loggers.run_files import write_config
+from ..engine.loggers.run_logger import RunLogger
 from ..engine.loop import fit
 from ..engine.optimizers import build_optimizer
-from ..engine.run_logger import RunLogger, write_config
 from ..engine.schedule import warmup_steps
 from ..models.backbones.base import Backbone
 from ..models.backbones.resnet import restore_lines
@@ -73,6 +76,7 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
         relay = stack.enter_context(_relayed_warnings())
         with all_or_none():
             if world.first:
+                check_installed(settings.dashboards)
                 refuse_unusable_folder(folder)
                 advice = "wait for it to end, or choose another --out"
                 stack.enter_context(hold_folder(folder, advice=advice))
@@ -86,6 +90,8 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
                 total=start.components.context.total_steps,
                 resumed_step=start.first_step,
                 show=show,
+                dashboards=settings.dashboards,
+                config=start.config,
             )
         )
         relay.open(run_logger.info)
@@ -120,7 +126,7 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
     if settings.feature_pull is not None:
         compared = settings.feature_pull_on or "map"
         FeaturePull(method, components.backbone, settings.feature_pull, compared)
-    first_step, extended = 0, ""
+    first_step, extended, sessions = 0, "", []
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         remembered = remembered_paths(state["module"])
@@ -129,6 +135,8 @@ def _make_ready(settings: RunSettings, world: World, folder: Path) -> _Start:
         restore(checkpoint, state, method, optimizer)
         first_step = state["step"]
         extended = note_extension(state["config"], config, settings.schedule, step=first_step)
+        sessions = list(state["config"].get("sessions", []))
+    config["sessions"] = [*sessions, session_origin(first_step)]
     method.before_training(paths)
     knn = OnlineKnn.from_settings(settings, components.backbone, world) if world.first else None
     values = start_values(components, folder, first_step)

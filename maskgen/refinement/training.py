@@ -18,9 +18,9 @@ from ...common.errors import UserError
 from ...engine.checkpoint import LAST, load_checkpoint, restore
 from ...engine.distributed import World
 from ...engine.interfaces import FitResult, Hooks, LoopSettings
+from ...engine.loggers.run_logger import RunLogger
 from ...engine.loop import fit
 from ...engine.optimizers import OptimizerSettings, build_optimizer
-from ...engine.run_logger import RunLogger
 from ...engine.schedule import ScheduleSettings
 from ...models.weights import load_backbone
 from .network import BackboneEncoder, ForegroundNetwork, StagesEncoder

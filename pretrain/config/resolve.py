@@ -10,7 +10,7 @@ import torch
 
 from ...common.config import build, merge
 from ...common.errors import UserError
-from ...engine.run_logger import CONFIG, read_config
+from ...engine.loggers.run_files import CONFIG, read_config
 from ...models.backbones.build import build_backbone
 from ...models.weights import describe_weights
 from ..methods.registry import check_fit, method_class

@@ -14,6 +14,7 @@ from ...common.config import Count, CountOrZero, PathText, Positive, Settings
 from ...common.errors import UserError
 from ...common.plain_yaml import read_yaml
 from ...data.loading.batch import MissingMasks
+from ...engine.loggers.dashboards import DashboardName
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 
@@ -32,6 +33,7 @@ def _split_names(value: Any) -> Any:
 
 StageNames = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Compared = Literal["map", "pooled"]
+LoggerNames = Annotated[tuple[DashboardName | Literal["none"], ...], BeforeValidator(_split_names)]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -82,6 +84,7 @@ class RunSettings(Start):
     channels_last: bool = True
     compile: bool = False
     log_every: Count = 10  # optimiser steps
+    logger: LoggerNames = ("tensorboard",)  # dashboards beside metrics.jsonl; none: no dashboard
     checkpoint_every: Count = 500
     keep_every: CountOrZero = 0  # keep a checkpoint for good every so many steps; 0: none
     stop_after: Count | None = None  # leave with a checkpoint after so many steps
@@ -105,7 +108,14 @@ class RunSettings(Start):
             raise ValueError("the online kNN needs both --knn-train and --knn-val")
         if self.feature_pull is not None and self.compile:
             raise ValueError("feature_pull looks into the backbone, so it does not go with --compile")
+        if "none" in self.logger and len(self.logger) > 1:
+            raise ValueError("--logger none stands alone: leave it out, or the others")
         return self
+
+    @property
+    def dashboards(self) -> tuple[str, ...]:
+        """The dashboards that are written to, each once."""
+        return tuple(dict.fromkeys(name for name in self.logger if name != "none"))
 
 
 # need weights
@@ -125,7 +135,7 @@ SESSION = frozenset(
         "channels_last",
         "compile",
     }
-    | {"log_every", "checkpoint_every", "keep_every", "stop_after", "profile"}
+    | {"log_every", "logger", "checkpoint_every", "keep_every", "stop_after", "profile"}
     | {"knn_train", "knn_val", "knn_every", "knn_images"}
 )
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...common.chart import Chart, Value, figure_chart, spread
-from ...engine.run_logger import CHANCE, LOSS
+from ...engine.loggers.run_files import CHANCE, LOSS
 
 HIDDEN = {"step", "epoch", "seconds"}
 # names, or groups of them, in the order a reader wants; what is in neither list stands between the two

@@ -11,7 +11,7 @@ from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...common.page import Block, Code, Folded, Note, Picture, Pictures, Section, Table, page
 from ...common.terminal.progress import duration
-from ...engine.run_logger import LOG, read_config, read_metrics
+from ...engine.loggers.run_files import LOG, read_config, read_metrics
 from ..config.settings import flatten
 from .curves import constants, headline_charts, other_charts
 from .features import feature_pictures

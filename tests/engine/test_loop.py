@@ -11,7 +11,7 @@ from toy import ToyModule, ToySource, assert_same_state, train
 
 from hapicl.engine.checkpoint import load_checkpoint
 from hapicl.engine.guard import NonFiniteLossError
-from hapicl.engine.run_logger import read_metrics
+from hapicl.engine.loggers.run_files import read_metrics
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])

@@ -8,9 +8,9 @@ from torch import nn
 from hapicl.engine.checkpoint import load_checkpoint
 from hapicl.engine.distributed import World
 from hapicl.engine.interfaces import Hooks, LoopSettings
+from hapicl.engine.loggers.run_logger import RunLogger
 from hapicl.engine.loop import fit
 from hapicl.engine.optimizers import OptimizerSettings, build_optimizer
-from hapicl.engine.run_logger import RunLogger
 
 
 class ToyModule(nn.Module):

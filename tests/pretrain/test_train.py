@@ -21,7 +21,7 @@ from hapicl.data.images.decode import image_size
 from hapicl.data.images.folder import find_images
 from hapicl.data.masks.writer import pack_mask, write_masks
 from hapicl.engine.checkpoint import CheckpointError, load_checkpoint
-from hapicl.engine.run_logger import read_metrics
+from hapicl.engine.loggers.run_files import read_metrics
 from hapicl.models.backbones.build import build_backbone
 from hapicl.pretrain import components as assembly
 from hapicl.pretrain import train

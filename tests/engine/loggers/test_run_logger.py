@@ -1,6 +1,6 @@
 """What the progress bar and a log line show of the numbers."""
 
-from hapicl.engine.run_logger import one_line
+from hapicl.engine.loggers.run_logger import one_line
 
 LINE = {
     "loss": 5.1,
