@@ -193,7 +193,7 @@ def segment(request: Any, split: str, test_split: str, **options: Any) -> Any:
 @detection_options
 @common("detect", "detect-small")
 def detect(request: Any, split: str, test_split: str, **options: Any) -> Any:
-    """Detection and instance masks: detect-small, voc-c4-moco, coco-fpn-2fc, coco-fpn-4conv1fc."""
+    """Detection and instance masks: Faster and Mask R-CNN on ResNets and pyramids, ViTDet on plain ViTs."""
     from ..common.config import build
     from .detection.run import DetectionData, detect_task
 

@@ -19,7 +19,14 @@ PROTOCOL_NAMES = {
     "semi": ("semi-finetune", "logistic-1pct"),
     "svm": ("svm-voc07", "svm-voc07-lowshot"),
     "segment": ("seg-probe", "seg-densecl-fcn8", "seg-moco-fcn16", "seg-upernet-small", "ade-upernet"),
-    "detect": ("detect-small", "voc-c4-moco", "coco-fpn-2fc", "coco-fpn-4conv1fc"),
+    "detect": (
+        "detect-small",
+        "detect-small-vit",
+        "voc-c4-moco",
+        "coco-fpn-2fc",
+        "coco-fpn-4conv1fc",
+        "coco-vitdet",
+    ),
 }
 ARCH_NAMES = completing(usual_names)
 

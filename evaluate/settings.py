@@ -93,9 +93,14 @@ def _sides(protocol: Settings, image_size: int | None) -> dict[str, str]:
     if image_size is None:
         return {}
     names = set(type(protocol).model_fields)
-    if "shape" in names:  # a detector's
-        return {"shape.short_sides": f"[{image_size}]", "shape.long_side": str(round(image_size * 5 / 3))}
-    return {name: str(image_size) for name in ("image_size", "height", "width", "crop") if name in names}
+    if "shape" in names:  # a detector's: ViTDet sees squares
+        shape = protocol.shape  # type: ignore[attr-defined]
+        square = shape.long_side == shape.short_sides[-1]
+        longest = image_size if square else round(image_size * 5 / 3)
+        return {"shape.short_sides": f"[{image_size}]", "shape.long_side": str(longest)}
+    return {
+        name: str(image_size) for name in ("image_size", "height", "width", "crop", "side") if name in names
+    }
 
 
 def parameters(protocol: Settings) -> dict[str, Any]:

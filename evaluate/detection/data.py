@@ -7,7 +7,7 @@ Shape legend: T objects, H and W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,15 +229,24 @@ def segment_masks(segments: Sequence[Any], height: int, width: int) -> np.ndarra
     return masks
 
 
+Augmentation = Callable[[Tensor, dict[str, Tensor], np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
 class DetectionSamples:
     """Images with targets as torchvision's detectors take them, flipped at random for training."""
 
-    def __init__(self, data: LabelledObjects, *, train: bool) -> None:
-        """Training leaves out images without an object and objects that are difficult or crowds."""
+    def __init__(self, data: LabelledObjects, *, train: bool, augment: Augmentation | None = None) -> None:
+        """Training leaves out images without an object and objects that are difficult or crowds.
+
+        Args:
+            data: the images.
+            train: whether they are flipped, and some left out.
+            augment: what else is done to an image and its target in training, with the sample's generator.
+        """
         kept = [objects for objects in data.images if not train or (~objects.difficult).any()]
         if not kept:
             raise UserError(f"{data.name}: no image has an object that counts")
-        self.data, self.train, self.objects = data, train, kept
+        self.data, self.train, self.objects, self.augment = data, train, kept, augment
 
     def __len__(self) -> int:
         """Return the number of images used."""
@@ -261,6 +270,8 @@ class DetectionSamples:
             target["boxes"][:, [0, 2]] = width - target["boxes"][:, [2, 0]]
             if "masks" in target:
                 target["masks"] = target["masks"].flip(2)
+        if self.augment is not None:
+            return self.augment(image, target, generator)
         return image, target
 
 

@@ -5,6 +5,10 @@ averaged over IoU .50 to .95 (MoCo, arXiv 1911.05722, section 4.2; the mean of 5
 `coco-fpn-2fc`, `coco-fpn-4conv1fc`: Mask R-CNN on a pyramid, the 1x schedule (90k iterations of 16 images),
 COCO's AP; the two heads give numbers that are not comparable.
 `detect-small`: the 2fc model at small input for few iterations, on a folder in VOC or COCO format.
+`coco-vitdet`: ViTDet on a plain ViT (Li et al., arXiv 2203.16527, by detectron2's mask_rcnn_vitdet_b_100ep),
+as published and not run by us; `detect-small-vit`: the same detector, narrower, at small input. Not alike:
+positions are resampled to the images' grid before training (detectron2 keeps those of pretraining, 14 x 14,
+and resamples them each time), biases are not decayed, jittered images are padded with the mean colour.
 
 torchvision's detectors stand in for detectron2's. Made alike: RoIAlign's half-pixel correction and adaptive
 sampling, number of boxes before and after suppression, all layers trained, BatchNorm trained (also in the
@@ -18,6 +22,7 @@ accumulation.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,15 +33,18 @@ from ...common.errors import UserError
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone
+from ...models.stage_rates import fine_tuning_groups
 from ..batches import TaskBatches, ordered_batches
 from ..finetune import Curve, train
 from ..pictures import detection_picture
 from ..result import Outcome
 from ..settings import Runtime, parameters
 from .data import DetectionSamples, LabelledObjects, coco_truth, collate_lists
+from .jitter import large_scale_jitter
 from .matches import match_detections
 from .models import DetectionTask, build_detector
-from .protocols import DetectionProtocol
+from .protocols import DetectionProtocol, ViTDetProtocol
+from .vitdet import build_vitdet
 from .voc_metric import Detections, Truth, voc_mean_ap
 
 PICTURES = 6
@@ -55,7 +63,7 @@ def evaluate_detection(
     backbone: Backbone,
     train_data: LabelledObjects,
     test_data: LabelledObjects,
-    protocol: DetectionProtocol,
+    protocol: DetectionProtocol | ViTDetProtocol,
     *,
     seed: int,
     runtime: Runtime,
@@ -77,9 +85,9 @@ def evaluate_detection(
 
     Raises:
         UserError: if the protocol needs masks and the data has none, no test object counts, or the backbone
-            is no ResNet.
+            does not fit the protocol.
     """
-    masks = train_data.masks and test_data.masks and protocol.shape.head != "c4"
+    masks = train_data.masks and test_data.masks and protocol.shape.has_pyramid
     if protocol.masks and not masks:
         raise UserError(
             f"{train_data.name} has no instance masks; this protocol needs COCO JSON with segmentations "
@@ -89,16 +97,16 @@ def evaluate_detection(
         raise UserError(f"{test_data.name}: no test image has an object that counts; name another split")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = build_detector(backbone, protocol.shape, classes=len(train_data.classes), masks=masks)
+        detector = _build(backbone, protocol, classes=len(train_data.classes), masks=masks)
     batches = TaskBatches(
-        DetectionSamples(train_data, train=True),
+        training_samples(train_data, protocol),
         batch_size=protocol.batch_size,
         seed=seed,
         workers=runtime.workers,
         device=runtime.device,
         collate=collate_lists,
     )
-    curve = _train(detector, batches, protocol, seed, runtime, {"masks": masks, **(identity or {})})
+    curve = _train(detector, backbone, batches, protocol, seed, runtime, {"masks": masks, **(identity or {})})
     found = _predict(detector.eval(), test_data, runtime, masks=masks)
     metrics, per_class = measure(found.boxes, found.masks if masks else None, test_data)
     return Outcome(
@@ -110,10 +118,30 @@ def evaluate_detection(
     )
 
 
+def _build(
+    backbone: Backbone, protocol: DetectionProtocol | ViTDetProtocol, *, classes: int, masks: bool
+) -> nn.Module:
+    """The protocol's detector on a backbone."""
+    if isinstance(protocol, ViTDetProtocol):
+        return build_vitdet(
+            backbone, protocol.shape, drop_path=protocol.drop_path, classes=classes, masks=masks
+        )
+    return build_detector(backbone, protocol.shape, classes=classes, masks=masks)
+
+
+def training_samples(data: LabelledObjects, protocol: DetectionProtocol | ViTDetProtocol) -> DetectionSamples:
+    """Training images as the protocol augments them."""
+    augment = None
+    if isinstance(protocol, ViTDetProtocol) and protocol.jitter is not None:
+        augment = partial(large_scale_jitter, side=protocol.shape.long_side, scale=protocol.jitter)
+    return DetectionSamples(data, train=True, augment=augment)
+
+
 def _train(
     detector: nn.Module,
+    backbone: Backbone,
     batches: TaskBatches,
-    protocol: DetectionProtocol,
+    protocol: DetectionProtocol | ViTDetProtocol,
     seed: int,
     runtime: Runtime,
     identity: dict[str, Any],
@@ -124,9 +152,9 @@ def _train(
         batches,
         steps=protocol.steps,
         optimizer=OptimizerSettings(
-            name="sgd",
+            name="adamw" if isinstance(protocol, ViTDetProtocol) else "sgd",
             base_lr=protocol.lr * 256 / protocol.batch_size,
-            momentum=0.9,
+            momentum=0.9,  # of SGD
             weight_decay=protocol.weight_decay,
         ),
         schedule=ScheduleSettings(
@@ -138,6 +166,11 @@ def _train(
         runtime=runtime,
         config={"protocol": parameters(protocol), "seed": seed, **identity},
         clip_norm=protocol.clip_norm,
+        groups=(
+            fine_tuning_groups(detector, backbone, protocol.layer_decay)
+            if isinstance(protocol, ViTDetProtocol)
+            else None
+        ),
     )
 
 

@@ -5,8 +5,9 @@ Shape legend: B images, R regions, C channels, S cells per side, K classes.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
 from ...pretrain.methods.base import Output
 from ..batches import TaskBatch
-from .protocols import DetectorShape
+from .protocols import DetectorShape, DetectorSizes
 
 RATIOS = (0.5, 1.0, 2.0)
 LAYERS = ("layer1", "layer2", "layer3", "layer4")  # of a pyramid
@@ -50,9 +51,15 @@ class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         image = torch.cat([values.new_full((len(values), 1), number) for number, values in enumerate(boxes)])
         # in float32 also under autocast: bfloat16 has no room for a box's fractions of a pixel
         rows = torch.cat([image, torch.cat(boxes)], dim=1).float()
-        padded = max(height for height, _ in image_shapes)
-        # the maps are of the padded batch, whose height is the next multiple of 32 of its tallest image
-        scales = [2.0 ** round(torch.tensor(each.shape[2] / padded).log2().item()) for each in chosen]
+        # the maps are of the padded batch: the side that was padded least tells their scale
+        largest = [max(sides) for sides in zip(*image_shapes, strict=True)]
+        scales = [
+            2.0
+            ** round(
+                math.log2(min(cells / side for cells, side in zip(each.shape[2:], largest, strict=True)))
+            )
+            for each in chosen
+        ]
         sides = (rows[:, 3] - rows[:, 1]).clamp(min=0) * (rows[:, 4] - rows[:, 2]).clamp(min=0)
         level = torch.floor(4 + torch.log2(sides.sqrt() / 224 + 1e-8)).clamp(2, len(chosen) + 1) - 2
         pooled = rows.new_zeros(len(rows), chosen[0].shape[1], *self.output_size)
@@ -116,16 +123,24 @@ def build_detector(backbone: Backbone, shape: DetectorShape, *, classes: int, ma
     """
     if not backbone.has_pyramid:
         raise UserError(
-            "the detectors need a ResNet, or another backbone with maps layer1 to layer4 for images of any "
-            "size; measure a ViT with knn, linear or seg-probe"
+            "this detector needs a ResNet, or another backbone with maps layer1 to layer4 for images of any "
+            "size; a plain ViT takes --protocol detect-small-vit or coco-vitdet"
         )
-    common: dict[str, Any] = {"min_size": shape.short_sides, "max_size": shape.long_side}
-    common |= {"box_batch_size_per_image": shape.regions}
+    common = shared_arguments(shape)
     if shape.head == "c4":
         if not isinstance(backbone, ResNetBackbone):
             raise UserError("the C4 detector needs a ResNet; choose a protocol with a feature pyramid")
         return _c4(backbone, shape, classes, common)
     return _pyramid(backbone, shape, classes, masks, common)
+
+
+def shared_arguments(shape: DetectorSizes) -> dict[str, Any]:
+    """Arguments of every detector of torchvision's."""
+    return {
+        "min_size": shape.short_sides,
+        "max_size": shape.long_side,
+        "box_batch_size_per_image": shape.regions,
+    }
 
 
 def _c4(backbone: ResNetBackbone, shape: DetectorShape, classes: int, common: dict[str, Any]) -> nn.Module:
@@ -153,26 +168,49 @@ def _pyramid(
 ) -> nn.Module:
     """Faster or Mask R-CNN on a pyramid of `layer1` to `layer4`.
 
-    Detectron2 keeps 1000 proposals in training (torchvision 2000). In the 4conv1fc form pyramid and heads
-    carry BatchNorm, as MoCo's COCO recipe has it.
+    In the 4conv1fc form pyramid and heads carry BatchNorm, as MoCo's COCO recipe has it.
+    """
+    norm = nn.BatchNorm2d if shape.head == "4conv1fc" else None
+    trunk = _with_pyramid(backbone, shape.channels, norm)
+    return rcnn_on_levels(trunk, shape, classes, norm=norm, masks=masks, common=common)
+
+
+def rcnn_on_levels(
+    trunk: nn.Module,
+    shape: DetectorSizes,
+    classes: int,
+    *,
+    norm: Callable[[int], nn.Module] | None,
+    masks: bool,
+    common: dict[str, Any],
+    rpn_convolutions: int = 1,
+) -> nn.Module:
+    """Faster or Mask R-CNN with detectron2's numbers of boxes on a pyramid.
+
+    Args:
+        trunk: images to maps "0" to "3" and "pool" of `shape.channels` channels.
+        shape: its sizes.
+        classes: K, without background.
+        norm: of the heads, whose box head then has four convolutions and one linear layer; None: two linear
+            layers.
+        masks: also predict instance masks.
+        common: further arguments of torchvision's detectors.
+        rpn_convolutions: before the proposals.
     """
     width = shape.channels
-    normed = shape.head == "4conv1fc"
-    norm = nn.BatchNorm2d if normed else None
-    trunk = _with_pyramid(backbone, width, norm)
     anchors = AnchorGenerator(tuple((side,) for side in shape.anchors), (RATIOS,) * len(shape.anchors))
     levels = ["0", "1", "2", "3"]
     head = (
-        FastRCNNConvFCHead((width, 7, 7), [width] * 4, [shape.hidden], norm_layer=norm)
-        if normed
-        else TwoMLPHead(width * 7 * 7, shape.hidden)
+        TwoMLPHead(width * 7 * 7, shape.hidden)
+        if norm is None
+        else FastRCNNConvFCHead((width, 7, 7), [width] * 4, [shape.hidden], norm_layer=norm)
     )
     arguments: dict[str, Any] = {
         "rpn_anchor_generator": anchors,
-        "rpn_head": RPNHead(width, anchors.num_anchors_per_location()[0]),
+        "rpn_head": RPNHead(width, anchors.num_anchors_per_location()[0], rpn_convolutions),
         "rpn_pre_nms_top_n_train": 2_000,
         "rpn_pre_nms_top_n_test": 1_000,
-        "rpn_post_nms_top_n_train": 1_000,
+        "rpn_post_nms_top_n_train": 1_000,  # where torchvision keeps 2,000
         "rpn_post_nms_top_n_test": 1_000,
         "box_roi_pool": AlignedRoIAlign(levels, 7),
         "box_head": head,

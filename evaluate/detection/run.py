@@ -26,7 +26,7 @@ from .data import (
     voc_objects,
 )
 from .detect import evaluate_detection
-from .protocols import PROTOCOLS, DetectionProtocol
+from .protocols import PROTOCOLS, DetectionProtocol, ViTDetProtocol
 
 
 class DetectionData(Settings):
@@ -88,7 +88,9 @@ def detection_sets(where: DetectionData) -> tuple[LabelledObjects, LabelledObjec
     return train, coco_objects(where.test_images or where.images, where.test_annotations, train.classes)
 
 
-def _train_images(data: LabelledObjects, protocol: DetectionProtocol, subject: Subject) -> Iterator[Tensor]:
+def _train_images(
+    data: LabelledObjects, protocol: DetectionProtocol | ViTDetProtocol, subject: Subject
+) -> Iterator[Tensor]:
     """Training images as the detector resizes, normalises and pads them in tests."""
     side, longest = protocol.shape.short_sides[-1], protocol.shape.long_side
     transform = GeneralizedRCNNTransform(side, longest, list(MEAN), list(STD)).eval()

@@ -101,7 +101,8 @@ class UPerNetProtocol(FineTunedProtocol):
 
     batch_size: Annotated[int, Field(ge=2, le=10**12)]  # BatchNorm on a context of one cell needs two
     side: ImageSize  # short side of the images, pixels: in tests, and what `scale` multiplies in training
-    stride: ImageSize  # tests slide a window of `crop` pixels by so many, and take the mean
+    # tests slide a window of `crop` pixels by this share of it, and take the mean where windows overlap
+    stride: Annotated[float, Field(gt=0, le=1)] = 2 / 3
     warmup_steps: CountOrZero
     layer_decay: Annotated[float, Field(gt=0, le=1)]  # of the rate, by stage from the last to the first
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1  # at a ViT's last block; other networks have none
@@ -110,15 +111,6 @@ class UPerNetProtocol(FineTunedProtocol):
     channels: Width | None = None  # of the head; None: those of the last map
     auxiliary: NotNegative = 0.4  # weight of the loss on the third map
     auxiliary_channels: Width = 256
-
-    @model_validator(mode="after")
-    def _check_stride(self) -> UPerNetProtocol:
-        """Refuse windows with gaps between them."""
-        if self.stride > self.crop:
-            raise ValueError(
-                f"stride {self.stride} leaves gaps between windows of crop {self.crop}; lower it"
-            )
-        return self
 
 
 PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol | UPerNetProtocol] = {
@@ -155,7 +147,6 @@ PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol | UPerNetProtocol] = {
         lr=1e-4,
         weight_decay=0.05,
         side=512,
-        stride=341,
         warmup_steps=1500,
         layer_decay=0.65,
     ),
@@ -167,7 +158,6 @@ PROTOCOLS: dict[str, ProbeProtocol | FcnProtocol | UPerNetProtocol] = {
         lr=5e-4,
         weight_decay=0.05,
         side=192,
-        stride=128,
         warmup_steps=50,
         layer_decay=0.75,
         channels=128,

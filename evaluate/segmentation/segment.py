@@ -244,7 +244,8 @@ def _run_upernet(
 
     def logits_of(image: Tensor) -> Tensor:
         resized = pixels.resize(image, [protocol.side], antialias=True)
-        return sliding_logits(model.logits, normalize(resized), crop=protocol.crop, stride=protocol.stride)
+        stride = max(1, int(protocol.stride * protocol.crop))
+        return sliding_logits(model.logits, normalize(resized), crop=protocol.crop, stride=stride)
 
     return logits_of, curve
 

@@ -243,7 +243,7 @@ def test_every_detector_trains_and_predicts(head: str, masks: bool) -> None:
 
 def test_detectors_need_a_resnet() -> None:
     vit = load_backbone("random", arch="vit_tiny_patch16_224", image_size=64)[0]
-    with pytest.raises(UserError, match="need a ResNet"):
+    with pytest.raises(UserError, match=r"needs a ResNet.* takes --protocol detect-small-vit"):
         build_detector(vit, PROTOCOLS["detect-small"].shape, classes=1, masks=False)
 
 

@@ -30,7 +30,6 @@ from hapicl.models.stage_rates import fine_tuning_groups
 TINY = {
     "crop": "48",
     "side": "48",
-    "stride": "32",
     "batch_size": "4",
     "channels": "16",
     "auxiliary_channels": "8",
@@ -216,11 +215,11 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"no map 'block7'; did you mean .* it has block1, block2, patches"):
         UPerNet(small_vit(), tiny(maps="[block1, block1, block2, block7]"), classes=2)
     with pytest.raises(UserError, match="under two patches of 8"):
-        UPerNet(small_vit(), tiny(crop="15", stride="8"), classes=2)
+        UPerNet(small_vit(), tiny(crop="15"), classes=2)
     with pytest.raises(UserError, match="measure this one with seg-probe"):
         UPerNet(build_backbone("timm:test_vit4", image_size=64), tiny(), classes=2)
     for wrong, said in (
-        ({"stride": "64"}, "leaves gaps between windows"),
+        ({"stride": "1.5"}, "at most 1"),
         ({"batch_size": "1"}, "at least 2"),
         ({"maps": "[block1, block2]"}, "maps"),
     ):

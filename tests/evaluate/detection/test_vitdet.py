@@ -1,0 +1,278 @@
+"""ViTDet: parameters and names as published, windows, the pyramid, jitter, training to a known answer."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_vit import small_vit
+from torch import Tensor, nn
+
+from hapicl.common.errors import UserError
+from hapicl.evaluate.detection.data import DetectionSamples, LabelledObjects, voc_objects
+from hapicl.evaluate.detection.detect import evaluate_detection, training_samples
+from hapicl.evaluate.detection.jitter import large_scale_jitter
+from hapicl.evaluate.detection.models import AlignedRoIAlign
+from hapicl.evaluate.detection.protocols import PROTOCOLS, ViTDetProtocol
+from hapicl.evaluate.detection.vitdet import build_vitdet
+from hapicl.evaluate.settings import Request, Runtime, change, choose
+from hapicl.models.backbones.build import build_backbone
+from hapicl.models.backbones.vit import ViTBackbone
+from hapicl.models.stage_rates import fine_tuning_groups
+from hapicl.models.window_attention import attend_in_windows
+
+TINY = {
+    "shape.short_sides": "[64]",
+    "shape.long_side": "64",
+    "shape.channels": "16",
+    "shape.hidden": "32",
+    "shape.regions": "32",
+    "shape.anchors": "[8, 16, 32, 48, 64]",
+    "shape.window": "4",
+    "shape.global_blocks": "1",
+    "batch_size": "4",
+    "warmup_steps": "5",
+    "lr": "3e-3",
+    "layer_decay": "1.0",
+    "drop_path": "0.0",
+}
+
+
+@pytest.fixture
+def data(squares: Path) -> tuple[LabelledObjects, LabelledObjects]:
+    train = voc_objects(squares, "train")
+    return train, voc_objects(squares, "test", train.classes)
+
+
+def tiny(**changes: str) -> ViTDetProtocol:
+    protocol = change(PROTOCOLS["detect-small-vit"], TINY | changes)
+    assert isinstance(protocol, ViTDetProtocol)
+    return protocol
+
+
+def tiny_detector(*, masks: bool = False) -> nn.Module:
+    return build_vitdet(small_vit(64), tiny().shape, drop_path=0.1, classes=2, masks=masks)
+
+
+def test_a_vit_b_with_mask_heads_has_the_published_111_million_parameters() -> None:
+    protocol = PROTOCOLS["coco-vitdet"]
+    assert isinstance(protocol, ViTDetProtocol)
+    with torch.device("meta"):
+        backbone = build_backbone("vit_base_patch16_224", image_size=224)
+        model = build_vitdet(backbone, protocol.shape, drop_path=0.1, classes=80, masks=True)
+    trained = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
+    # detectron2 keeps the positions of pretraining, 14 x 14, and resamples them for each image
+    assert round(sum(trained.values()) / 1e6) == 111
+    parts = {
+        part: sum(count for name, count in trained.items() if name.startswith(part))
+        for part in ("backbone.net.", "backbone.simfp_", "rpn.", "roi_heads.box", "roi_heads.mask")
+    }
+    assert sum(parts.values()) == sum(trained.values())
+    width, out = 768, 256
+    tables = 64 * 2 * (8 * 27 + 4 * 127)  # of heads of 64: eight blocks with windows of 14, four of 64
+    blocks = 12 * (4 * width + 4 * (width * width + width) + 8 * width * width + 5 * width)
+    positions, embedding = 197 * width, 3 * 16 * 16 * width + width
+    assert parts["backbone.net."] == blocks + tables + positions + embedding
+    enlarging = 4 * (width * 384 + 384 * 192 + width * 384) + 384 + 192 + 384 + 2 * 384
+    levels = out * (192 + 384 + width + width) + 4 * 9 * out * out + 8 * 2 * out
+    assert parts["backbone.simfp_"] == enlarging + levels
+    assert parts["rpn."] == 2 * (9 * out * out + out) + out * 3 * 5 + 3 * 5
+    # torchvision predicts the background's box too, and one mask more than there are classes
+    assert parts["roi_heads.box"] == 4 * (9 * out * out + 2 * out) + 49 * out * 1024 + 1024 + 1025 * 5 * 81
+    assert parts["roi_heads.mask"] == 4 * (9 * out * out + 2 * out) + 4 * out * out + out + 257 * 81
+
+
+def test_which_blocks_see_the_whole_image() -> None:
+    def everywhere(arch: str) -> list[int]:
+        with torch.device("meta"):
+            backbone = build_backbone(arch, image_size=64)
+            assert isinstance(backbone, ViTBackbone)
+            attend_in_windows(backbone, window=14, global_blocks=4, cells=64)
+        return [number for number, block in enumerate(backbone.trunk.blocks) if block.attn.window is None]
+
+    assert everywhere("vit_base_patch16_224") == [2, 5, 8, 11]  # as published
+    assert everywhere("vit_large_patch16_224") == [5, 11, 17, 23]
+
+
+def test_the_trunk_has_detectron2s_names() -> None:
+    assert {
+        "backbone.net.pos_embed",
+        "backbone.net.patch_embed.proj.weight",
+        "backbone.net.blocks.1.attn.qkv.weight",
+        "backbone.net.blocks.1.attn.rel_pos_h",
+        "backbone.net.blocks.1.mlp.fc2.bias",
+        "backbone.simfp_2.0.weight",
+        "backbone.simfp_2.1.bias",
+        "backbone.simfp_2.3.weight",
+        "backbone.simfp_2.4.weight",
+        "backbone.simfp_2.5.norm.bias",
+        "backbone.simfp_3.1.norm.weight",
+        "backbone.simfp_4.0.weight",
+        "backbone.simfp_5.1.weight",
+        "backbone.simfp_5.2.norm.weight",
+    } <= set(tiny_detector().state_dict())
+
+
+def grids(backbone: ViTBackbone, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = backbone.trunk.blocks(tokens)
+    return found
+
+
+def test_a_window_that_holds_the_grid_is_plain_attention() -> None:
+    torch.manual_seed(0)
+    plain, windowed = small_vit().eval(), small_vit().eval()
+    windowed.load_state_dict(plain.state_dict())
+    attend_in_windows(windowed, window=14, global_blocks=1, cells=8)
+    tokens = torch.randn(2, 5, 6, 48)
+    expected = grids(plain, tokens.flatten(1, 2)).unflatten(1, (5, 6))
+    torch.testing.assert_close(grids(windowed, tokens), expected)
+
+
+def test_windows_do_not_see_each_other_and_cut_grids_with_a_rest() -> None:
+    torch.manual_seed(0)
+    backbone = small_vit().eval()
+    attend_in_windows(backbone, window=4, global_blocks=1, cells=8)
+    backbone.trunk.blocks = backbone.trunk.blocks[:1]  # the last block sees all
+    tokens = torch.randn(1, 6, 7, 48)  # windows of 4: two by two, the last rows and columns padded
+    changed = tokens.clone()
+    changed[0, 5, 6] += 1  # in the window at the bottom right
+    moved = (grids(backbone, tokens) - grids(backbone, changed)).abs().amax(-1)[0] > 0
+    expected = torch.zeros(6, 7, dtype=torch.bool)
+    expected[4:, 4:] = True
+    assert torch.equal(moved, expected)
+    attention = backbone.trunk.blocks[0].attn
+    corner = torch.nn.functional.pad(tokens[:, 4:, 4:], (0, 0, 0, 1, 0, 2))
+    with torch.no_grad():  # zeros stand for the tokens that a window lacks, as in detectron2
+        window = super(type(attention), attention).forward(corner)[:, :2, :3]
+        torch.testing.assert_close(attention(tokens)[:, 4:, 4:], window)
+
+
+def test_relative_positions_change_what_a_whole_grid_gives() -> None:
+    torch.manual_seed(0)
+    backbone = small_vit().eval()
+    attend_in_windows(backbone, window=4, global_blocks=2, cells=8)
+    tokens = torch.randn(1, 8, 8, 48)
+    before = grids(backbone, tokens)
+    with torch.no_grad():
+        backbone.trunk.blocks[0].attn.rel_pos_w[8] = 3.0  # the token one to the left
+    assert not torch.allclose(grids(backbone, tokens), before)
+
+
+def test_the_pyramid_has_strides_of_a_quarter_to_four_patches() -> None:
+    model = tiny_detector()
+    with torch.no_grad():
+        maps = model.eval().backbone(torch.zeros(1, 3, 64, 64))  # type: ignore[operator, union-attr]
+    assert {name: tuple(values.shape[1:]) for name, values in maps.items()} == {
+        "0": (16, 32, 32),
+        "1": (16, 16, 16),
+        "2": (16, 8, 8),
+        "3": (16, 4, 4),
+        "pool": (16, 2, 2),
+    }
+
+
+def test_all_that_is_trained_gets_a_gradient_with_masks_and_without_an_object() -> None:
+    model = tiny_detector(masks=True).train()
+    square = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    square[:, 8:40, 8:40] = 1
+    full = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([2]), "masks": square}
+    empty = {name: values[:0] for name, values in full.items()}
+    losses = model([torch.rand(3, 64, 64)] * 2, [full, empty])
+    torch.stack(list(losses.values())).sum().backward()
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert {name for name, value in model.named_parameters() if value.grad is None} & trained == set()
+    left_out = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert left_out == {"backbone.net.cls_token", "backbone.net.norm.weight", "backbone.net.norm.bias"}
+
+
+def test_rates_fall_by_block_as_detectron2_takes_them() -> None:
+    backbone = small_vit(64)
+    model = build_vitdet(backbone, tiny().shape, drop_path=0.1, classes=1, masks=False)
+    groups = fine_tuning_groups(model, backbone, 0.7)
+    rate = {id(value): group.get("lr_scale", 1.0) for group in groups for value in group["params"]}
+    named = dict(model.named_parameters())
+    for name, power in (
+        ("roi_heads.box_predictor.cls_score.weight", 0),
+        ("backbone.simfp_2.0.weight", 0),
+        ("backbone.net.blocks.1.attn.rel_pos_h", 1),
+        ("backbone.net.blocks.0.mlp.fc1.weight", 2),
+        ("backbone.net.patch_embed.proj.weight", 3),
+        ("backbone.net.pos_embed", 3),
+    ):
+        assert rate[id(named[name])] == pytest.approx(0.7**power)
+
+
+def test_a_wide_image_in_a_square_had_its_regions_pooled_at_half_their_scale() -> None:
+    # 32 x 64 pixels padded to 64 x 64: the maps' height says 1/2 of the image's, their width the truth
+    ramp = (torch.arange(16.0) + 0.5) * 4
+    maps = {"0": ramp.expand(1, 1, 16, 16).contiguous()}
+    pooled = AlignedRoIAlign(["0"], 2)(maps, [torch.tensor([[8.0, 8.0, 40.0, 24.0]])], [(32, 64)])
+    torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([16.0, 32.0]))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_jitter_moves_image_boxes_and_masks_together(masks: bool) -> None:
+    image = torch.full((3, 40, 60), 40, dtype=torch.uint8)
+    image[:, 10:30, 20:50] = 220
+    target = {"boxes": torch.tensor([[20.0, 10, 50, 30]]), "labels": torch.tensor([1])}
+    if masks:
+        target["masks"] = (image[:1] > 100).to(torch.uint8)
+    left = 0
+    for draw in range(30):
+        moved, found = large_scale_jitter(
+            image, target, np.random.default_rng(draw), side=48, scale=(0.1, 2.0)
+        )
+        assert moved.shape == (3, 48, 48)
+        assert len(found["boxes"]) == len(found["labels"])
+        bright = (moved[0] > 160).nonzero()
+        if not len(found["boxes"]):
+            assert len(bright) <= 60  # at most a thin rest of it
+            continue
+        left += 1
+        seen = torch.cat([bright.amin(0).flip(0), bright.amax(0).flip(0) + 1]).float()
+        torch.testing.assert_close(found["boxes"][0], seen, atol=2.0, rtol=0)
+        if masks:
+            assert found["masks"].shape == (1, 48, 48)
+    assert left > 20
+
+
+def test_jitter_ends_in_the_samples_of_the_published_protocol_alone(
+    data: tuple[LabelledObjects, LabelledObjects],
+) -> None:
+    samples = training_samples(data[0], tiny(jitter="[0.5, 1.5]"))
+    assert samples.sample(0, np.random.default_rng(0))[0].shape == (3, 64, 64)
+    assert isinstance(samples.augment, partial)
+    assert training_samples(data[0], tiny()).augment is None
+    assert training_samples(data[0], PROTOCOLS["detect-small"]).augment is None
+    assert isinstance(DetectionSamples(data[1], train=False).sample(0, np.random.default_rng(0))[0], Tensor)
+
+
+def test_it_learns_squares(data: tuple[LabelledObjects, LabelledObjects]) -> None:
+    torch.manual_seed(0)
+    outcome = evaluate_detection(small_vit(64), *data, tiny(steps="60"), seed=0, runtime=Runtime())
+    assert outcome.metrics["ap50"] > 0.6
+
+
+def test_image_size_keeps_vitdets_squares() -> None:
+    request = Request(weights="random", protocol="detect-small-vit", image_size=96)
+    shape = choose(PROTOCOLS, request).shape
+    assert (shape.short_sides, shape.long_side) == ((96,), 96)
+    shape = choose(PROTOCOLS, request.replace(protocol="detect-small")).shape
+    assert (shape.short_sides, shape.long_side) == ((96,), 160)
+
+
+def test_mistakes_are_named() -> None:
+    shape = tiny().shape
+    with pytest.raises(UserError, match="needs a plain Vision Transformer"):
+        build_vitdet(build_backbone("resnet18", image_size=64), shape, drop_path=0, classes=1, masks=False)
+    odd = build_backbone("test_vit", image_size=63, stem="patch7")
+    with pytest.raises(UserError, match=r"not 7; --stem patch16"):
+        build_vitdet(odd, shape, drop_path=0, classes=1, masks=False)
+    with pytest.raises(UserError, match="anchors must hold 5 sides"):
+        tiny(**{"shape.anchors": "[8, 16]"})
+    with pytest.raises(UserError, match=r"unknown setting 'shape\.head'"):
+        tiny(**{"shape.head": "c4"})
+    with pytest.raises(UserError, match="lower bound first"):
+        tiny(jitter="[2.0, 0.1]")
