@@ -47,7 +47,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml $(VENV)/.made
 
 $(VENV)/.installed-test: setup.cfg pyproject.toml $(VENV)/.made
 	@echo "Installing hapicl, PyTorch and the test tools into $(VENV): minutes, and gigabytes of downloads, the first time."
-	$(PIP) --editable ".[test,eval,dask,clients,parquet,wandb,mlflow]"
+	$(PIP) --editable ".[test,eval,dask,clients,parquet,wandb,mlflow,remote]"
 	@touch "$(VENV)/.installed" "$@"
 
 # An environment that is there and has pip is kept. Debian and Ubuntu ship venv without pip unless

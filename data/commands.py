@@ -13,9 +13,7 @@ def data() -> None:
 
 
 @data.command()
-@click.option(
-    "--images", required=True, type=click.Path(path_type=Path), help="Image folder, flat or nested."
-)
+@click.option("--images", required=True, metavar="DIR", help="Image folder, archives or URL.")
 @click.option(
     "--out",
     default=Path("images.h5"),
@@ -30,7 +28,7 @@ def data() -> None:
 )
 @click.option("--quality", default=90, show_default=True, help="JPEG quality of what is encoded anew.")
 @click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
-def pack(images: Path, out: Path, short_side: int | None, quality: int, workers: int | None) -> None:
+def pack(images: str, out: Path, short_side: int | None, quality: int, workers: int | None) -> None:
     """Pack an image folder into one file, for network disks and millions of small files.
 
     `hapicl pretrain --images images.h5` then reads it and draws the same crops. Run it again after an

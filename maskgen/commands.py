@@ -55,7 +55,7 @@ for _command in (info, show, verify, score):
 
 @masks.command()
 @click.option(
-    "--images", required=True, type=click.Path(path_type=Path), help="Image folder, flat or nested."
+    "--images", required=True, metavar="DIR", help="Image folder, flat or nested; or .tar, .zip, a URL."
 )
 @click.option(
     "--out",
@@ -90,7 +90,7 @@ for _command in (info, show, verify, score):
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 if an image has no mask.")
 def build(
-    images: Path, out: Path, recipe: str | None, network: Path | None, strict: bool, **options: Any
+    images: str, out: Path, recipe: str | None, network: Path | None, strict: bool, **options: Any
 ) -> None:
     """Build the mask file of an image folder.
 
@@ -146,9 +146,7 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
 
 
 @masks.command()
-@click.option(
-    "--images", required=True, type=click.Path(path_type=Path), help="Image folder of the first masks."
-)
+@click.option("--images", required=True, metavar="DIR", help="Image folder of the first masks.")
 @click.option(
     "--masks",
     "masks_file",
@@ -176,7 +174,7 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
 @click.option("--seed", type=int, help="Of weights and draws.  [default: 0]")
 @click.option("--workers", type=int, help="Processes that make masks.  [default: cores this process may use]")
 def refine(
-    images: Path, masks_file: Path, out: Path, device: str, workers: int | None, **options: Any
+    images: str, masks_file: Path, out: Path, device: str, workers: int | None, **options: Any
 ) -> None:
     """Learn from the first masks what your images' foreground looks like, and make better ones.
 
@@ -220,7 +218,7 @@ def refine(
     type=click.Path(path_type=Path),
     help="Folder of PNG or npz masks, or COCO JSON.",
 )
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="Image folder.")
+@click.option("--images", required=True, metavar="DIR", help="Image folder, archives or URL.")
 @click.option(
     "--out",
     default=Path("masks.h5"),
@@ -230,7 +228,7 @@ def refine(
 )
 @click.option("--long-side", type=click.IntRange(1), help="Reduce larger masks to this long side, pixels.")
 @click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
-def import_masks(source: Path, images: Path, out: Path, long_side: int | None, workers: int | None) -> None:
+def import_masks(source: Path, images: str, out: Path, long_side: int | None, workers: int | None) -> None:
     """Make a mask file from masks made elsewhere."""
     if source.suffix == ".json":
         from ..common.atomic_files import refuse_unwritable

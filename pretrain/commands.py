@@ -30,7 +30,7 @@ ARCH_NAMES = completing(usual_names)
 @click.command()
 @click.option("--masks", metavar="FILE", help="Mask file of `hapicl masks build`; enough by itself.")
 @click.option(
-    "--images", metavar="DIR", help="Image folder or packed .h5  [default: recorded in the mask file]"
+    "--images", metavar="DIR", help="Folder, .tar, .zip, URL or packed .h5  [default: the mask file's]"
 )
 @click.option("--method", shell_complete=METHOD_NAMES, help="See `hapicl methods`.  [default: hapicl_m]")
 @click.option("--arch", shell_complete=ARCH_NAMES, help="Backbone.  [default: the weights', else resnet50]")

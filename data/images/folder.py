@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import Counter
@@ -9,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...common.errors import UserError
-from .decode import ImageError, read_bytes, read_header
+from .decode import ImageError, image_size, read_bytes, read_header
 from .kinds import HEAD_BYTES, is_listed, is_sure, why_left_out
-from .store import Encoded
+from .store import Encoded, location_of
 
+# the file is there but this user, or anyone, may not read it; anything else means that the folder went away
+_OWN_FAULT = frozenset((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG))
 logger = logging.getLogger("hapicl.data")
 _told: set[tuple[str, tuple[tuple[str, int], ...]]] = set()  # what this process has said was left out
 
@@ -131,9 +134,42 @@ class Folder:
         """Take the root as it is; nothing is read yet."""
         self.root = Path(root)
 
+    @property
+    def location(self) -> str:
+        """The folder's absolute path."""
+        return location_of(self.root)
+
     def paths(self) -> list[str]:
         """Walk the folder."""
         return find_images(self.root)
+
+    def read_bytes(self, path: str) -> bytes:
+        """Read one listed file whole.
+
+        Raises:
+            ImageError: if this one file cannot be read.
+            UserError: if it is gone, as after the loss of a network folder.
+        """
+        file = self.root / path
+        try:
+            return read_bytes(file)
+        except OSError as error:
+            broken_link = file.is_symlink() and self.root.is_dir()
+            if error.errno in _OWN_FAULT or broken_link:
+                what = "a folder that cannot be read" if file.is_dir() else "cannot be read"
+                raise ImageError(path, f"{what}: {error.strerror}") from error
+            raise UserError(f"{file} was listed but cannot be read any more ({error.strerror})") from error
+
+    def file_bytes(self, path: str) -> int:
+        """Size of a file, bytes; 0 for a broken link, or in a folder that this user may not look into."""
+        try:
+            return os.stat(f"{self.root}/{path}").st_size  # noqa: PTH116 (a Path for each of a million is slow)
+        except OSError:
+            return 0
+
+    def image_size(self, path: str) -> tuple[int, int]:
+        """Height and width in pixels, from the file's first bytes."""
+        return image_size(self.root / path)
 
     def read(self, path: str) -> Encoded:
         """Read one file whole."""

@@ -92,6 +92,11 @@ def is_listed(suffix: str) -> bool:
     return suffix in SUFFIXES or (suffix in _SUFFIXES_OF and not how_to_read(_SUFFIXES_OF[suffix]))
 
 
+def readable_suffixes() -> list[str]:
+    """The suffixes of images that can be read here."""
+    return sorted(suffix for suffix in {*SUFFIXES, *_SUFFIXES_OF} if is_listed(suffix))
+
+
 def why_left_out(suffix: str) -> str | None:
     """Why images of a suffix are not read, for the user; None for what is read, or no image."""
     if suffix in _SUFFIXES_OF:

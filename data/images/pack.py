@@ -31,7 +31,7 @@ from ..masks.format import FORMAT as MASK_FORMAT
 from ..memmap import DAMAGE, WatchedFile, memmap_dataset, why_unreadable
 from ..path_keys import PathList, find_row
 from .decode import ImageError
-from .store import Encoded
+from .store import Encoded, location_of
 
 FORMAT = "hapicl images"
 VERSION = 1
@@ -78,6 +78,11 @@ class ImagePack:
         """How the pack was made: image_root, short_side, quality, unreadable images with reasons."""
         self.column("path")
         return self._description
+
+    @property
+    def location(self) -> str:
+        """The file's absolute path."""
+        return location_of(self.path)
 
     def paths(self) -> list[str]:
         """All paths, sorted."""

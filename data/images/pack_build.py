@@ -21,9 +21,10 @@ from ...common.errors import UserError
 from ..build_folder import BuildFolder, paths_digest
 from ..build_workers import default_workers, local_workers, run_in_workers
 from ..path_keys import encode_path
-from .decode import ImageError, decode_image, read_bytes
-from .folder import find_images
+from . import open_originals
+from .decode import ImageError, decode_image
 from .pack import PACK, ImagePack, PackRow, columns_of, file_kind, write_pack
+from .store import OriginalImages
 
 PART_IMAGES = 256  # about 30 MB of ImageNet originals
 MOST_DEATHS = 3  # of workers before a part is finished
@@ -67,13 +68,13 @@ def pack_images(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PackSummary:
-    """Pack the images of a folder into one file.
+    """Pack the images of a folder, or of archives, into one file.
 
     Run again after an interruption, it takes up the finished parts. Images that cannot be decoded are left
     out and listed in the file's description.
 
     Args:
-        root: the image folder.
+        root: the image folder, or whatever else `open_originals` opens.
         out: the file to write.
         settings: how to store them.
         workers: processes; None takes the cores this process may use.
@@ -85,15 +86,16 @@ def pack_images(
     settings = settings or PackSettings()
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give at least 1")
-    target, paths = Path(out), find_images(root)
+    target, images = Path(out), open_originals(root)
+    paths = images.paths()
     if not paths:
         raise UserError(f"no images in {root}; give a folder that holds images, at any depth")
     plan = {
-        "image_root": str(Path(root).absolute()),
+        "image_root": images.location,
         "short_side": settings.short_side,
         "quality": settings.quality,
         "images": len(paths),
-        "files_digest": paths_digest(f"{path}\0{_bytes(Path(root) / path)}" for path in paths),
+        "files_digest": paths_digest(f"{path}\0{images.file_bytes(path)}" for path in paths),
     }
     if target.exists():
         return _finished(target, plan)
@@ -102,7 +104,7 @@ def pack_images(
         if target.exists():  # finished by another process since it was looked at
             return _finished(target, plan)
         _settle(folder, plan)
-        _make_parts(folder, Path(root), paths, settings, workers, progress)
+        _make_parts(folder, images, paths, settings, workers, progress)
         summary = _join(folder, target, plan)
         folder.remove()
     return summary
@@ -141,17 +143,9 @@ def _different(made: dict[str, Any], plan: dict[str, Any]) -> str:
     return " and ".join(word for key, word in words.items() if made.get(key) != plan[key])
 
 
-def _bytes(path: Path) -> int:
-    """Size of a file, -1 if it cannot be asked: then reading it says why."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
 def _make_parts(
     folder: BuildFolder,
-    root: Path,
+    images: OriginalImages,
     paths: Sequence[str],
     settings: PackSettings,
     workers: int | None,
@@ -170,7 +164,7 @@ def _make_parts(
     deaths = 0  # since a part was finished
     while todo := sorted(set(range(count)) - set(folder.finished())):
         jobs = (
-            joblib.delayed(make_part)(root, images_of(number), folder.part_path(number), settings)
+            joblib.delayed(make_part)(images, images_of(number), folder.part_path(number), settings)
             for number in todo
         )
         try:
@@ -198,30 +192,28 @@ def _run(jobs: Iterable[Any], processes: int) -> Generator[Any, None, None]:
         yield from run_in_workers(jobs, workers=processes)
 
 
-def make_part(root: Path, paths: Sequence[str], out: Path, settings: PackSettings) -> None:
+def make_part(images: OriginalImages, paths: Sequence[str], out: Path, settings: PackSettings) -> None:
     """Encode some images and write them as a pack of their own."""
     cv2.setNumThreads(1)
     rows: list[PackRow] = []
     unreadable: dict[str, str] = {}
     for path in paths:
         try:
-            rows.append(pack_row(root, path, settings))
+            rows.append(pack_row(images, path, settings))
         except ImageError as error:
             unreadable[path] = error.reason
     pieces = (np.frombuffer(row.data, np.uint8) for row in rows)
     write_pack(out, columns_of(rows), pieces, {"unreadable": unreadable})
 
 
-def pack_row(root: Path, path: str, settings: PackSettings) -> PackRow:
+def pack_row(images: OriginalImages, path: str, settings: PackSettings) -> PackRow:
     """Read, decode (which finds damaged files), and encode one image as the settings ask.
 
     Raises:
         ImageError: if it cannot be read or decoded.
+        UserError: if the images have gone away since they were listed.
     """
-    try:
-        data = read_bytes(root / path)
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
+    data = images.read_bytes(path)
     image = decode_image(data, path)
     size = (image.shape[0], image.shape[1])
     if settings.short_side is not None and min(size) > settings.short_side:

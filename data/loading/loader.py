@@ -70,7 +70,8 @@ class Loader:
                     ...
 
     Args:
-        images: a folder, or a file made by `hapicl data pack`; None takes the mask file's image root.
+        images: a folder, archives, a URL, or a file made by `hapicl data pack`; None takes the mask file's
+            image root.
         masks: a mask file; not read when `needs` asks for no masks and `images` is given.
         needs: what the method needs.
         options: batch size, seed, workers and the like.

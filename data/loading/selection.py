@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ...common.errors import UserError
 from ...common.terminal.printable import printable_name
-from ..images.folder import Folder
 from ..images.store import ImageStore
 from ..masks.format import STATUSES, MaskStatus
 from ..masks.reader import MaskReader
@@ -71,7 +70,7 @@ def select_images(
     listed = masks.column("path") if store is None and masks is not None else _sorted_keys(store)
     paths = np.asarray(listed[:limit])
     if len(paths) == 0:
-        where = f" in {store.root}" if isinstance(store, Folder) else ""
+        where = f" in {store.location}" if store is not None else ""
         raise UserError(f"no images found{where}: give a folder that holds images, at any depth")
     if masks is None:
         return Selection(paths, np.full(len(paths), -1))

@@ -19,7 +19,8 @@ import numpy as np
 
 from ...common.atomic_files import refuse_unwritable
 from ...common.errors import UserError
-from ...data.images.folder import find_images
+from ...data.images import open_originals
+from ...data.images.store import OriginalImages
 from ...data.masks.format import STATUSES, read_recipe
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow, write_masks
@@ -82,12 +83,12 @@ def build_masks(
     *,
     progress: Progress | None = None,
 ) -> BuildSummary:
-    """Find the foreground of every image in a folder and store the masks in one file.
+    """Find the foreground of every image of a folder, or of archives, and store the masks in one file.
 
     An interrupted or killed build is continued by the same call; a finished file is left as it is.
 
     Args:
-        images: the image folder, flat or nested.
+        images: the image folder, flat or nested; or archives or a URL, see `data.images.open_originals`.
         out: the mask file; the part files of an unfinished build lie beside it in `<out>.parts`.
         recipe: its name, or a recipe of your own.
         settings: worker processes, shards and the like; by default one process for each core.
@@ -104,7 +105,7 @@ def build_masks(
 
 
 def build_rows(
-    images: str | os.PathLike[str],
+    images: str | os.PathLike[str] | OriginalImages,
     out: str | os.PathLike[str],
     maker: RowMaker,
     settings: BuildSettings | None = None,
@@ -114,16 +115,16 @@ def build_rows(
 ) -> BuildSummary:
     """Build a mask file whose rows any `RowMaker` makes; otherwise as `build_masks`.
 
-    `paths`, sorted and relative to the folder, says which images; None takes all.
+    `images` may be open already. `paths`, sorted, says which of them; None takes all.
     """
     start = time.monotonic()
     settings = settings or BuildSettings()
-    root = str(Path(images).resolve())
-    paths = (find_images(root) if paths is None else paths)[: settings.limit]
+    opened = open_originals(images) if isinstance(images, str | os.PathLike) else images
+    paths = (opened.paths() if paths is None else paths)[: settings.limit]
     if not paths:
-        raise UserError(f"no images in {root}; give the folder that holds them, at any depth")
+        raise UserError(f"no images in {opened.location}; give the folder that holds them, at any depth")
     recipe = read_recipe(as_json(maker.as_dict()))
-    request = BuildRequest(Path(out), root, recipe, paths, settings.update)
+    request = BuildRequest(Path(out), opened, recipe, paths, settings.update)
     parts = PartFiles(request.out)
     if is_up_to_date(request):
         _remove_unneeded(parts)
@@ -133,7 +134,7 @@ def build_rows(
         if is_up_to_date(request):  # asked again: another process may have finished it since
             parts.remove()
             return summarize(request.out, 0, start, already_finished=True)
-        build = _Build(plan_build(request, parts), parts, Runner(root, maker, settings), settings.shard)
+        build = _Build(plan_build(request, parts), parts, Runner(opened, maker, settings), settings.shard)
         built = build.run(progress)
         if settings.shard:
             missing = build.plan.part_files - len(parts.finished())

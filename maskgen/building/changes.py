@@ -11,7 +11,6 @@ from ...data.masks.reader import MaskReader
 from ...data.path_keys import encode_path
 from .merge import save_unfinished
 from .plan import BuildRequest, PartFiles, Plan
-from .worker import file_bytes
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ def compare(reader: MaskReader, request: BuildRequest) -> Difference:
     if request.update:
         old = dict(zip(reader.paths, reader.column("file_bytes").tolist(), strict=True))
         changed = [
-            path
-            for path in request.paths
-            if path in there and old[path] != file_bytes(f"{request.image_root}/{path}")
+            path for path in request.paths if path in there and old[path] != request.images.file_bytes(path)
         ]
     return Difference(new, gone, changed)
 

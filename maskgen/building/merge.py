@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...common.atomic_files import refuse_unwritable
 from ...common.errors import UserError
 from ...data.build_folder import paths_digest
+from ...data.images.store import location_of
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import join_masks
 from ...data.path_keys import find_row
@@ -148,7 +149,7 @@ def merge_files(
                 f"{reader.image_root}; say with --images which to record"
             )
     seconds = sum(float(reader.attributes["worker_seconds"]) for reader in readers)
-    root = first.image_root if image_root is None else str(Path(image_root).resolve())
+    root = first.image_root if image_root is None else location_of(image_root)
     with PartFiles(Path(out)).locked():  # as a build of `out` does
         return join_masks(out, readers, describe(first.recipe, root, worker_seconds=seconds))
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ...common.errors import UserError
 from ...data.build_folder import BuildFolder, paths_digest
+from ...data.images.store import OriginalImages
 from ...data.masks.format import read_recipe
 from ...data.masks.reader import MaskReader
 
@@ -30,17 +31,22 @@ class BuildRequest:
 
     Attributes:
         out: the mask file.
-        image_root: absolute path of the image folder.
+        images: the folder, archives or store that the images are in.
         recipe: every parameter, as JSON gives it back.
-        paths: the images, relative to the folder, sorted.
+        paths: the images' names there, sorted.
         update: whether a file of a folder that has changed since is to be brought up to date.
     """
 
     out: Path
-    image_root: str
+    images: OriginalImages
     recipe: dict[str, Any]
     paths: Sequence[str]
     update: bool = False
+
+    @property
+    def image_root(self) -> str:
+        """What the mask file names as the place of its images."""
+        return self.images.location
 
 
 class Task(NamedTuple):
@@ -55,7 +61,7 @@ class Plan:
     """What a build has to do. Equal plans make equal files.
 
     Attributes:
-        image_root: absolute path of the image folder.
+        image_root: where the images are: the folder's absolute path, archives or a URL.
         recipe: every parameter.
         paths: the images to work on, sorted.
         base: content digest of the file that this build adds to, "" if it starts from nothing.

@@ -20,6 +20,7 @@ import joblib
 
 from ...common.errors import UserError
 from ...data.build_workers import default_workers, local_workers, run_in_workers
+from ...data.images.store import OriginalImages
 from ...data.masks.writer import MaskRow
 from .plan import Task
 from .settings import BuildSettings
@@ -37,12 +38,12 @@ class Runner:
     """Runs tasks for one build.
 
     Attributes:
-        root: the image folder.
+        images: the folder, archives or store that the images are in.
         maker: how to make masks.
         settings: where workers run, and how many.
     """
 
-    root: str
+    images: OriginalImages
     maker: RowMaker
     settings: BuildSettings
 
@@ -118,7 +119,7 @@ class Runner:
         def calls() -> Iterator[Any]:
             for task in tasks:
                 under_way[task] = None
-                yield joblib.delayed(make_rows)(self.root, task, self.maker)
+                yield joblib.delayed(make_rows)(self.images, task, self.maker)
 
         if self.backend == "ray":  # its joblib backend returns lists only
             workers = _ray_workers()
@@ -126,7 +127,7 @@ class Runner:
                 some = tasks[start : start + 4 * workers]
                 under_way.update(dict.fromkeys(some))
                 yield from joblib.Parallel(n_jobs=workers, batch_size=1)(
-                    joblib.delayed(make_rows)(self.root, task, self.maker) for task in some
+                    joblib.delayed(make_rows)(self.images, task, self.maker) for task in some
                 )
             return
         if self.backend == "dask":  # so many are under way as the cluster has threads, twice

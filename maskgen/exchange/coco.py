@@ -15,8 +15,8 @@ from ...common.atomic_files import refuse_unwritable
 from ...common.coco import MASK_ROWS, coco_masks, is_segmentation, read_coco, segment_fits, segment_mask
 from ...common.errors import UserError
 from ...common.types import Mask
-from ...data.images.decode import ImageError, image_size
-from ...data.images.folder import find_images
+from ...data.images import open_originals
+from ...data.images.decode import ImageError
 from ...data.masks.writer import MaskRow, pack_mask, write_masks
 from ..building.build import BuildSummary, summarize
 from ..building.merge import describe
@@ -34,8 +34,8 @@ def import_coco(
 
     Args:
         source: the JSON file.
-        images: the folder its `file_name`s are relative to; images without an annotation get an empty mask,
-            images it does not name get a row that says so.
+        images: the folder, archives or URL that its `file_name`s are relative to; images without an
+            annotation get an empty mask, images it does not name get a row that says so.
         out: the mask file to write.
         long_side: reduce larger masks to this long side, pixels.
 
@@ -52,25 +52,25 @@ def import_coco(
     segments: defaultdict[int, list[Any]] = defaultdict(list)
     for annotation in content["annotations"]:
         segments[annotation["image_id"]].append(annotation["segmentation"])
-    root = Path(images).resolve()
+    originals = open_originals(images)
     rows = []
-    for path in find_images(root):
+    for path in originals.paths():
         try:
-            size = image_size(root / path)
+            size = originals.image_size(path)
             mask = reduced(_mask(path, size, entries, segments), long_side)
-            rows.append(pack_mask(path, mask, size, file_bytes=(root / path).stat().st_size))
+            rows.append(pack_mask(path, mask, size, file_bytes=originals.file_bytes(path)))
         except ImageError as error:
             rows.append(MaskRow(path=path, reason=error.reason))
     if all(row.reason for row in rows):
         named = [row for row in rows if row.path in entries]
         if not named:
-            raise UserError(f"{source} names none of the {len(rows)} images in {root}")
+            raise UserError(f"{source} names none of the {len(rows)} images in {originals.location}")
         raise UserError(
-            f"{source} names {len(named)} of the {len(rows)} images in {root} and gives none of them a mask; "
-            f"the first is {named[0].path}: {named[0].reason}"
+            f"{source} names {len(named)} of the {len(rows)} images in {originals.location} and gives none "
+            f"of them a mask; the first is {named[0].path}: {named[0].reason}"
         )
     recipe = {"name": "imported", "from": str(Path(source).resolve()), "long_side": long_side}
-    write_masks(out, rows, describe(recipe, str(root)))
+    write_masks(out, rows, describe(recipe, originals.location))
     return summarize(Path(out), len(rows), start)
 
 

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...common.types import Mask
+from ...data.images import open_originals
 from ...data.images.decode import ImageError, read_header, read_image
-from ...data.images.folder import find_images
+from ...data.images.store import OriginalImages
 from ...data.masks.format import MAX_MASK_SIDE
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import MaskRow, pack_mask
 from ..building.build import BuildSummary, Progress, build_rows
 from ..building.settings import BuildSettings
-from ..building.worker import read_listed
 
 _MASK_SUFFIXES = (".png", ".npz")
 LONGEST_NAME = 255  # bytes of a file's name that every common file system takes
@@ -56,7 +56,7 @@ class TreeRows:
         """Return where the masks came from."""
         return {"name": "imported", "from": self.masks, "long_side": self.long_side}
 
-    def row(self, root: str, path: str) -> MaskRow:
+    def row(self, images: OriginalImages, path: str) -> MaskRow:
         """Make a row of an image's imported mask; says why where there is none.
 
         Raises:
@@ -64,7 +64,7 @@ class TreeRows:
         """
         data = b""
         try:
-            data = read_listed(root, path)
+            data = images.read_bytes(path)
             size = read_header(data, path).size
             file = self.mask_file(path)
             if file is None:
@@ -105,7 +105,7 @@ def import_tree(
 
     Args:
         source: the folder of masks.
-        images: the image folder.
+        images: the image folder, archives or URL.
         out: the mask file to write.
         long_side: reduce larger masks to this long side, pixels.
         settings, progress: as for `build_masks`.
@@ -117,13 +117,14 @@ def import_tree(
     if not folder.is_dir():
         raise UserError(f"no folder of masks {folder}; give one that mirrors the image folder")
     maker = TreeRows(str(folder), long_side)
-    paths = find_images(images)
+    originals = open_originals(images)
+    paths = originals.paths()
     if paths and all(maker.mask_file(path) is None for path in paths):
         raise UserError(
             f"none of the {len(paths)} images in {images} has a mask in {folder}; for {paths[0]} it would be "
             f"{PurePosixPath(paths[0]).with_suffix('.png')}"
         )
-    return build_rows(images, out, maker, settings, progress=progress)
+    return build_rows(originals, out, maker, settings, paths=paths, progress=progress)
 
 
 def export_tree(

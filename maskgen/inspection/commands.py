@@ -12,9 +12,7 @@ import click
 from ...common.errors import UserError
 from ...common.terminal.progress import show_totals
 
-images_option = click.option(
-    "--images", type=click.Path(path_type=Path), help="Image folder, if it was moved."
-)
+images_option = click.option("--images", metavar="DIR", help="Image folder, archives or URL, if moved.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 against_option = click.option(
     "--against",
@@ -79,9 +77,9 @@ def show(masks_file: Path, out: Path, against: Path | None, **options: Any) -> N
 
 @click.command()
 @masks_argument
-@click.option("--images", type=click.Path(path_type=Path), help="Compare with the images in this folder too.")
+@click.option("--images", metavar="DIR", help="Compare with the images in this folder too.")
 @json_option
-def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
+def verify(masks_file: Path, images: str | None, as_json: bool) -> None:
     """Check digests, every mask and, with --images, every image size; exits with 1 if something is wrong."""
     from .verify import verify_masks
 
@@ -108,7 +106,7 @@ def verify(masks_file: Path, images: Path | None, as_json: bool) -> None:
 @click.option("--saliency", type=click.Path(path_type=Path), help="Folder of grey saliency maps to score.")
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Image folder: score the saliency computed again from it.",
 )
 @click.option(

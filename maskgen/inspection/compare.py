@@ -14,9 +14,20 @@ from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.errors import UserError
 from ...common.page import Pictures, Section, Table, encode_image, page
 from ...common.types import Pixels
-from ...data.images.decode import ImageError, read_image
+from ...data.images.store import OriginalImages
 from ...data.masks.reader import MaskReader
-from .gallery import CARD_SIDE, TILE_SIDE, agreement, contact_sheet, mask_cards, masked_rows, overlay, tile
+from .gallery import (
+    CARD_SIDE,
+    TILE_SIDE,
+    agreement,
+    contact_sheet,
+    mask_cards,
+    masked_rows,
+    overlay,
+    shown_image,
+    shown_images,
+    tile,
+)
 
 LARGEST_CHANGES = 12
 _OTHER_MASK = 0.5  # an agreement below is counted as another mask
@@ -117,32 +128,29 @@ def show_comparison(
     refuse_unwritable(out)
     readers = MaskReader(first), MaskReader(second)
     found = compare_masks(*readers)
-    root = Path(readers[0].image_root if images is None else images)
+    originals = shown_images(readers[0], images)
     shown = list(paths) or [path for path, _ in found.largest]
     if Path(out).suffix == ".png":
-        picture = encode_image(contact_sheet([_tile(readers, root, path) for path in shown]))
+        picture = encode_image(contact_sheet([_tile(readers, originals, path) for path in shown]))
         with atomic_write(out) as part:
             part.write_bytes(picture)
         return found
     heading = "Chosen images" if paths else "Largest changes"
     names = [("first", readers[0].path), ("second", readers[1].path)]
-    cards = mask_cards(readers, root, shown)
+    cards = mask_cards(readers, originals, shown)
     sections = [
         Section("Both files", [Table((), [*names, *found.rows()])]),
         Section(heading, [_CAPTION, Pictures(cards, minimum=2 * CARD_SIDE, cards=True)]),
     ]
     with atomic_write(out) as part:
-        lead = f"Two sets of foreground masks of {root}."
+        lead = f"Two sets of foreground masks of {originals.location}."
         part.write_text(page("Masks compared", sections, lead=lead), encoding="utf-8")
     return found
 
 
-def _tile(readers: tuple[MaskReader, MaskReader], root: Path, path: str) -> Pixels:
+def _tile(readers: tuple[MaskReader, MaskReader], originals: OriginalImages, path: str) -> Pixels:
     """An image beside itself under both masks."""
-    try:
-        image = read_image(root / path, reduce_to=TILE_SIDE)
-    except ImageError as error:
-        raise UserError(f"{error}; if the images were moved, say where they are with --images") from error
+    image = shown_image(originals, path, TILE_SIDE)
     masks = [reader[path] for reader in readers]
     agreed = agreement(masks[0], masks[1])
     shares = " -> ".join(f"{reader.coverage(path):.0%}" for reader in readers)

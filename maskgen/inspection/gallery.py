@@ -21,7 +21,8 @@ from ...common.page import Picture, encode_image
 from ...common.randomness import counter_generator
 from ...common.terminal.printable import printable
 from ...common.types import Mask, Pixels
-from ...data.images.decode import ImageError, read_image
+from ...data.images import open_originals
+from ...data.images.store import OriginalImages, read_pixels
 from ...data.masks.format import MaskStatus
 from ...data.masks.reader import MaskReader
 from ..exchange.tree import resize_mask
@@ -105,7 +106,9 @@ def write_label(canvas: Pixels, text: str, top: int) -> Pixels:
     return np.asarray(image)
 
 
-def mask_tiles(reader: MaskReader, root: Path, paths: Sequence[str], side: int = TILE_SIDE) -> list[Pixels]:
+def mask_tiles(
+    reader: MaskReader, originals: OriginalImages, paths: Sequence[str], side: int = TILE_SIDE
+) -> list[Pixels]:
     """Make the tiles of some rows: the image, and the image under its mask.
 
     Raises:
@@ -114,21 +117,21 @@ def mask_tiles(reader: MaskReader, root: Path, paths: Sequence[str], side: int =
     tiles = []
     for path in paths:
         mask = reader[path]
-        image = _image(root, path, side)
+        image = shown_image(originals, path, side)
         label = f"{reader.coverage(path):.0%} c {reader.confidence(path):.2f} {Path(path).name}"
         tiles.append(tile([image, overlay(image, mask)], label, side))
     return tiles
 
 
 def mask_cards(
-    readers: Sequence[MaskReader], root: Path, paths: Sequence[str], side: int = CARD_SIDE
+    readers: Sequence[MaskReader], originals: OriginalImages, paths: Sequence[str], side: int = CARD_SIDE
 ) -> list[Picture]:
     """Make the cards of a page: the image, and the image under its mask in each file; numbered, with figures.
 
     Args:
         readers: one mask file, or two to be compared; then the caption says how far their masks agree.
-        root: the image folder.
-        paths: relative to it.
+        originals: the folder, archives or store that the images are in.
+        paths: their names there.
         side: long side of the image, pixels.
 
     Raises:
@@ -137,7 +140,7 @@ def mask_cards(
     cards = []
     for number, path in enumerate(paths, start=1):
         masks = [reader[path] for reader in readers]
-        shown = _image(root, path, side)
+        shown = shown_image(originals, path, side)
         pictures = [shrink(shown, side), *(shrink(overlay(shown, mask), side) for mask in masks)]
         shares = " and ".join(f"{reader.coverage(path):.0%}" for reader in readers)
         words = f"foreground {shares}"
@@ -161,11 +164,20 @@ def agreement(first: Mask, second: Mask) -> float:
     return iou(first, resize_mask(second, (first.shape[0], first.shape[1])))
 
 
-def _image(root: Path, path: str, side: int) -> Pixels:
-    """Read an image, small where it is a JPEG."""
+def shown_images(reader: MaskReader, images: str | os.PathLike[str] | None) -> OriginalImages:
+    """Open the images of a mask file, where it says or where they are now."""
+    return open_originals(reader.image_root if images is None else images)
+
+
+def shown_image(originals: OriginalImages, path: str, side: int) -> Pixels:
+    """Read an image, small where it is a JPEG.
+
+    Raises:
+        UserError: if it cannot be read, naming the option that says where images are.
+    """
     try:
-        return read_image(root / path, reduce_to=side)
-    except ImageError as error:
+        return read_pixels(originals, path, reduce_to=side)
+    except UserError as error:
         raise UserError(f"{error}; if the images were moved, say where they are with --images") from error
 
 
@@ -206,7 +218,7 @@ def gallery_png(
     Args:
         masks: the mask file.
         out: the PNG to write.
-        images: the image folder, if it is not where the mask file says.
+        images: the image folder, archives or URL, if they are not where the mask file says.
         sample: how many rows to draw; the same seed draws the same.
         paths: rows to show instead, relative to the image folder.
 
@@ -222,8 +234,7 @@ def gallery_png(
     chosen = list(paths) or random_paths(reader, sample, seed)
     if not chosen:
         raise UserError(f"{reader.path} holds no mask to show")
-    root = Path(reader.image_root if images is None else images)
-    picture = contact_sheet(mask_tiles(reader, root, chosen))
+    picture = contact_sheet(mask_tiles(reader, shown_images(reader, images), chosen))
     with atomic_write(out) as part:
         part.write_bytes(encode_image(picture))
     return chosen

@@ -14,7 +14,7 @@ from ...common.atomic_files import atomic_write, refuse_unwritable
 from ...common.chart import figure_chart
 from ...common.page import Block, Folded, Pictures, Section, Table, page
 from ...data.masks.reader import MaskReader
-from .gallery import CARD_SIDE, extreme_paths, mask_cards, masked_rows, random_paths
+from .gallery import CARD_SIDE, extreme_paths, mask_cards, masked_rows, random_paths, shown_images
 from .info import describe_file
 
 _FAILURES_SHOWN = 50
@@ -36,7 +36,7 @@ def gallery_page(
     """
     refuse_unwritable(out)
     reader = MaskReader(masks)
-    root = Path(reader.image_root if images is None else images)
+    originals = shown_images(reader, images)
     few = max(1, sample // 2)
     choices = [
         ("Chosen rows" if paths else "Random sample", list(paths) or random_paths(reader, sample, seed)),
@@ -47,10 +47,12 @@ def gallery_page(
     sections = [Section("The file", [*_facts(reader), *_histograms(reader)])]
     for heading, chosen in choices:
         if chosen:
-            cards = mask_cards([reader], root, chosen)
+            cards = mask_cards([reader], originals, chosen)
             sections.append(Section(heading, [Pictures(cards, minimum=CARD_SIDE, cards=True)]))
     sections.append(Section("Images without a mask", _failures(reader)))
-    text = page(f"Masks: {Path(reader.path).name}", sections, lead=f"Foreground masks of {root}.")
+    text = page(
+        f"Masks: {Path(reader.path).name}", sections, lead=f"Foreground masks of {originals.location}."
+    )
     with atomic_write(out) as part:
         part.write_text(text, encoding="utf-8")
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from ...common.errors import UserError
 from ...common.iou import iou
 from ...common.types import Mask, Pixels
+from ...data.images import open_originals
 from ...data.images.decode import read_image
 from ...data.images.folder import find_images
+from ...data.images.store import read_pixels
 from ...data.masks.reader import MaskReader
 from ..building.plan import as_json
 from ..exchange.tree import aspect_differs, binary, resize_mask
@@ -170,9 +172,9 @@ def _map_source(
             raise UserError(f"{missing} has no saliency map in {saliency}")
         return lambda path: (read_image(files[path])[:, :, 0] / 255).astype(np.float32)
     if images is not None:
-        root, find = Path(images), _recorded_method(reader, network)
+        originals, find = open_originals(images), _recorded_method(reader, network)
         work_size = int(reader.recipe["work_size"])
-        return lambda path: find(read_image(root / path, reduce_to=work_size)).saliency
+        return lambda path: find(read_pixels(originals, path, reduce_to=work_size)).saliency
     return None
 
 

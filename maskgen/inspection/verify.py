@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from ...data.images.decode import ImageError, image_size
-from ...data.images.folder import find_images
+from ...data.images import open_originals
+from ...data.images.decode import ImageError
+from ...data.images.store import OriginalImages
 from ...data.masks.format import COLUMNS, MaskError, MaskStatus
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import blob_digest, content_digest
@@ -46,7 +46,7 @@ def verify_masks(
 
     Args:
         masks: the mask file.
-        images: the image folder; only headers are read.
+        images: the image folder, archives or URL; of a folder's files only headers are read.
         progress: called with (rows done, rows) now and then.
 
     Raises:
@@ -64,7 +64,7 @@ def verify_masks(
     if progress is not None:
         progress(report.rows, report.rows)
     if images is not None:
-        _compare_images(reader, Path(images), reasons, report)
+        _compare_images(reader, open_originals(images), reasons, report)
     if not reader.attributes["complete"]:
         report.problems.append(f"{reader.path} is not complete; run the same `hapicl masks build` again")
     return report
@@ -95,20 +95,22 @@ def _row_problems(reader: MaskReader, row: int, path: str, reason: str | None) -
         yield str(error)
 
 
-def _compare_images(reader: MaskReader, root: Path, reasons: dict[str, str], report: VerifyReport) -> None:
+def _compare_images(
+    reader: MaskReader, originals: OriginalImages, reasons: dict[str, str], report: VerifyReport
+) -> None:
     """Compare recorded sizes with the images' headers."""
-    there = set(find_images(root))
+    there = set(originals.paths())
     report.new_images = sorted(there.difference(reader.paths))
     sizes = np.asarray(reader.column("image_size"))
     for path, recorded in zip(reader.paths, map(tuple, sizes.tolist()), strict=True):
         if path not in there:
-            report.problems.append(f"{path}: its image is gone from {root}")
+            report.problems.append(f"{path}: its image is gone from {originals.location}")
             continue
         if path in reasons:
             continue
         report.images += 1
         try:
-            size = image_size(root / path)
+            size = originals.image_size(path)
         except ImageError as error:
             report.problems.append(f"{path}: its image cannot be read any more: {error.reason}")
             continue

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from ...common.errors import UserError
 from ...common.types import Pixels
+from ...data.images.store import OriginalImages
 from ...data.masks.writer import MaskRow
 from ...models.backbones.build import build_backbone
 from ...models.weights import file_hash
@@ -180,9 +181,9 @@ class NetworkRows:
         """Return what the masks depend on: the recipe, the network, and how that was trained."""
         return self.recipe.as_dict() | {"network": self.file.digest, "trained": self.file.about}
 
-    def row(self, root: str, path: str) -> MaskRow:
+    def row(self, images: OriginalImages, path: str) -> MaskRow:
         """Make one image's row; see `segmented_row`."""
-        return segmented_row(root, path, self.recipe, self.find)
+        return segmented_row(images, path, self.recipe, self.find)
 
     def find(self, image: Pixels) -> Foreground:
         """Find the foreground of a decoded image."""

@@ -24,6 +24,8 @@ from ...common.errors import UserError
 from ...common.locks import LOCK, hold_folder
 from ...common.randomness import counter_generator
 from ...common.terminal.progress import show_progress
+from ...data.images import open_originals
+from ...data.images.store import OriginalImages
 from ...data.masks.format import STATUSES, MaskStatus
 from ...data.masks.reader import MaskReader
 from ...data.masks.writer import join_masks
@@ -78,7 +80,7 @@ def refine_masks(
     """Train a network on first masks and make better ones; where it learns nothing, keep the first.
 
     Args:
-        images: the image folder of the first masks.
+        images: the image folder of the first masks, archives or a URL.
         masks: the first mask file, however it was made.
         out: the mask file to write; the network goes beside it (`network_path`).
         settings: of the training.
@@ -101,7 +103,7 @@ def refine_masks(
     refuse_unwritable(target)
     settings = settings or RefineSettings()
     return _Refinement(
-        root=Path(images).resolve(),
+        images=open_originals(images),
         first=first,
         out=target,
         settings=settings,
@@ -123,7 +125,7 @@ def network_path(out: Path) -> Path:
 class _Refinement:
     """One call of `refine_masks`."""
 
-    root: Path
+    images: OriginalImages
     first: MaskReader
     out: Path
     settings: RefineSettings
@@ -174,7 +176,7 @@ class _Refinement:
         self.say(agreement.sentence())
         with self.bar("masks") as progress:
             summary = build_rows(
-                self.root, self.out, NetworkRows(learned), self.build_settings, progress=progress
+                self.images, self.out, NetworkRows(learned), self.build_settings, progress=progress
             )
         return RefineSummary(summary, Path(learned.path), agreement)
 
@@ -231,8 +233,8 @@ class _Refinement:
             read = self._read(reader, paths)
             if len(read) < LEAST_IMAGES:
                 raise UserError(
-                    f"only {len(read)} of {len(paths)} images can be read in {self.root}; give the folder of "
-                    "the images that the first masks were made of"
+                    f"only {len(read)} of {len(paths)} images can be read in {self.images.location}; give "
+                    "the folder of the images that the first masks were made of"
                 )
             paths = read.paths
             held_out, train = read.subset(np.arange(count)), read.subset(np.arange(count, len(read)))
@@ -254,7 +256,7 @@ class _Refinement:
         """Read what a round learns from."""
         with show_progress("reading images", len(paths)) as advance:
             return read_first_masks(
-                self.root,
+                self.images,
                 reader,
                 paths,
                 work_size=get_recipe(RECIPE).work_size,
@@ -300,7 +302,7 @@ class _Refinement:
         out = self.folder / f"round-{number}.h5"
         with self.bar(f"masks of round {number}") as progress:
             build_rows(
-                self.root,
+                self.images,
                 out,
                 NetworkRows(file),
                 self.build_settings,

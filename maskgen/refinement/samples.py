@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,7 +18,8 @@ from torch import Tensor
 from ...common.randomness import counter_generator, reused_generator
 from ...common.terminal.progress import Advance
 from ...common.types import Pixels
-from ...data.images.decode import ImageError, read_image
+from ...data.images.decode import ImageError
+from ...data.images.store import OriginalImages, read_pixels
 from ...data.masks.reader import MaskReader
 from ..pipeline import resize_to_work_size
 
@@ -63,12 +63,18 @@ def network_input(image: Pixels, work_size: int, size: int) -> Pixels:
 
 
 def read_first_masks(
-    root: Path, reader: MaskReader, paths: Sequence[str], *, work_size: int, size: int, advance: Advance
+    originals: OriginalImages,
+    reader: MaskReader,
+    paths: Sequence[str],
+    *,
+    work_size: int,
+    size: int,
+    advance: Advance,
 ) -> FirstMasks:
     """Read some images and their masks; images that have become unreadable are left out.
 
     Args:
-        root: the image folder.
+        originals: the folder, archives or store that they are in.
         reader: of the mask file.
         paths: which, all with a mask.
         work_size: long side of the working image, pixels.
@@ -81,7 +87,7 @@ def read_first_masks(
     for path in paths:
         advance(1)
         try:
-            image = read_image(root / path, reduce_to=work_size)
+            image = read_pixels(originals, path, reduce_to=work_size)
         except ImageError:
             continue
         mask = reader[path].astype(np.uint8) * 255

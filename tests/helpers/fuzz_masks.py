@@ -31,6 +31,7 @@ from click.testing import CliRunner
 
 from hapicl.common.errors import UserError
 from hapicl.data.geometry import ViewGeometry
+from hapicl.data.images.folder import Folder
 from hapicl.data.loading.selection import select_images
 from hapicl.data.masks.reader import MaskReader
 from hapicl.maskgen.building import build as build_module
@@ -65,7 +66,7 @@ class HereRunner(Runner):
     def _stream(self, tasks, under_way):
         for task in tasks:
             under_way[task] = None
-            yield make_rows(self.root, task, self.maker)
+            yield make_rows(self.images, task, self.maker)
 
 
 @contextlib.contextmanager
@@ -258,7 +259,8 @@ def _train(file: pathlib.Path) -> None:
 def _learn(images: pathlib.Path, file: pathlib.Path) -> None:
     """Read a file as refinement does: choose images, read them and their masks."""
     reader = MaskReader(file)
-    read_first_masks(images, reader, usable_paths(reader), work_size=64, size=32, advance=lambda done: None)
+    paths = usable_paths(reader)
+    read_first_masks(Folder(images), reader, paths, work_size=64, size=32, advance=lambda done: None)
 
 
 def uses(file: pathlib.Path, base: pathlib.Path, folder: pathlib.Path) -> dict[str, Callable[[], None]]:

@@ -1,7 +1,6 @@
 """Builds: the same file however it came about, and clear ends whatever happens on the way."""
 
 import os
-import pathlib
 import shutil
 import signal
 import sys
@@ -22,7 +21,7 @@ from hapicl.maskgen.building import merge, plan
 from hapicl.maskgen.building.build import BuildInterrupted, build_rows
 from hapicl.maskgen.building.pool import Runner
 from hapicl.maskgen.building.settings import BuildSettings
-from hapicl.maskgen.building.worker import make_rows, read_listed
+from hapicl.maskgen.building.worker import make_rows
 
 try:
     from joblib.externals import cloudpickle  # until joblib 1.5
@@ -43,14 +42,14 @@ class ThresholdRows:
     def as_dict(self):
         return {"name": "threshold", "level": self.level}
 
-    def row(self, root, path):
+    def row(self, images, path):
         if "killer" in path:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
-            image = decode_image(read_listed(root, path), path)
+            image = decode_image(images.read_bytes(path), path)
         except ImageError as error:
             return MaskRow(path=path, reason=error.reason, file_bytes=8 if "image04" in path else 0)
-        size = pathlib.Path(root, path).stat().st_size
+        size = images.file_bytes(path)
         return pack_mask(path, image[:, :, 0] > self.level, image.shape[:2], confidence=0.7, file_bytes=size)
 
 
@@ -60,7 +59,7 @@ class HereRunner(Runner):
     def _stream(self, tasks, under_way):
         for task in tasks:
             under_way[task] = None
-            yield make_rows(self.root, task, self.maker)
+            yield make_rows(self.images, task, self.maker)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def here(monkeypatch):
         def _stream(self, tasks, under_way):
             for task in tasks:
                 under_way[task] = None
-                yield make_rows(self.root, task, self.maker)
+                yield make_rows(self.images, task, self.maker)
 
     monkeypatch.setattr(build_module, "Runner", HereRunner)
 

@@ -77,7 +77,7 @@ class HereRunner(Runner):
     def _stream(self, tasks, under_way):
         for task in tasks:
             under_way[task] = None
-            yield make_rows(self.root, task, self.maker)
+            yield make_rows(self.images, task, self.maker)
 
 
 @contextlib.contextmanager
