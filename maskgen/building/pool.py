@@ -236,10 +236,17 @@ def _ray(workers: int, scheduler: str | None) -> Iterator[dict[str, Any]]:
     """A running ray cluster, or one on this machine."""
     ray, ray_joblib = _import("ray", "ray"), _import("ray.util.joblib", "ray")
     try:
-        ray.init(address=scheduler, num_cpus=None if scheduler else workers, include_dashboard=False)
+        ray.init(
+            address=scheduler,
+            num_cpus=None if scheduler else workers,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no ray cluster answers at {scheduler}: {error}") from error
     ray_joblib.register_ray()
+    # it warns of an argument that joblib gives it at every build
+    logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.ERROR)
     try:
         yield {}
     finally:
