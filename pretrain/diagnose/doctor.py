@@ -118,17 +118,16 @@ def _name_bottleneck(
             name: stages[name] for name in ("read", "decode as needed", "mask", "crop") if stages[name]
         }
         slowest = min(components, key=components.__getitem__)
-        bottleneck = (
-            f"the input path: {_rate(together):.0f} samples/s from {loader.workers} workers, mostly {slowest}"
-        )
+        rate = _shown(_rate(together))
+        bottleneck = f"the input path: {rate} samples/s from {loader.workers} workers, mostly {slowest}"
         advice = input_advice(slowest, stages, loader.workers, together / busy, device)
     elif step >= augment + transfer:
-        bottleneck = f"the step: {_rate(busy):.0f} samples/s on {device}"
+        bottleneck = f"the step: {_shown(_rate(busy))} samples/s on {device}"
         advice = [
             "the input path keeps up; a larger --batch-size, --compile or a smaller --arch change the step"
         ]
     else:
-        bottleneck = f"augmentation and transfer: {_rate(augment + transfer):.0f} samples/s on {device}"
+        bottleneck = f"augmentation and transfer: {_shown(_rate(augment + transfer))} samples/s on {device}"
         advice = ["train on a GPU, or at a smaller --image-size"]
     return Diagnosis(
         stages=stages,
@@ -174,9 +173,7 @@ def as_text(diagnosis: Diagnosis) -> str:
     }
     lines = ["a worker, on one core                 samples/s"]
     for name, note in notes.items():
-        rate = diagnosis.stages[name]
-        shown = f"{rate:9.0f}" if rate else "        -"
-        lines.append(f"  {name:<17} {shown:>27}   {note}")
+        lines.append(f"  {name:<17} {_shown(diagnosis.stages[name]):>27}   {note}")
     lines.append("the run")
     rows = [
         ("loader", diagnosis.loader, f"{diagnosis.workers} workers together"),
@@ -185,11 +182,17 @@ def as_text(diagnosis: Diagnosis) -> str:
         ("step", diagnosis.step, "forward and backward"),
     ]
     for name, rate, note in rows:
-        shown = f"{rate:9.0f}" if rate else "        -"
-        lines.append(f"  {name:<17} {shown:>27}   {note}")
+        lines.append(f"  {name:<17} {_shown(rate):>27}   {note}")
     lines.append(f"the bottleneck is {diagnosis.bottleneck}")
     lines += [f"  - {line}" for line in diagnosis.advice]
     return "\n".join(lines)
+
+
+def _shown(rate: float) -> str:
+    """A rate for people, a small one with its decimals; a dash where there is none."""
+    if not rate:
+        return "-"
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _rate(seconds: float) -> float:

@@ -72,6 +72,7 @@ def test_names_the_input_path_and_asks_for_workers_or_a_pack():
 
 def test_names_the_step_where_the_input_keeps_up():
     assert diagnosed(1 / 9000, 1 / 300).bottleneck.startswith("the step: 298 samples/s")
+    assert diagnosed(1 / 9000, 2).bottleneck.startswith("the step: 0.5 samples/s")  # was told as 0
 
 
 def test_more_workers_are_no_cure_on_the_cpu():
