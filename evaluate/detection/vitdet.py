@@ -70,13 +70,18 @@ class SimpleFeaturePyramid(nn.Module):
                 ),
             )
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to maps "0" to "3", the largest first, and "pool", half of the smallest."""
+    def last_map(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to the map that the pyramid is made of, (B, C, S, S)."""
         backbone = self._backbone[0]
         rows, columns = (-(-side // backbone.patch_size) for side in images.shape[2:])
         patches, positions = backbone.embed(images)
-        values = self.net.norm_pre(patches + positions[:, 1:]).unflatten(1, (rows, columns))
-        values = self.net.blocks(values).permute(0, 3, 1, 2)
+        grid = self.net.norm_pre(patches + positions[:, 1:]).unflatten(1, (rows, columns))
+        values: Tensor = self.net.blocks(grid).permute(0, 3, 1, 2)
+        return values
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to maps "0" to "3", the largest first, and "pool", half of the smallest."""
+        values = self.last_map(images)
         maps = {str(number): getattr(self, name)(values) for number, name in enumerate(self._levels)}
         maps["pool"] = functional.max_pool2d(maps["3"], kernel_size=1, stride=2)
         return maps

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small_vit import small_vit
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from hapicl.common.errors import UserError
@@ -15,7 +16,7 @@ from hapicl.evaluate.detection.detect import evaluate_detection, training_sample
 from hapicl.evaluate.detection.jitter import large_scale_jitter
 from hapicl.evaluate.detection.models import AlignedRoIAlign
 from hapicl.evaluate.detection.protocols import PROTOCOLS, ViTDetProtocol
-from hapicl.evaluate.detection.vitdet import build_vitdet
+from hapicl.evaluate.detection.vitdet import SimpleFeaturePyramid, build_vitdet
 from hapicl.evaluate.settings import Request, Runtime, change, choose
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.backbones.vit import ViTBackbone
@@ -111,7 +112,17 @@ def test_the_trunk_has_detectron2s_names() -> None:
         "backbone.simfp_4.0.weight",
         "backbone.simfp_5.1.weight",
         "backbone.simfp_5.2.norm.weight",
-    } <= set(tiny_detector().state_dict())
+        # the heads have torchvision's, as docs/evaluation.md sets them beside detectron2's
+        "rpn.head.conv.1.0.weight",
+        "rpn.head.cls_logits.weight",
+        "roi_heads.box_head.3.0.weight",
+        "roi_heads.box_head.0.1.bias",
+        "roi_heads.box_head.5.weight",
+        "roi_heads.mask_head.3.0.weight",
+        "roi_heads.mask_head.0.1.bias",
+        "roi_heads.mask_predictor.conv5_mask.weight",
+        "roi_heads.mask_predictor.mask_fcn_logits.weight",
+    } <= set(tiny_detector(masks=True).state_dict())
 
 
 def grids(backbone: ViTBackbone, tokens: Tensor) -> Tensor:
@@ -147,6 +158,36 @@ def test_windows_do_not_see_each_other_and_cut_grids_with_a_rest() -> None:
     with torch.no_grad():  # zeros stand for the tokens that a window lacks, as in detectron2
         window = super(type(attention), attention).forward(corner)[:, :2, :3]
         torch.testing.assert_close(attention(tokens)[:, 4:, 4:], window)
+
+
+def test_the_trunk_gives_what_timms_own_vitdet_gives() -> None:
+    # timm has ViTDet's trunk as the encoder of Segment Anything, with partitions and blocks of its own
+    theirs = VisionTransformerSAM(
+        img_size=64,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        num_classes=0,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=3,
+        global_attn_indexes=(1,),
+    ).eval()
+    theirs.neck = nn.Identity()
+    torch.manual_seed(0)
+    shape = tiny(**{"shape.window": "3"}).shape
+    ours = SimpleFeaturePyramid(small_vit(64), shape, 0.1).eval()
+    with torch.no_grad():
+        for value in ours.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+    state = dict(ours.net.state_dict())
+    state["pos_embed"] = state["pos_embed"][:, 1:].unflatten(1, (8, 8))
+    missing = theirs.load_state_dict(state, strict=False).missing_keys
+    assert missing == []
+    with torch.no_grad():
+        for images in (torch.randn(2, 3, 64, 64), torch.randn(1, 3, 48, 64)):
+            torch.testing.assert_close(ours.last_map(images), theirs.forward_features(images))
 
 
 def test_relative_positions_change_what_a_whole_grid_gives() -> None:
