@@ -127,6 +127,7 @@ class UPerNet(nn.Module):
         super().__init__()
         self.maps = choose_maps(backbone, protocol.maps)
         self.backbone, self.protocol = backbone, protocol
+        freeze_behind(backbone, self.maps)
         self.neck: MapRescaler | None = None
         if isinstance(backbone, ViTBackbone):
             if protocol.crop < 2 * backbone.patch_size:
@@ -135,7 +136,6 @@ class UPerNet(nn.Module):
                     "--set crop=N, or take smaller patches (--stem patch8)"
                 )
             backbone.prepare_fine_tuning(protocol.drop_path)
-            freeze_behind(backbone, self.maps)
             inputs = [backbone.width] * len(self.maps)
             self.neck = MapRescaler(backbone.width)
         else:
@@ -186,12 +186,15 @@ def choose_maps(backbone: Backbone, names: tuple[str, ...] | None) -> tuple[str,
     return PYRAMID
 
 
-def freeze_behind(backbone: ViTBackbone, maps: Sequence[str]) -> None:
+def freeze_behind(backbone: Backbone, maps: Sequence[str]) -> None:
     """Train nothing behind the last map: it would get no gradient, for which several processes would wait."""
-    last = max(backbone.map_names.index(name) for name in maps)
-    for parts in list(backbone.stages().values())[last + 2 :]:  # the stem comes before the first map's stage
-        for part in parts:
-            part.requires_grad_(False)
+    stages = backbone.stages()
+    ends = {"norm" if name == "patches" else name for name in maps}
+    if not ends <= stages.keys():
+        return  # a user's own backbone, whose stages are not its maps
+    last = max(list(stages).index(name) for name in ends)
+    for part in (part for parts in list(stages.values())[last + 1 :] for part in parts):
+        part.requires_grad_(False)
 
 
 def sliding_logits(

@@ -17,7 +17,7 @@ from hapicl.evaluate.detection.jitter import large_scale_jitter
 from hapicl.evaluate.detection.models import AlignedRoIAlign
 from hapicl.evaluate.detection.protocols import PROTOCOLS, ViTDetProtocol
 from hapicl.evaluate.detection.vitdet import SimpleFeaturePyramid, build_vitdet
-from hapicl.evaluate.settings import Request, Runtime, change, choose
+from hapicl.evaluate.settings import Request, Runtime, change, choose, parameters
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.backbones.vit import ViTBackbone
 from hapicl.models.stage_rates import fine_tuning_groups
@@ -220,7 +220,8 @@ def test_all_that_is_trained_gets_a_gradient_with_masks_and_without_an_object() 
     square[:, 8:40, 8:40] = 1
     full = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([2]), "masks": square}
     empty = {name: values[:0] for name, values in full.items()}
-    losses = model([torch.rand(3, 64, 64)] * 2, [full, empty])
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as --precision bf16
+        losses = model([torch.rand(3, 64, 64)] * 2, [full, empty])
     torch.stack(list(losses.values())).sum().backward()
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert {name for name, value in model.named_parameters() if value.grad is None} & trained == set()
@@ -294,6 +295,18 @@ def test_it_learns_squares(data: tuple[LabelledObjects, LabelledObjects]) -> Non
     torch.manual_seed(0)
     outcome = evaluate_detection(small_vit(64), *data, tiny(steps="60"), seed=0, runtime=Runtime())
     assert outcome.metrics["ap50"] > 0.6
+
+
+def test_a_protocol_for_vits_left_the_parameters_of_the_others_what_they_were() -> None:
+    # tables put results with the same parameters into one column, and finished ones are known by them
+    values = parameters(PROTOCOLS["detect-small"])
+    assert values.keys() == {
+        *("shape", "steps", "batch_size", "lr", "milestones", "warmup_steps"),
+        *("headline", "weight_decay", "clip_norm", "masks"),
+    }
+    assert values["shape"].keys() == {
+        *("head", "short_sides", "long_side", "anchors", "regions", "channels", "hidden")
+    }
 
 
 def test_image_size_keeps_vitdets_squares() -> None:

@@ -132,6 +132,18 @@ def test_all_that_is_trained_gets_a_gradient(maps: str | None, behind: list[str]
     assert [name for name, value in trained.items() if value.requires_grad] == behind
 
 
+def test_a_pyramid_read_in_part_is_trained_in_part() -> None:
+    backbone = build_backbone("resnet18", image_size=64)
+    model = UPerNet(backbone, tiny(maps="[layer1, layer1, layer2, layer3]"), classes=3).train()
+    images = torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as --precision bf16
+        batch = TaskBatch(values=(images, torch.randint(0, 3, (2, 48, 48))), number=0, size=2)
+        model(batch).loss.backward()
+    without = {name.split(".")[2] for name, value in model.named_parameters() if value.grad is None}
+    assert without == {"layer4"}
+    assert not any(value.requires_grad for value in backbone.stages()["layer4"][0].parameters())
+
+
 def test_rates_fall_towards_the_image_and_positions_are_not_decayed() -> None:
     backbone = small_vit()
     model = UPerNet(backbone, tiny(), classes=3)
