@@ -41,6 +41,11 @@ COMMANDS = {
         "evaluate",
         "Measure a backbone: segmentation, detection, kNN, linear.",
     ),
+    "compare": (
+        "hapicl.evaluate.compare.commands",
+        "compare",
+        "Did pretraining help? Initialisations by labels by seeds.",
+    ),
     "export": ("hapicl.evaluate.export.commands", "export", "Write a backbone for other libraries."),
     "show-matches": (
         "hapicl.evaluate.commands",

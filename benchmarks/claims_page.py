@@ -9,10 +9,11 @@ from pathlib import Path
 from claims_columns import Column
 from claims_rows import GROUPS, RANDOM, ROWS, Row
 from claims_store import ClaimsStore
-from claims_table import CLAIMS, QUESTIONS, SEEDS_NEEDED, Claim, Values, compare, counted, lines_of
+from claims_table import CLAIMS, QUESTIONS, Claim, Values, counted, lines_of
 from matplotlib.figure import Figure
 
 from hapicl.common.atomic_files import atomic_write
+from hapicl.evaluate.compare.statistics import SEEDS_NEEDED, paired_difference
 from hapicl.evaluate.report.page import bars
 from hapicl.evaluate.report.table import Cell, ResultTable
 
@@ -121,7 +122,7 @@ def statements(values: Values, titles: Sequence[str]) -> Iterator[str]:
         rows = [
             row for row in GROUPS["methods"] if (row.name, title) in values and (row.start, title) in values
         ]
-        pairs = [compare(values[row.name, title], values[row.start, title]) for row in rows]
+        pairs = [paired_difference(values[row.name, title], values[row.start, title]) for row in rows]
         verdicts = [pair.verdict for pair in pairs if pair is not None]
         if verdicts:
             found.append(f"{title} {verdicts.count('higher')} of {len(verdicts)}")

@@ -1,22 +1,16 @@
-"""Verdicts of the claims table: two rows compared seed by seed, and the papers' claims as such comparisons.
+"""The papers' claims, and questions of this project, as comparisons of two rows of the claims table.
 
-A comparison is paired: a seed sets the order of the images, the crops and the evaluation of both rows, so
-their difference is taken seed by seed. It is decided where the 95 % interval of the mean difference
-(Student's t, at least three seeds) leaves out zero; everything else is undecided. This file only
-computes.
+A comparison is paired: a seed sets the order of the images, the crops and the evaluation of both rows (see
+`hapicl.evaluate.compare.statistics`). This file only computes.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from hapicl.evaluate.compare.statistics import Difference, Seeds, paired_difference
 
-SEEDS_NEEDED = 3
-Seeds = Mapping[int, float]  # value by seed
 Values = Mapping[tuple[str, str], Seeds]  # by row and column
 
 
@@ -82,45 +76,6 @@ QUESTIONS = (
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A comparison: mean difference over the seeds that both rows have, and its 95 % interval.
-
-    All are shares in [0, 1]; the interval is None with fewer than two seeds.
-    """
-
-    mean: float
-    interval: tuple[float, float] | None
-    seeds: int
-
-    @property
-    def verdict(self) -> str:
-        """`higher`, `lower` or `undecided`."""
-        if self.interval is None or self.seeds < SEEDS_NEEDED:
-            return "undecided"
-        low, high = self.interval
-        return "higher" if low > 0 else "lower" if high < 0 else "undecided"
-
-    def text(self) -> str:
-        """Per cent points, such as `+1.2 (95 % interval +0.4 to +2.0, 3 seeds): higher`."""
-        if self.interval is None:
-            return f"{100 * self.mean:+.1f} (one seed): undecided"
-        low, high = (100 * side for side in self.interval)
-        return f"{100 * self.mean:+.1f} ({low:+.1f} to {high:+.1f}, {self.seeds} seeds): {self.verdict}"
-
-
-def compare(first: Seeds, second: Seeds) -> Difference | None:
-    """Compare two rows in one column by the seeds that both have; None where they share none."""
-    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    if not differences:
-        return None
-    mean, count = statistics.fmean(differences), len(differences)
-    if count < 2:
-        return Difference(mean, None, count)
-    half = stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
-    return Difference(mean, (mean - half, mean + half), count)
-
-
-@dataclass(frozen=True)
 class Line:
     """One comparison of a claim in one column."""
 
@@ -135,7 +90,7 @@ def lines_of(values: Values, columns: Sequence[str], claim: Claim) -> list[Line]
     found = []
     for row, rival in claim.pairs:
         for column in columns:
-            difference = compare(values.get((row, column), {}), values.get((rival, column), {}))
+            difference = paired_difference(values.get((row, column), {}), values.get((rival, column), {}))
             if difference is not None:
                 found.append(Line(row, rival, column, difference))
     return found

@@ -12,6 +12,12 @@ import pytest
 from PIL import Image
 
 from hapicl.data.masks.writer import pack_mask, write_masks
+from hapicl.evaluate.compare.design import cells
+from hapicl.evaluate.compare.outcome import Comparison
+from hapicl.evaluate.compare.report.files import write_reports
+from hapicl.evaluate.compare.run import Measured
+from hapicl.evaluate.compare.settings import CompareSettings
+from hapicl.evaluate.compare.verdict import findings
 from hapicl.evaluate.report.page import result_page, table_page
 from hapicl.evaluate.report.table import gather
 from hapicl.evaluate.result import Outcome, Run, make_result, write_result
@@ -19,7 +25,7 @@ from hapicl.maskgen.inspection.compare import show_comparison
 from hapicl.maskgen.inspection.page import gallery_page
 from hapicl.pretrain.report.page import write_report
 
-PAGES = ("masks", "compared", "report", "result", "table")
+PAGES = ("masks", "compared", "report", "result", "table", "compare")
 LONG = "a_folder/with_a_name_that_nobody_would_break_anywhere_since_it_has_no_spaces_at_all_0123456789"
 
 
@@ -43,6 +49,7 @@ def pages(tmp_path_factory):
     """One page of each kind, and the numbers that it must show."""
     folder = tmp_path_factory.mktemp("pages")
     numbers = {"masks": _masks(folder), "compared": [], "report": _report(folder)}
+    numbers["compare"] = _compare(folder)
     return folder, numbers | _results(folder)
 
 
@@ -119,6 +126,41 @@ def _results(folder):
     (folder / "table.html").write_text(table_page(gather([folder / "result.json"])), encoding="utf-8")
     shown = [f"{100 * value:.2f}" for value in written["mean"].values()]
     return {"result": shown, "table": [f"{100 * written['mean']['miou']:.1f}"]}
+
+
+def _compare(folder):
+    """A comparison of two long-named initialisations with random weights, two fractions and three seeds."""
+    names = {"random": "random", f"ours_{LONG[:50].replace('/', '_')}": f"/{LONG}", "theirs": "theirs.pth"}
+    settings = CompareSettings(initialisations=names, fractions=(0.05, 1.0), protocol="seg-probe")
+    test = {"root": f"/{LONG}", "name": "val", "images": 12, "files": "1"}
+    data = {"train": {}, "test": test, "unlabelled": {**test, "name": "streets"}}
+    generator, measured, values = np.random.default_rng(0), {}, {}
+    for cell in cells(settings):
+        gain = 0.04 * list(names).index(cell.initialisation) * (cell.fraction < 1)
+        value = 0.4 + 0.2 * cell.fraction + gain + 0.002 * generator.random()
+        weights = {"kind": "file", "arch": "resnet18", "stem": "no_pool", "spec": LONG, "sha256": "a" * 64}
+        runs = [Run(seed=cell.seed, seconds=75.0, weights=weights, outcome=Outcome(metrics={"miou": value}))]
+        parameters = {"steps": 400, "batch_size": 16}
+        asked = {"task": "segment", "protocol": "seg-probe", "headline": "miou", "data": data}
+        result = make_result(**asked, parameters=parameters, runs=runs)
+        result["comparison"] = {"peak_memory_gib": 1.25, "resumed": False}
+        measured[cell] = Measured(cell, folder / "cells" / "a.json", result)
+        values.setdefault((cell.initialisation, cell.fraction), {})[cell.seed] = value
+    found = Comparison(
+        settings=settings,
+        measured=measured,
+        left=0,
+        findings=findings(settings, values, lambda *_: (-0.01, 0.03)),
+        images={0.05: 18, 1.0: 367},
+        available=367,
+        absent={(0.05, 1): ["bicyclist"]},
+        command=f"hapicl compare segment random /{LONG} --images /{LONG} --labels /{LONG}",
+    )
+    write_reports(found, folder)
+    record = json.loads((folder / "compare.json").read_text())
+    means = [f"{100 * np.mean(list(each.values())):.1f}" for each in values.values()]
+    shifts = [f"{100 * each['difference']['mean']:+.2f}" for each in record["comparisons"][:1]]
+    return [*means, *shifts, "0.12", "1:15", "1.25", "bicyclist", *record["verdicts"]]
 
 
 def opened(browser, path, *, width, dark=False):

@@ -18,14 +18,15 @@ COMMON_NAMES = frozenset({"last", "previous", "backbone"})  # of files in run fo
 
 
 def default_out(task: str, protocol: str, weights: str, content: str) -> Path:
-    """results/TASK-PROTOCOL-WEIGHTS-HASH.json, the hash of everything that changes the number.
+    """results/TASK-PROTOCOL-WEIGHTS-HASH.json, the hash of everything that changes the number."""
+    return RESULTS / f"{task}-{protocol}-{readable_name(weights)}-{content[:8]}.json"
 
-    The weights' name is the method's run folder where the file is called as they all are.
-    """
+
+def readable_name(weights: str) -> str:
+    """A name for weights: the file's, or the run folder's where the file is called as they all are."""
     path = Path(weights.removeprefix("supervised:"))
     name = path.parent.name if path.stem in COMMON_NAMES and path.parent.name else path.stem
-    readable = re.sub(r"[^\w.-]", "_", name)[:80] or "weights"
-    return RESULTS / f"{task}-{protocol}-{readable}-{content[:8]}.json"
+    return re.sub(r"[^\w.-]", "_", name)[:80] or "weights"
 
 
 def check_place(out: Path | None, *, report: bool) -> None:

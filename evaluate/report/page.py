@@ -31,7 +31,7 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
         result: as written to JSON.
         runs: the same runs, with their pictures.
     """
-    sections = [_numbers(result), Section("Data and machine", [_data(result), _machine(result)])]
+    sections = [_numbers(result), Section("Data and machine", [data_table(result["data"]), _machine(result)])]
     if any(run.outcome.curves.get("loss") for run in runs):
         sections.append(Section("Training", [figure_chart(_curves(runs), "Loss by step, one line per run")]))
     if result["runs"][0]["per_class"]:
@@ -51,15 +51,15 @@ def result_page(result: dict[str, Any], runs: list[Run]) -> str:
         )
     elif pictures:
         sections.append(Section("Pictures (truth, detections above .3)", [Pictures(pictures, minimum=420)]))
-    sections.append(Section("Parameters", [Table([], _flat(result["parameters"]))]))
+    sections.append(Section("Parameters", [Table([], flat_rows(result["parameters"]))]))
     title = f"{result['protocol']}: {result['weights']['spec']}"
     return page(title, sections, footer=f"{result['created']}, code {result['code_version']}")
 
 
-def _data(result: dict[str, Any]) -> Table:
-    """Where the data lies and how much it is, a column for each part of it."""
-    parts = {name: values for name, values in result["data"].items() if isinstance(values, dict)}
-    rest = {name: value for name, value in result["data"].items() if name not in parts}
+def data_table(data: dict[str, Any]) -> Table:
+    """Where the data of a result lies and how much it is, a column for each part of it."""
+    parts = {name: values for name, values in data.items() if isinstance(values, dict)}
+    rest = {name: value for name, value in data.items() if name not in parts}
     if rest:
         parts["both"] = rest
     keys = dict.fromkeys(key for values in parts.values() for key in values)
@@ -179,12 +179,12 @@ def _legend(names: list[str]) -> Figure:
     return figure
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat_rows(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested parameters as rows."""
     rows = []
     for name, value in values.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
+            rows += flat_rows(value, f"{prefix}{name}.")
         else:
             rows.append((f"{prefix}{name}", str(value)))
     return rows

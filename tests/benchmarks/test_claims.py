@@ -1,4 +1,4 @@
-"""The claims table: its verdicts by hand, its store, its page, and the script on tiny synthetic data."""
+"""The claims table: its comparisons, its store, its page, and the script on tiny synthetic data."""
 
 import dataclasses
 import importlib
@@ -18,40 +18,12 @@ from claims_page import parts, statements
 from claims_recipes import sentence, write_recipes
 from claims_rows import GROUPS, METHOD_ROWS, ROWS, VIT
 from claims_store import ClaimsStore, course
-from claims_table import CLAIMS, QUESTIONS, Claim, compare, lines_of
+from claims_table import CLAIMS, QUESTIONS, Claim, lines_of
 
 from hapicl.common.errors import UserError
 from hapicl.engine.stop import Stopped, raise_on_signals
 from hapicl.evaluate.result import Outcome, Run, make_result, write_result
 from hapicl.pretrain.methods.registry import METHODS
-
-
-def test_a_difference_is_decided_by_the_interval_of_its_paired_seeds() -> None:
-    # differences .02, .03, .04: deviation .01, standard error .01 / sqrt(3), t of 2 degrees of freedom 4.3027
-    first, second = {0: 0.52, 1: 0.53, 2: 0.54}, {0: 0.50, 1: 0.50, 2: 0.50}
-    found = compare(first, second)
-    assert found is not None
-    assert found.interval is not None
-    half = 4.30265 * 0.01 / 3**0.5
-    assert (found.mean, *found.interval) == pytest.approx((0.03, 0.03 - half, 0.03 + half), abs=1e-6)
-    assert found.verdict == "higher"
-    assert compare(second, first).verdict == "lower"  # type: ignore[union-attr]
-    assert found.text() == "+3.0 (+0.5 to +5.5, 3 seeds): higher"
-
-
-def test_seeds_that_move_together_decide_what_their_spread_alone_would_not() -> None:
-    first, second = {0: 0.30, 1: 0.50, 2: 0.70}, {0: 0.28, 1: 0.48, 2: 0.679}
-    assert compare(first, second).verdict == "higher"  # type: ignore[union-attr]
-    shuffled = {0: second[2], 1: second[0], 2: second[1]}
-    assert compare(first, shuffled).verdict == "undecided"  # type: ignore[union-attr]
-
-
-def test_two_seeds_or_one_decide_nothing() -> None:
-    assert compare({0: 0.9, 1: 0.9}, {0: 0.1, 1: 0.1}).verdict == "undecided"  # type: ignore[union-attr]
-    alone = compare({0: 0.9}, {0: 0.1, 1: 0.2})
-    assert alone is not None
-    assert (alone.interval, alone.verdict) == (None, "undecided")
-    assert compare({0: 0.9}, {1: 0.1}) is None  # no seed in common
 
 
 def values() -> dict[tuple[str, str], dict[int, float]]:

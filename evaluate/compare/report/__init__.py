@@ -1,0 +1,1 @@
+"""What a comparison leaves besides its cells: page, charts, tables, JSON."""
