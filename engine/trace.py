@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ def tracer(
     if world.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     folder.mkdir(parents=True, exist_ok=True)
+    # torch's tracer writes of its start, and of a GPU that is not there, as of an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with torch.profiler.profile(
         activities=activities,
         schedule=torch.profiler.schedule(wait=wait, warmup=1, active=steps, repeat=1),

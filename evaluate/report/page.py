@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -224,8 +225,11 @@ def bars(table: ResultTable, columns: Sequence[str] | None = None) -> Figure:
             colour = "0.6" if row.startswith("random") else "tab:blue"
             error = None if cell.std is None else 100 * cell.std
             panel.barh(position, 100 * cell.mean, xerr=error, color=colour, height=0.7, ecolor="0.2")
-        panel.set_title(column, fontsize=8)
+        if count > 1:
+            panel.set_title(column, fontsize=8)
         panel.set_yticks(range(len(table.rows)), table.rows, fontsize=8)
         panel.grid(axis="x", alpha=0.3)
+    if count == 1:  # over labels and panel together, where a long name finds room
+        figure.suptitle(textwrap.fill(columns[0], 64), fontsize=8)
     panels[0].set_ylim(len(table.rows) - 0.5, -0.5)
     return figure
