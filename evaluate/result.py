@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import __version__
 from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
+from ..common.system.devices import gpu_name
 from ..common.system.processor import usable_cores
 
 FORMAT = 1
@@ -220,11 +220,10 @@ def code_version() -> str:
 
 def hardware() -> dict[str, Any]:
     """Name the machine: processor, cores in reach, GPU."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": usable_cores(),
-        "gpu": gpu,
+        "gpu": gpu_name(),
         "python": platform.python_version(),
     }
 

@@ -47,3 +47,12 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def gpu_name() -> str | None:
+    """The machine's GPU by its model; None where torch sees none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "Apple's (mps)" if torch.backends.mps.is_available() else None
