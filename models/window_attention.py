@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.models.swin_transformer import window_partition, window_reverse
 from timm.models.vision_transformer_sam import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..common.errors import UserError
@@ -73,9 +73,17 @@ def attend_in_windows(backbone: ViTBackbone, *, window: int, global_blocks: int,
     depth = len(blocks)
     everywhere = {round(number * depth / global_blocks) - 1 for number in range(1, global_blocks + 1)}
     for number, block in enumerate(blocks):
-        if {"qkv", "q_norm", "k_norm", "proj"} - dict(block.attn.named_children()).keys() or block.attn.gate:
+        if not _is_plain(block.attn):
             raise UserError(
                 "windows need the attention of a plain Vision Transformer; choose a backbone such as "
                 "vit_small_patch16_224 or vit_base_patch16_224"
             )
         block.attn = GridAttention(block.attn, window=None if number in everywhere else window, cells=cells)
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    """Whether an attention has no other layers than those that are taken over."""
+    layers = {
+        name for name, part in attention.named_children() if not isinstance(part, nn.Identity | nn.Dropout)
+    }
+    return {"qkv", "proj"} <= layers <= {"qkv", "q_norm", "k_norm", "proj"}

@@ -1,4 +1,4 @@
-"""ViTDet: parameters and names as published, windows, the pyramid, jitter, training to a known answer."""
+"""ViTDet: parameters and names as published, the trunk against timm's, the pyramid, a known answer."""
 
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from hapicl.common.errors import UserError
 from hapicl.evaluate.detection.data import DetectionSamples, LabelledObjects, voc_objects
 from hapicl.evaluate.detection.detect import evaluate_detection, training_samples
-from hapicl.evaluate.detection.jitter import large_scale_jitter
 from hapicl.evaluate.detection.models import AlignedRoIAlign
 from hapicl.evaluate.detection.protocols import PROTOCOLS, ViTDetProtocol
 from hapicl.evaluate.detection.vitdet import SimpleFeaturePyramid, build_vitdet
 from hapicl.evaluate.settings import Request, Runtime, change, choose, parameters
 from hapicl.models.backbones.build import build_backbone
-from hapicl.models.backbones.vit import ViTBackbone
 from hapicl.models.stage_rates import fine_tuning_groups
-from hapicl.models.window_attention import attend_in_windows
 
 TINY = {
     "shape.short_sides": "[64]",
@@ -84,18 +81,6 @@ def test_a_vit_b_with_mask_heads_has_the_published_111_million_parameters() -> N
     assert parts["roi_heads.mask"] == 4 * (9 * out * out + 2 * out) + 4 * out * out + out + 257 * 81
 
 
-def test_which_blocks_see_the_whole_image() -> None:
-    def everywhere(arch: str) -> list[int]:
-        with torch.device("meta"):
-            backbone = build_backbone(arch, image_size=64)
-            assert isinstance(backbone, ViTBackbone)
-            attend_in_windows(backbone, window=14, global_blocks=4, cells=64)
-        return [number for number, block in enumerate(backbone.trunk.blocks) if block.attn.window is None]
-
-    assert everywhere("vit_base_patch16_224") == [2, 5, 8, 11]  # as published
-    assert everywhere("vit_large_patch16_224") == [5, 11, 17, 23]
-
-
 def test_the_trunk_has_detectron2s_names() -> None:
     assert {
         "backbone.net.pos_embed",
@@ -123,41 +108,6 @@ def test_the_trunk_has_detectron2s_names() -> None:
         "roi_heads.mask_predictor.conv5_mask.weight",
         "roi_heads.mask_predictor.mask_fcn_logits.weight",
     } <= set(tiny_detector(masks=True).state_dict())
-
-
-def grids(backbone: ViTBackbone, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = backbone.trunk.blocks(tokens)
-    return found
-
-
-def test_a_window_that_holds_the_grid_is_plain_attention() -> None:
-    torch.manual_seed(0)
-    plain, windowed = small_vit().eval(), small_vit().eval()
-    windowed.load_state_dict(plain.state_dict())
-    attend_in_windows(windowed, window=14, global_blocks=1, cells=8)
-    tokens = torch.randn(2, 5, 6, 48)
-    expected = grids(plain, tokens.flatten(1, 2)).unflatten(1, (5, 6))
-    torch.testing.assert_close(grids(windowed, tokens), expected)
-
-
-def test_windows_do_not_see_each_other_and_cut_grids_with_a_rest() -> None:
-    torch.manual_seed(0)
-    backbone = small_vit().eval()
-    attend_in_windows(backbone, window=4, global_blocks=1, cells=8)
-    backbone.trunk.blocks = backbone.trunk.blocks[:1]  # the last block sees all
-    tokens = torch.randn(1, 6, 7, 48)  # windows of 4: two by two, the last rows and columns padded
-    changed = tokens.clone()
-    changed[0, 5, 6] += 1  # in the window at the bottom right
-    moved = (grids(backbone, tokens) - grids(backbone, changed)).abs().amax(-1)[0] > 0
-    expected = torch.zeros(6, 7, dtype=torch.bool)
-    expected[4:, 4:] = True
-    assert torch.equal(moved, expected)
-    attention = backbone.trunk.blocks[0].attn
-    corner = torch.nn.functional.pad(tokens[:, 4:, 4:], (0, 0, 0, 1, 0, 2))
-    with torch.no_grad():  # zeros stand for the tokens that a window lacks, as in detectron2
-        window = super(type(attention), attention).forward(corner)[:, :2, :3]
-        torch.testing.assert_close(attention(tokens)[:, 4:, 4:], window)
 
 
 def test_the_trunk_gives_what_timms_own_vitdet_gives() -> None:
@@ -188,17 +138,6 @@ def test_the_trunk_gives_what_timms_own_vitdet_gives() -> None:
     with torch.no_grad():
         for images in (torch.randn(2, 3, 64, 64), torch.randn(1, 3, 48, 64)):
             torch.testing.assert_close(ours.last_map(images), theirs.forward_features(images))
-
-
-def test_relative_positions_change_what_a_whole_grid_gives() -> None:
-    torch.manual_seed(0)
-    backbone = small_vit().eval()
-    attend_in_windows(backbone, window=4, global_blocks=2, cells=8)
-    tokens = torch.randn(1, 8, 8, 48)
-    before = grids(backbone, tokens)
-    with torch.no_grad():
-        backbone.trunk.blocks[0].attn.rel_pos_w[8] = 3.0  # the token one to the left
-    assert not torch.allclose(grids(backbone, tokens), before)
 
 
 def test_the_pyramid_has_strides_of_a_quarter_to_four_patches() -> None:
@@ -252,32 +191,6 @@ def test_a_wide_image_in_a_square_had_its_regions_pooled_at_half_their_scale() -
     maps = {"0": ramp.expand(1, 1, 16, 16).contiguous()}
     pooled = AlignedRoIAlign(["0"], 2)(maps, [torch.tensor([[8.0, 8.0, 40.0, 24.0]])], [(32, 64)])
     torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([16.0, 32.0]))
-
-
-@pytest.mark.parametrize("masks", [True, False])
-def test_jitter_moves_image_boxes_and_masks_together(masks: bool) -> None:
-    image = torch.full((3, 40, 60), 40, dtype=torch.uint8)
-    image[:, 10:30, 20:50] = 220
-    target = {"boxes": torch.tensor([[20.0, 10, 50, 30]]), "labels": torch.tensor([1])}
-    if masks:
-        target["masks"] = (image[:1] > 100).to(torch.uint8)
-    left = 0
-    for draw in range(30):
-        moved, found = large_scale_jitter(
-            image, target, np.random.default_rng(draw), side=48, scale=(0.1, 2.0)
-        )
-        assert moved.shape == (3, 48, 48)
-        assert len(found["boxes"]) == len(found["labels"])
-        bright = (moved[0] > 160).nonzero()
-        if not len(found["boxes"]):
-            assert len(bright) <= 60  # at most a thin rest of it
-            continue
-        left += 1
-        seen = torch.cat([bright.amin(0).flip(0), bright.amax(0).flip(0) + 1]).float()
-        torch.testing.assert_close(found["boxes"][0], seen, atol=2.0, rtol=0)
-        if masks:
-            assert found["masks"].shape == (1, 48, 48)
-    assert left > 20
 
 
 def test_jitter_ends_in_the_samples_of_the_published_protocol_alone(
