@@ -179,7 +179,7 @@ def shown_command(context: click.Context) -> str:
 @segmentation_options
 @comparing("segment", "seg-probe")
 def segment(settings: Any, split: str, test_split: str, **options: Any) -> Any:
-    """Semantic segmentation, mIoU: seg-probe (frozen, cheap, the default) or a fine-tuned FCN."""
+    """Semantic segmentation, mIoU: seg-probe (frozen, cheap, the default) or a fine-tuned network."""
     from ...common.config import build
     from ..segmentation.protocols import PROTOCOLS
     from ..segmentation.run import SegmentationData

@@ -115,16 +115,13 @@ class Prepared:
     content: str
 
 
-def run_cells(plan: Plan, measured: dict[Cell, Measured]) -> list[Cell]:
+def run_cells(plan: Plan, measured: dict[Cell, Measured]) -> None:
     """Measure the cells that are missing, in their order, until they or the budget end.
 
     Args:
         plan: what is compared; its budget counts from this call.
-        measured: filled with the cells that were there and, one after the other, with new ones, so that they
-            are not lost when a signal ends this.
-
-    Returns:
-        The cells that did not fit into the budget.
+        measured: filled with the cells that were there, all at once, and then with each new one, so that a
+            signal loses none of them.
 
     Raises:
         UserError: for weights, data or parameters that an evaluation refuses.
@@ -132,13 +129,14 @@ def run_cells(plan: Plan, measured: dict[Cell, Measured]) -> list[Cell]:
     """
     budget = plan.settings.budget_hours
     end = None if budget is None else plan.clock() + 3600 * budget
-    todo = prepare(plan, measured)
+    there, todo = prepare(plan)
+    measured.update(there)
     pace = _pace_of(plan, measured)
-    plan.say(f"{len(measured) + len(todo)} cells: {len(measured)} measured before, {len(todo)} to go")
+    plan.say(f"{plan.cells} cells: {len(there)} measured before, {len(todo)} to go")
     for place, prepared in enumerate(todo):
         rest = [(each.cell.initialisation, plan.labelled.images(each.cell.fraction)) for each in todo[place:]]
         if end is not None and not _fits(pace, rest[0], end - plan.clock()):
-            return [each.cell for each in todo[place:]]
+            return
         found = _measure(plan, prepared)
         measured[prepared.cell] = found
         if not found.resumed:
@@ -147,16 +145,15 @@ def run_cells(plan: Plan, measured: dict[Cell, Measured]) -> list[Cell]:
         if len(rest) > 1 and _worth_telling(todo, place):
             left = None if end is None else end - plan.clock()
             plan.say(_outlook(plan, pace, rest[1:], left, done=len(measured)))
-    return []
 
 
-def prepare(plan: Plan, measured: dict[Cell, Measured]) -> list[Prepared]:
-    """Look which cells are there, into `measured`; give the others in their order.
+def prepare(plan: Plan) -> tuple[dict[Cell, Measured], list[Prepared]]:
+    """Give the cells that are there, and the others in their order.
 
     Every initialisation is loaded for it, so that weights that cannot be measured are told before hours of
     work.
     """
-    todo = []
+    there, todo = {}, []
     for cell in cells(plan.settings):
         request = plan.request(cell)
         task = plan.labelled.part(request, cell.fraction)
@@ -165,8 +162,8 @@ def prepare(plan: Plan, measured: dict[Cell, Measured]) -> list[Prepared]:
         if found is None:
             todo.append(Prepared(cell, task, content))
         else:
-            measured[cell] = found
-    return todo
+            there[cell] = found
+    return there, todo
 
 
 def _find(plan: Plan, cell: Cell, content: str) -> Measured | None:

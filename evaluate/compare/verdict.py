@@ -49,6 +49,11 @@ class Finding:
         return self.verdict != "undecided"
 
     @property
+    def hangs_on_test_images(self) -> bool:
+        """Whether a verdict could be another one with other test images, in some seed."""
+        return self.decided and any(low <= 0 <= high for low, high in self.test_images.values())
+
+    @property
     def stands_corrected(self) -> bool:
         """Whether the verdict also stands after Holm's correction."""
         return self.decided and self.adjusted is not None and self.adjusted <= ALPHA
@@ -141,7 +146,9 @@ def _part(finding: Finding, metric: str) -> str:
     mean, interval = points(difference), interval_text(difference)
     if finding.decided:
         corrected = "" if finding.stands_corrected else ", not after Holm's correction"
-        return f"{verdict_word(finding)} {place} ({mean} {metric}, 95 % interval {interval}{corrected})"
+        turned = "; other test images could turn it" if finding.hangs_on_test_images else ""
+        said = f"{mean} {metric}, 95 % interval {interval}{corrected}{turned}"
+        return f"{verdict_word(finding)} {place} ({said})"
     if difference.seeds == 1:
         return f"undecided {place}: one seed says nothing of spread ({mean} {metric})"
     return f"undecided {place} ({mean} {metric}, 95 % interval {interval}; {more_seeds(difference)})"
