@@ -247,12 +247,14 @@ def show_matches(
     """
     from ..common.atomic_files import atomic_write, refuse_unwritable
     from ..data.images.decode import read_image
+    from ..models.backbones.base import require_photographs
     from ..models.weights import load_backbone
     from .report.match_pictures import find_matches, matches_picture
 
     refuse_unwritable(out)
     pixels = read_image(image)
     backbone, _ = load_backbone(weights, arch=arch, image_size=image_size, stem=stem)
+    require_photographs(backbone, "show-matches")
     shown = find_matches(backbone, pixels, image_size=image_size, seed=seed)
     with atomic_write(out) as part:
         part.write_bytes(matches_picture(shown))

@@ -14,12 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..models.backbones.base import Backbone
+from ..data.images.inputs import inputs_of
+from ..models.backbones.base import Backbone, require_photographs
 from ..models.batch_statistics import ENOUGH_IMAGES, reestimate_batchnorm
 from ..models.weights import RANDOM, WeightsInfo, describe_weights, load_backbone
 from .identity import content
 from .result import Outcome, Run, make_result, run_seeds
 from .settings import Request, Runtime
+
+ANY_CHANNELS = ("knn", "linear", "semi", "svm")  # tasks that read images as the weights say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +127,19 @@ def check_weights(request: Request) -> None:
 
 def _load(request: Request, task: Task, seed: int) -> tuple[Backbone, WeightsInfo]:
     """The weights of one run."""
-    arch, stem = request.arch, request.stem
+    arch, stem, inputs = request.arch, request.stem, None
     if request.like is not None:
         described = describe_weights(request.like)
         stem = stem or described.get("stem")
         if request.weights in RANDOM:  # others say themselves which network they are of
             arch = arch or described.get("arch")
-    return load_backbone(request.weights, arch=arch, image_size=task.image_size, stem=stem, seed=seed)
+            inputs = inputs_of(described)
+    backbone, info = load_backbone(
+        request.weights, arch=arch, image_size=task.image_size, stem=stem, inputs=inputs, seed=seed
+    )
+    if task.name not in ANY_CHANNELS:
+        require_photographs(backbone, task.name)
+    return backbone, info
 
 
 def _subject(request: Request, task: Task, seed: int) -> tuple[Subject, dict[str, Any]]:

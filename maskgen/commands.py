@@ -70,6 +70,12 @@ for _command in (info, show, verify, score):
     type=click.Path(path_type=Path),
     help="Network of `masks refine` that takes part, instead of a recipe.",
 )
+@click.option(
+    "--bands", metavar="R,G,B", help="Three bands of TIFF files to take for red, green and blue, from 1."
+)
+@click.option(
+    "--band-range", metavar="LOW,HIGH", help="Values that become black and white.  [default: the type's]"
+)
 @click.option("--workers", type=int, help="Processes.  [default: cores this process may use]")
 @click.option("--limit", type=int, help="Only the first so many images.")
 @click.option(
@@ -90,7 +96,14 @@ for _command in (info, show, verify, score):
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 if an image has no mask.")
 def build(
-    images: str, out: Path, recipe: str | None, network: Path | None, strict: bool, **options: Any
+    images: str,
+    out: Path,
+    recipe: str | None,
+    network: Path | None,
+    bands: str | None,
+    band_range: str | None,
+    strict: bool,
+    **options: Any,
 ) -> None:
     """Build the mask file of an image folder.
 
@@ -102,7 +115,8 @@ def build(
     from .building.settings import BuildSettings
 
     settings = build_settings(BuildSettings, options)
-    maker = _row_maker(recipe, network)
+    of_bands = {"bands": bands, "band_range": band_range}
+    maker = _row_maker(recipe, network, {name: text for name, text in of_bands.items() if text is not None})
     try:
         with show_totals("masks") as progress:
             summary = build_rows(images, out, maker, settings, progress=progress)
@@ -114,13 +128,15 @@ def build(
         sys.exit(1)
 
 
-def _row_maker(recipe: str | None, network: Path | None) -> RowMaker:
-    """What makes the masks: a recipe by name, or a network's file."""
+def _row_maker(recipe: str | None, network: Path | None, of_bands: dict[str, str]) -> RowMaker:
+    """What makes the masks: a recipe by name, of photographs or of bands, or a network's file."""
     if network is None:
         from .building.worker import RecipeRows
         from .recipes import get_recipe
 
-        return RecipeRows(get_recipe(recipe or "quality"))
+        return RecipeRows(get_recipe(recipe or "quality").replace(**of_bands))
+    if of_bands:
+        raise click.UsageError("--network is of photographs; leave out --bands and --band-range")
     if recipe is not None:
         raise click.UsageError("--network brings its own recipe; leave out --recipe")
     from .refinement.prediction import NetworkRows, open_network

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..common.config import Settings
+from ..common.config import Settings, build
 from ..common.errors import UserError
+from ..data.images.decode import Reader
+from ..data.images.inputs import BandRange, Bands, Inputs
 
 SaliencyMap = Literal["barrier", "boundary", "ranking", "ranking_wide", "spectral"]
 SUPERPIXEL_MAPS = frozenset(("boundary", "ranking", "ranking_wide"))
@@ -42,6 +45,10 @@ class MaskRecipe(Settings):
         cut_agreement: the cut is taken where its IoU with the mask before is at least this.
         learned: weight of the self-trained network in the map; 0 for none.
         low_confidence: masks whose confidence is below are flagged, and kept.
+        bands: the three bands of TIFF files that are taken for red, green and blue, numbered from 1; None:
+            images are photographs.
+        band_range: values that become 0 and 255, one (low, high) for all three or one for each; None: the
+            files' type's own.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -62,6 +69,22 @@ class MaskRecipe(Settings):
     cut_agreement: Fraction = 0.3
     learned: Fraction = 0.0
     low_confidence: Fraction = 0.2
+    bands: Bands | None = None
+    band_range: BandRange | None = None
+
+    @property
+    def reader(self) -> Reader | None:
+        """What decodes the images; None: as photographs."""
+        return Inputs(bands=self.bands, band_range=self.band_range).reader
+
+    @model_validator(mode="after")
+    def _check_bands(self) -> Self:
+        """Refuse another number of bands than three."""
+        if self.bands is not None and len(self.bands) != 3:
+            raise ValueError(f"bands: masks are made of three bands, not {len(self.bands)}")
+        if self.band_range is not None and self.bands is None:
+            raise ValueError("band_range is of the chosen bands: give bands too")
+        return self
 
     @model_validator(mode="after")
     def _regions_come_from_maps(self) -> Self:
@@ -75,8 +98,9 @@ class MaskRecipe(Settings):
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every parameter, ready for JSON."""
-        return self.model_dump(mode="json")
+        """Return every parameter, ready for JSON; bands only where there are any, as files made before."""
+        unsaid = {name for name in ("bands", "band_range") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=unsaid)
 
 
 # The words of `about` are part of a file's content digest: they change when masks do, not by themselves.
@@ -125,6 +149,12 @@ RECIPES = {
         ),
     )
 }
+
+
+def recorded_reader(recipe: Mapping[str, Any]) -> Reader | None:
+    """What decodes the images of a mask file, by its recorded recipe; None: as photographs."""
+    told = {name: recipe[name] for name in ("bands", "band_range") if recipe.get(name) is not None}
+    return build(Inputs, told).reader
 
 
 def get_recipe(recipe: str | MaskRecipe) -> MaskRecipe:

@@ -2,7 +2,7 @@
 
 A method names its evaluation vector: the mean over the cells of the last map (for a ViT the mean patch
 token), or a ViT's class token.
-Shape legend: B and N images, C channels, S side of the crop in pixels.
+Shape legend: B and N images, C channels of images and of vectors, S side of the crop in pixels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..common.errors import UserError
 from ..common.randomness import counter_generator
 from ..data.images.class_folders import LabelledImages
 from ..data.images.decode import read_image
+from ..data.images.inputs import RGB, Inputs
 from .backbones.base import Backbone, Vector
 from .heads import global_average_pool
 from .preprocess import as_tensor, centre_crop, default_resize, normalize
@@ -32,11 +33,11 @@ class Features:
 
 
 class CentreCrops(Dataset[tuple[Tensor, int]]):
-    """Labelled images as ((3, S, S) uint8 centre crop, class number)."""
+    """Labelled images as ((C, S, S) uint8 centre crop, class number)."""
 
-    def __init__(self, images: LabelledImages, image_size: int) -> None:
+    def __init__(self, images: LabelledImages, image_size: int, inputs: Inputs = RGB) -> None:
         """Keep the list; images are read when asked for."""
-        self.images, self.image_size = images, image_size
+        self.images, self.image_size, self.inputs = images, image_size, inputs
 
     def __len__(self) -> int:
         """Return N."""
@@ -45,7 +46,8 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Read and crop one image."""
         path = self.images.root / self.images.paths[index]
-        image = as_tensor(read_image(path, reduce_to=default_resize(self.image_size)))
+        side = default_resize(self.image_size)
+        image = as_tensor(read_image(path, reduce_to=side, reader=self.inputs.reader))
         return centre_crop(image, crop=self.image_size), self.images.labels[index]
 
 
@@ -53,14 +55,15 @@ def crop_batches(
     images: LabelledImages,
     *,
     image_size: int,
+    inputs: Inputs = RGB,
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image's centre crop once, in order: (B, 3, S, S) uint8 and (B,) int64, the last batch smaller."""
+    """Every image's centre crop once, in order: (B, C, S, S) uint8 and (B,) int64, the last batch smaller."""
     # a generator of its own: a loader draws a number when it starts, and from torch's it would move training
     loader = DataLoader(
-        CentreCrops(images, image_size),
+        CentreCrops(images, image_size, inputs),
         batch_size=batch_size,
         num_workers=workers,
         generator=torch.Generator(),
@@ -70,7 +73,7 @@ def crop_batches(
 
 
 def evaluation_vector(backbone: Backbone, images: Tensor, vector: Vector = "mean") -> Tensor:
-    """One vector an image, (B, C), of normalised images (B, 3, S, S).
+    """One vector an image, (B, C), of normalised images (B, C, S, S).
 
     Raises:
         UserError: for the class token of a backbone that has none.
@@ -88,21 +91,24 @@ def spread_crops(
     images: LabelledImages,
     *,
     image_size: int,
+    inputs: Inputs = RGB,
     seed: int,
     limit: int,
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """Normalised centre crops of images drawn by the seed, for BatchNorm's statistics: (B, 3, S, S).
+    """Normalised centre crops of images drawn by the seed, for BatchNorm's statistics: (B, C, S, S).
 
     Drawn, for class folders are sorted, and a batch of one class has other statistics than the set. A last
     batch of a single image is left out, for it has no variance of its own.
     """
     order = counter_generator(seed, 0, 0, 0, "batchnorm").permutation(len(images))[:limit]
     chosen = images.select([int(index) for index in order])
-    for crops, _ in crop_batches(chosen, image_size=image_size, workers=workers, device=device):
+    for crops, _ in crop_batches(
+        chosen, image_size=image_size, inputs=inputs, workers=workers, device=device
+    ):
         if len(crops) > 1 or len(chosen) == 1:
-            yield normalize(crops)
+            yield normalize(crops, inputs)
 
 
 @torch.no_grad()
@@ -129,12 +135,18 @@ def extract_features(
     """
     was_training = backbone.training
     backbone.to(device).eval()
+    inputs = backbone.inputs
     values, labels = [], []
     try:
         for crops, numbers in crop_batches(
-            images, image_size=image_size, batch_size=batch_size, workers=workers, device=device
+            images,
+            image_size=image_size,
+            inputs=inputs,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
         ):
-            values.append(evaluation_vector(backbone, normalize(crops), vector).float().cpu())
+            values.append(evaluation_vector(backbone, normalize(crops, inputs), vector).float().cpu())
             labels.append(numbers.cpu())
             if advance is not None:
                 advance(len(crops))

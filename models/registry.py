@@ -15,7 +15,10 @@ class Build(Protocol):
     """Builds a backbone with random weights."""
 
     def __call__(self, *, image_size: int, stem: str) -> Backbone:
-        """Build it for images of `image_size` pixels; `stem` is `auto` or what a backbone called its own."""
+        """Build it for images of `image_size` pixels; `stem` is `auto` or what a backbone called its own.
+
+        A network of other than three channels sets its `in_channels`, and the setting of that name is it.
+        """
 
 
 REGISTERED: dict[str, Build] = {}

@@ -1,6 +1,7 @@
 """Tokens: images cut into patches and back, kept ones taken, and transformer blocks for heads and decoders.
 
-Shape legend: B images, N tokens or patches, K kept ones, C or D width, S cells per side, P patch side.
+Shape legend: B images, N tokens or patches, K kept ones, C channels or width, D width, S cells per side, P
+patch side.
 """
 
 from __future__ import annotations
@@ -72,17 +73,17 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches.
 
     Args:
-        images: (B, 3, H, W), sides multiples of the patch.
+        images: (B, C, H, W), sides multiples of the patch.
         patch_size: P, pixels.
 
     Returns:
-        (B, N, 3*P*P), row-major cells; within a patch channel, row, column.
+        (B, N, C*P*P), row-major cells; within a patch channel, row, column.
     """
     return functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: int) -> Tensor:
-    """Inverse of `patchify`: (B, S*S, 3*P*P) to (B, 3, S*P, S*P)."""
+    """Inverse of `patchify`: (B, S*S, C*P*P) to (B, C, S*P, S*P)."""
     return functional.fold(
         patches.transpose(1, 2), grid * patch_size, kernel_size=patch_size, stride=patch_size
     )

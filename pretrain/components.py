@@ -16,6 +16,7 @@ from ..common.errors import UserError
 from ..common.system.devices import device_name
 from ..data.loading.batch import Needs
 from ..data.loading.loader import Loader, LoaderOptions
+from ..data.loading.photometric import without_colour
 from ..engine.batchnorm import synchronise_batch_norm
 from ..engine.distributed import World
 from ..engine.interfaces import LoopSettings
@@ -42,6 +43,7 @@ class Components:
     context: Context
     micro_batch: int  # global samples of one forward pass
     weights: WeightsInfo | None = None  # what the backbone started from; None: random
+    switched_off: tuple[str, ...] = ()  # augmentations that assume RGB, where images are of other channels
 
     @property
     def backbone(self) -> Backbone:
@@ -58,13 +60,18 @@ def assemble(settings: RunSettings, world: World) -> Components:
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-    backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
+    backbone = build_backbone(
+        settings.arch, image_size=settings.image_size, stem=settings.stem, inputs=settings.inputs
+    )
     needs = kind.needs(config, backbone, image_size=settings.image_size)
+    needs, switched_off = without_colour(needs, settings.inputs)
     # before the method copies it: slow encoders start as its equals
     weights = None if settings.weights is None else fill_backbone(backbone, settings.weights, settings.arch)
     if settings.freeze or settings.freeze_batchnorm:
         backbone.freeze(settings.freeze or (), statistics=bool(settings.freeze_batchnorm))
     loader = build_loader(settings, needs, world)
+    backbone.inputs = loader.inputs  # with mean and deviation
+    settings = settings.replace(mean=loader.inputs.mean, std=loader.inputs.std)
     steps_per_epoch = loader.steps_per_epoch // settings.grad_accum_steps
     if steps_per_epoch == 0:
         raise UserError(
@@ -80,7 +87,17 @@ def assemble(settings: RunSettings, world: World) -> Components:
     )
     method = kind(config, context, backbone)
     method = synchronise_batch_norm(method, world.device)
-    return Components(settings, world, loader, needs, method, context, loader.batch_size, weights)
+    return Components(
+        settings=settings,
+        world=world,
+        loader=loader,
+        needs=needs,
+        method=method,
+        context=context,
+        micro_batch=loader.batch_size,
+        weights=weights,
+        switched_off=tuple(switched_off),
+    )
 
 
 def build_loader(settings: RunSettings, needs: Needs, world: World, *, every_image: bool = False) -> Loader:
@@ -99,6 +116,7 @@ def build_loader(settings: RunSettings, needs: Needs, world: World, *, every_ima
             use_low_confidence=settings.use_low_confidence,
             limit=settings.limit,
             every_image=every_image,
+            inputs=settings.inputs,
         ),
         device=world.device,
     )
@@ -144,6 +162,7 @@ def describe(components: Components) -> dict[str, Any]:
         "weights": components.weights and components.weights.record(),
         "restore": restore_lines(backbone.stem),  # Python for the library whose names the weights have
         "needs": _plain(dataclasses.asdict(components.needs)),
+        "switched_off": list(components.switched_off),
         "total_steps": components.context.total_steps,
         "steps_per_epoch": components.context.steps_per_epoch,
         "lr": components.settings.optimizer.lr(components.settings.batch_size),

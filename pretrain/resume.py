@@ -10,6 +10,7 @@ import torch
 from ..common.atomic_files import is_part, refuse_unwritable
 from ..common.errors import UserError
 from ..common.locks import LOCK
+from ..data.images.inputs import RGB
 from ..engine.checkpoint import LAST
 from ..engine.loggers.dashboards import REMEMBERED
 from ..engine.loggers.run_files import CONFIG
@@ -61,7 +62,9 @@ def check_same_training(
     """
     if not _tells_its_training(before):
         raise UserError(f"{checkpoint} does not say of which training it is; give a checkpoint of this run")
-    old, new = dict(flatten(_named_stem(before["settings"]))), dict(flatten(now["settings"]))
+    # runs before this setting were of photographs
+    old = dict(flatten({"in_channels": RGB.in_channels, **_named_stem(before["settings"])}))
+    new = dict(flatten(now["settings"]))
     may_differ = SESSION | (LENGTH if _is_longer(before, now) else frozenset())
     differing = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"

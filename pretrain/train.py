@@ -161,7 +161,7 @@ def _train(start: _Start, folder: Path, run_logger: RunLogger) -> RunResult:
 
     def keep_a_few(batch: Batch) -> None:
         if world.first:
-            save_views(folder, batch)
+            save_views(folder, batch, components.backbone.inputs)
             few.append(batch.map_tensors(lambda value: value[:KEPT].clone()))
 
     hooks = Hooks(before_update=start.pull, after_step=method.after_step, on_first_batch=keep_a_few)
@@ -211,7 +211,7 @@ def export_backbone(backbone: Backbone, path: Path, settings: RunSettings) -> No
     """Write the weights under the names of the library that loads them (torchvision, timm)."""
     about = {"arch": settings.arch, "method": settings.method, "hapicl": __version__, "format": "pt"}
     # what the file needs to be built again without the run folder around it
-    about |= {"stem": backbone.stem, "image_size": str(settings.image_size)}
+    about |= {"stem": backbone.stem, "image_size": str(settings.image_size), **backbone.inputs.as_texts()}
     write_safetensors(backbone.export_state(), path, about)
 
 
@@ -238,6 +238,11 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
         run_logger.info(
             f"the stem {stem} suits views of {settings.image_size} px; the weights load into torchvision's "
             f"{settings.arch} and give other features there, until you set {'; '.join(lines)}"
+        )
+    if components.switched_off:
+        run_logger.info(
+            f"images of {settings.in_channels} channels: {', '.join(components.switched_off)} of the "
+            "augmentation assume RGB and are off"
         )
     if settings.freeze:
         run_logger.info(f"frozen: {', '.join(settings.freeze)}")

@@ -1,4 +1,4 @@
-"""One image file: how large it is, and its pixels, always upright and always RGB.
+"""One image file: how large it is, and its pixels, always upright, and RGB unless a reader says otherwise.
 
 Orientation is decided here once: the EXIF tag is applied, as `PIL.ImageOps.exif_transpose` would. What a file
 is follows from its first bytes, never from its suffix (ImageNet holds a PNG named .JPEG).
@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -22,17 +22,21 @@ from PIL import Image
 
 from ...common.errors import UserError
 from ...common.terminal.printable import printable_name
+from ...common.types import Pixels
 from .kinds import HEAD_BYTES, KNOWN, how_to_read, kind_of, opener
 from .quiet import quiet_codecs, quiet_pillow
+from .tiff import TiffError, read_layout
 
 # 50 million pixels decode to 150 MB; with the file, an upright copy and libraries a worker stays under 600 MB
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 128_000_000
 
 _STRIP_PIXELS = 1 << 20
+# what Pillow's plugins raise at damaged headers
+_PILLOW_DAMAGE = (SyntaxError, OSError, ValueError, OverflowError, RuntimeError)
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation -> the turn that makes the stored pixels upright
-_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
     4: lambda image: image[::-1],
@@ -64,6 +68,14 @@ class Header(NamedTuple):
     size: tuple[int, int]  # upright (H, W)
     orientation: int  # 1 where the pixels are already upright
     progressive: bool
+    foreign: str = ""  # why the file cannot be read as a photograph
+
+
+class Reader(Protocol):
+    """Reads files as something else than photographs; `inputs.Inputs` does."""
+
+    def decode(self, data: bytes, name: str, *, max_pixels: int) -> Pixels:
+        """Decode as `decode_image` does, to (H, W, N) uint8 of any number of channels."""
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -92,19 +104,24 @@ def read_header(data: bytes, name: str) -> Header:
 
 
 def read_image(
-    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, reduce_to: int | None = None
-) -> NDArray[np.uint8]:
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    reduce_to: int | None = None,
+    reader: Reader | None = None,
+) -> Pixels:
     """Read and decode one image file; see `decode_image`.
 
     Returns:
-        (H, W, 3) uint8 RGB, upright, contiguous.
+        (H, W, 3) uint8 RGB, upright, contiguous; with a reader as many channels as it gives.
 
     Raises:
         ImageError: if the file cannot be read or `decode_image` refuses it; names the path and the reason.
     """
     name = os.fspath(path)
     try:
-        return decode_image(read_bytes(path), name, max_pixels=max_pixels, reduce_to=reduce_to)
+        data = read_bytes(path)
+        return decode_image(data, name, max_pixels=max_pixels, reduce_to=reduce_to, reader=reader)
     except OSError as error:
         raise ImageError(name, f"cannot be read: {error.strerror or error}") from error
 
@@ -144,7 +161,8 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     reduce_to: int | None = None,
     header: Header | None = None,
-) -> NDArray[np.uint8]:
+    reader: Reader | None = None,
+) -> Pixels:
     """Decode an image held in memory to upright RGB.
 
     Greyscale, palette, CMYK and 16-bit images become 8-bit RGB, an alpha channel is dropped.
@@ -156,14 +174,20 @@ def decode_image(
         reduce_to: a baseline JPEG may be decoded at a half, quarter or eighth of its size as long as its
             short side keeps at least this many pixels (sides round up: take the true size from `image_size`).
         header: of these bytes, if the caller has read it already.
+        reader: what decodes files that are no photographs; it reduces nothing.
 
     Returns:
-        (H, W, 3) uint8 RGB, contiguous; smaller than the image if reduced.
+        (H, W, 3) uint8 RGB, contiguous; smaller than the image if reduced; with a reader as many channels as
+        it gives.
 
     Raises:
         ImageError: for an empty, truncated, damaged or foreign file, and above the limit.
     """
+    if reader is not None:
+        return reader.decode(data, name, max_pixels=max_pixels)
     header = header or read_header(data, name)
+    if header.foreign:
+        raise ImageError(name, header.foreign)
     height, width = header.size
     factor = 1
     if reduce_to is not None and header.kind == "JPEG":
@@ -197,22 +221,33 @@ def _header(file: IO[bytes], name: str) -> Header:
             image = opener(kind)(file)
             # a HEIC file's own turn is part of its decoding, and its EXIF tag does not count beside it
             orientation = 1 if kind == "HEIC" else _orientation(image)
-    except (
-        SyntaxError,
-        OSError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ) as error:  # what Pillow's plugins raise
+    except _PILLOW_DAMAGE as error:
+        if kind == "TIFF" and (header := _many_bands(file)):
+            return header
         raise ImageError(name, f"damaged {kind} header: {error}") from error
     width, height = image.size
     if min(width, height) < 1:
         raise ImageError(name, f"damaged {kind} header: {width} x {height} pixels")
+    foreign = ""
     if image.mode in ("F", "I"):
-        raise ImageError(name, f"pixels of 32 bits ({image.mode}) have no agreed range; give 8 or 16 bits")
+        foreign = f"pixels of 32 bits ({image.mode}) have no agreed range; give 8 or 16 bits"
     if orientation >= 5 and kind != "TIFF":  # Pillow's TIFF plugin already gives the upright size
         width, height = height, width
-    return Header(kind, (height, width), orientation, bool(image.info.get("progressive")))
+    return Header(kind, (height, width), orientation, bool(image.info.get("progressive")), foreign)
+
+
+def _many_bands(file: IO[bytes]) -> Header | None:
+    """The header of a TIFF that Pillow has no name for, such as one of six bands."""
+    file.seek(0)
+    try:
+        layout = read_layout(file)
+    except TiffError:
+        return None
+    foreign = (
+        f"{layout}, no photograph; `pretrain --set in_channels=N` trains on such files, "
+        "`masks build --bands` makes masks of them"
+    )
+    return Header("TIFF", layout.size, layout.orientation, False, foreign)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -225,10 +260,10 @@ def _orientation(image: Image.Image) -> int:
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except (SyntaxError, struct.error, ValueError, OSError):
         return 1
-    return value if value in _UPRIGHT else 1
+    return value if value in UPRIGHT else 1
 
 
-def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[np.uint8]:
+def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> Pixels:
     """Decode with OpenCV to upright RGB."""
     flags = _REDUCED[factor]
     if header.kind == "JPEG":  # the decoder's own order of channels saves turning them afterwards
@@ -247,16 +282,16 @@ def _decode_cv2(data: bytes, name: str, header: Header, factor: int) -> NDArray[
     # in strips: OpenCV would copy the whole to convert it in place
     for top in range(0, 0 if header.kind == "JPEG" else image.shape[0], step):
         image[top : top + step] = cv2.cvtColor(image[top : top + step], cv2.COLOR_BGR2RGB)
-    if header.kind != "TIFF" and header.orientation in _UPRIGHT:
-        image = _UPRIGHT[header.orientation](image)
+    if header.kind != "TIFF" and header.orientation in UPRIGHT:
+        image = UPRIGHT[header.orientation](image)
     return image
 
 
-def _decode_pillow(data: bytes, name: str, header: Header, factor: int) -> NDArray[np.uint8]:
+def _decode_pillow(data: bytes, name: str, header: Header, factor: int) -> Pixels:
     """Decode a file's first picture with Pillow to upright RGB; OpenCV reads GIF only from 4.11."""
     try:
         with quiet_pillow():
             image = np.array(opener(header.kind)(io.BytesIO(data)).convert("RGB"))
     except (OSError, SyntaxError, EOFError, ValueError, RuntimeError) as error:
         raise ImageError(name, f"cannot be decoded: {error}") from error
-    return _UPRIGHT[header.orientation](image) if header.orientation in _UPRIGHT else image
+    return UPRIGHT[header.orientation](image) if header.orientation in UPRIGHT else image

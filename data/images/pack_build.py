@@ -22,9 +22,10 @@ from ..build_folder import BuildFolder, paths_digest
 from ..build_workers import default_workers, local_workers, run_in_workers
 from ..path_keys import encode_path
 from . import open_originals
-from .decode import ImageError, decode_image
+from .decode import MAX_PIXELS, Header, ImageError, decode_image, read_header
 from .pack import PACK, ImagePack, PackRow, columns_of, file_kind, write_pack
 from .store import OriginalImages
+from .tiff import TiffError, read_bands
 
 PART_IMAGES = 256  # about 30 MB of ImageNet originals
 MOST_DEATHS = 3  # of workers before a part is finished
@@ -214,11 +215,31 @@ def pack_row(images: OriginalImages, path: str, settings: PackSettings) -> PackR
         UserError: if the images have gone away since they were listed.
     """
     data = images.read_bytes(path)
-    image = decode_image(data, path)
+    header = read_header(data, path)
+    if header.foreign:
+        _check_bands(data, path, header, settings)
+        return PackRow(encode_path(path), header.size, data)
+    image = decode_image(data, path, header=header)
     size = (image.shape[0], image.shape[1])
     if settings.short_side is not None and min(size) > settings.short_side:
         data = _encode(_shrink(image, settings.short_side), settings.quality)
     return PackRow(encode_path(path), size, data)
+
+
+def _check_bands(data: bytes, path: str, header: Header, settings: PackSettings) -> None:
+    """Refuse what is no photograph, unless it is a whole TIFF that is kept as it is.
+
+    Raises:
+        ImageError: says what is in the way.
+    """
+    if header.kind != "TIFF":
+        raise ImageError(path, header.foreign)
+    if settings.short_side is not None and min(header.size) > settings.short_side:
+        raise ImageError(path, "no photograph, so it cannot be stored smaller; leave --short-side out")
+    try:
+        read_bands(data, 3 * MAX_PIXELS)
+    except TiffError as error:
+        raise ImageError(path, str(error)) from error
 
 
 def _shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:

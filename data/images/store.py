@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ...common.types import Pixels
-from .decode import Header, decode_image
+from .decode import Header, Reader, decode_image
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:\ is a disk
 
@@ -61,14 +61,16 @@ class OriginalImages(ImageStore, Protocol):
         """
 
 
-def read_pixels(images: ImageStore, path: str, *, reduce_to: int | None = None) -> Pixels:
+def read_pixels(
+    images: ImageStore, path: str, *, reduce_to: int | None = None, reader: Reader | None = None
+) -> Pixels:
     """Read and decode one image; see `decode.decode_image`.
 
     Raises:
         ImageError: if it cannot be read or decoded.
     """
     encoded = images.read(path)
-    return decode_image(encoded.data, path, reduce_to=reduce_to, header=encoded.header)
+    return decode_image(encoded.data, path, reduce_to=reduce_to, header=encoded.header, reader=reader)
 
 
 def is_url(source: str | os.PathLike[str]) -> bool:

@@ -1,7 +1,8 @@
 """What a method asks of its data, and what it gets: the contract between the loader and the methods.
 
 A method states its `Needs`; the loader makes exactly that and hands over a `Batch`.
-Shape legend: B images, S view side in pixels, G occupancy cells per side, P patch side in pixels.
+Shape legend: B images, C channels (3 of photographs), S view side in pixels, G occupancy cells per side, P
+patch side in pixels.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Batch:
 
     index: Tensor  # (B,) int64, position in the sorted path list
     image_size: Tensor  # (B, 2) int32, height and width of the upright original, pixels
-    views: tuple[Tensor, ...]  # (B, 3, S, S) uint8 from the workers; float32 normalised after `augment`
+    views: tuple[Tensor, ...]  # (B, C, S, S) uint8 from the workers; float32 normalised after `augment`
     geometry: tuple[ViewGeometry, ...]  # fields (B,)
     # (B, n) float32 drawn parameters, see photometric.py; they stay on the host, as `patch_photometric`
     photometric: tuple[Tensor, ...]
@@ -124,7 +125,7 @@ class Batch:
     # (B,) bool; False where the image goes without (--missing-masks instance-only)
     has_mask: Tensor | None = None
     fallback: Tensor | None = None  # (B, views) bool: the last redraw was kept though under min_foreground
-    patches: Tensor | None = None  # (B, cells, 3, P, P) uint8, in reading order; float32 after `augment`
+    patches: Tensor | None = None  # (B, cells, C, P, P) uint8, in reading order; float32 after `augment`
     patch_photometric: Tensor | None = None  # (B, cells, n) float32
     permutation: Tensor | None = None  # (B, cells) int64, a uniform draw of all permutations
     # (B,) int64 in 0..3, quarter turns; drawn whenever `jigsaw` or a method asks

@@ -19,11 +19,13 @@ import torch
 from ...common.errors import UserError
 from ...common.system.processor import usable_cores
 from ..images import open_images
+from ..images.inputs import RGB, Inputs
 from ..masks.reader import MaskReader
 from ..path_keys import PathList
 from . import photometric
 from .batch import Batch, MissingMasks, Needs
 from .selection import select_images
+from .statistics import with_statistics
 from .stream import ChunkStream
 from .worker import ChunkMaker, join
 
@@ -47,6 +49,7 @@ class LoaderOptions:
         limit: train on the first so many paths only.
         augment: False leaves the views uint8, for measuring and looking.
         every_image: fill the last batch of an epoch up with its first images, instead of leaving it out.
+        inputs: how images are read and normalised.
     """
 
     batch_size: int
@@ -59,6 +62,7 @@ class LoaderOptions:
     limit: int | None = None
     augment: bool = True
     every_image: bool = False
+    inputs: Inputs = RGB
 
 
 class Loader:
@@ -82,6 +86,7 @@ class Loader:
         replaced: images replaced so far because they could not be read.
         masks: the reader of the mask file; None without one.
         maker: what the workers run; `hapicl doctor` times it.
+        inputs: those of the options, with mean and deviation, which are measured where nobody states them.
 
     Raises:
         UserError: for no images, missing masks, masks of other images, or a batch that does not fit.
@@ -115,6 +120,7 @@ class Loader:
         self.paths = PathList(selection.paths)
         self.options = options
         self.augment = options.augment
+        self.inputs = with_statistics(options.inputs, store, self.paths)
         self.batch_size = options.batch_size
         self.steps_per_epoch = len(selection.paths) // max(1, options.batch_size)
         self._check_batch()
@@ -127,7 +133,13 @@ class Loader:
         self.replaced = 0
         fraction = options.batch_size // options.world_size
         self.maker = ChunkMaker(
-            store, reader, selection, needs, seed=options.seed, batch_size=options.batch_size
+            store,
+            reader,
+            selection,
+            needs,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            inputs=options.inputs,
         )
         self.maker.check_masks()
         stretch = options.rank * fraction, (options.rank + 1) * fraction
@@ -191,7 +203,7 @@ class Loader:
             rows = batch.photometric, batch.patch_photometric
             batch = batch.to(self.device)
             batch.photometric, batch.patch_photometric = rows
-        return photometric.augment(batch) if self.augment else batch
+        return photometric.augment(batch, self.inputs) if self.augment else batch
 
     def _log(self, failures: tuple[str, ...]) -> None:
         """Log images that were replaced: the first ones by name, all by number."""

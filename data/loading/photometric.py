@@ -6,7 +6,10 @@ images to 1e-3 (tests/data/loading/test_photometric.py).
 Order: colour jitter (brightness, contrast, saturation, hue in the row's own order), PIRL's extra operations,
 grey, blur, solarize, normalise.
 
-Shape legend: B images, S side in pixels, R columns of a row.
+Brightness, contrast, blur, solarize, posterize, sharpness and autocontrast are of images with any number of
+channels; saturation, hue and grey are of RGB (`without_colour`).
+
+Shape legend: B images, C channels, S side in pixels, R columns of a row.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.imagenet import MEAN, STD
-from .batch import Batch, PhotometricPolicy
+from ..images.inputs import RGB, Inputs
+from .batch import Batch, JigsawPolicy, Needs, PhotometricPolicy, ViewPolicy
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma with torchvision's digits
 
@@ -37,6 +41,7 @@ ORDERS = np.array(list(itertools.permutations(range(4))))
 BLUR_SIDE = 224  # pixels; the views that a policy's blur_sigma speaks of
 
 Row = npt.NDArray[np.float32]
+AnyView = TypeVar("AnyView", ViewPolicy, JigsawPolicy)
 
 
 def draw_row(generator: np.random.Generator, policy: PhotometricPolicy, side: int = BLUR_SIDE) -> Row:
@@ -74,35 +79,59 @@ def draw_row(generator: np.random.Generator, policy: PhotometricPolicy, side: in
     return np.array(row, np.float32)
 
 
-def augment(batch: Batch) -> Batch:
+def without_colour(needs: Needs, inputs: Inputs) -> tuple[Needs, list[str]]:
+    """Switch off what assumes RGB where images are of other channels.
+
+    Returns:
+        The needs of such images, and the names of what some view of them would have drawn.
+    """
+    if inputs.in_channels == 3:
+        return needs, []
+
+    def plain(policy: AnyView) -> AnyView:
+        found = policy.photometric
+        jittered = found.jitter > 0
+        drawn.extend(name for name in ("saturation", "hue") if jittered and getattr(found, name) > 0)
+        drawn.extend(["grey"] if found.grey > 0 else [])
+        return dataclasses.replace(policy, photometric=found.replace(saturation=0.0, hue=0.0, grey=0.0))
+
+    drawn: list[str] = []
+    views = tuple(plain(policy) for policy in needs.views)
+    jigsaw = None if needs.jigsaw is None else plain(needs.jigsaw)
+    return dataclasses.replace(needs, views=views, jigsaw=jigsaw), sorted(set(drawn))
+
+
+def augment(batch: Batch, inputs: Inputs = RGB) -> Batch:
     """Apply the drawn rows to all views and patches, and normalise.
 
     Args:
         batch: uint8 `views` and `patches` on any device. The rows are read on the host: leave them there
             (`Loader` does), or each call waits for the device.
+        inputs: whose mean and deviation normalise.
 
     Returns:
         The batch with float32 normalised views and patches; everything else as it was.
     """
     views = tuple(
-        augment_images(view, rows) for view, rows in zip(batch.views, batch.photometric, strict=True)
+        augment_images(view, rows, inputs) for view, rows in zip(batch.views, batch.photometric, strict=True)
     )
     patches = batch.patches
     if patches is not None and batch.patch_photometric is not None:
-        flat = augment_images(patches.flatten(0, 1), batch.patch_photometric.flatten(0, 1))
+        flat = augment_images(patches.flatten(0, 1), batch.patch_photometric.flatten(0, 1), inputs)
         patches = flat.view(*patches.shape[:2], *flat.shape[1:])
     return dataclasses.replace(batch, views=views, patches=patches)
 
 
-def augment_images(images: Tensor, rows: Tensor) -> Tensor:
+def augment_images(images: Tensor, rows: Tensor, inputs: Inputs = RGB) -> Tensor:
     """Apply one row to each image, and normalise.
 
     Args:
-        images: (B, 3, S, S) uint8, in any memory format.
+        images: (B, C, S, S) uint8, in any memory format.
         rows: (B, R) float32.
+        inputs: whose mean and deviation normalise.
 
     Returns:
-        (B, 3, S, S) float32 on the device and in the memory format of `images`.
+        (B, C, S, S) float32 on the device and in the memory format of `images`.
     """
     # an image may be both (one pixel, say); it then counts as planes
     last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
@@ -115,8 +144,9 @@ def augment_images(images: Tensor, rows: Tensor) -> Tensor:
         _update(values, host[:, GREYED] > 0, lambda part, _: _grey(part).expand_as(part))
         _blur(values, host)
         _update(values, host[:, SOLARIZE] > 0, lambda part, _: _solarize(part, 0.5))
-        mean = torch.tensor(MEAN, device=values.device).view(1, 3, 1, 1)
-        std = torch.tensor(STD, device=values.device).view(1, 3, 1, 1)
+        mean, std = (
+            torch.tensor(numbers, device=values.device).view(1, -1, 1, 1) for numbers in inputs.statistics
+        )
         values = values.sub_(mean).div_(std)
     return values.contiguous(memory_format=torch.channels_last) if last else values
 
@@ -170,7 +200,8 @@ def _brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    mean = _grey(images).mean(dim=(2, 3), keepdim=True)
+    grey = _grey(images) if images.shape[1] == 3 else images  # of other channels the plain mean
+    mean = grey.mean(dim=(1, 2, 3), keepdim=True)
     return images.mul_(factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 
@@ -227,7 +258,8 @@ def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
     if min(images.shape[-2:]) <= 2:
         return images
     kernel = images.new_tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]).div_(13)
-    smooth = F.conv2d(images, kernel.expand(3, 1, 3, 3), groups=3)
+    channels = images.shape[1]
+    smooth = F.conv2d(images, kernel.expand(channels, 1, 3, 3), groups=channels)
     inner = images[:, :, 1:-1, 1:-1]
     inner.add_((1 - factor) * (smooth - inner))
     return images.clamp_(0, 1)
@@ -270,7 +302,7 @@ def _gaussian_kernels(sigmas: Row, side: int) -> Row:
 
 
 def _convolve(images: Tensor, kernels: Tensor) -> Tensor:
-    """(b, 3, S, S) with (b, taps) along both axes, borders reflected."""
+    """(b, C, S, S) with (b, taps) along both axes, borders reflected."""
     count, channels, height, width = images.shape
     radius = kernels.shape[1] // 2
     weights = kernels.repeat_interleave(channels, 0)[:, None]

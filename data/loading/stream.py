@@ -71,7 +71,8 @@ class ChunkStream:
         self._workers = workers
         self._pin = pin
         self._steps_per_epoch = steps_per_epoch
-        chunk = _chunk_size(maker.needs, stretch[1] - stretch[0], workers)
+        channels = maker.inputs.in_channels
+        chunk = _chunk_size(maker.needs, channels, stretch[1] - stretch[0], workers)
         self._order = _TaskOrder(stretch, chunk, steps_per_epoch)
         self._chunks: Iterator[Chunk | UserError] | None = None
         self._next: tuple[int, int] | None = None
@@ -262,11 +263,11 @@ class _TaskOrder(Sampler[Task]):
             epoch, step = epoch + 1, 0
 
 
-def _chunk_size(needs: Needs, fraction: int, workers: int) -> int:
+def _chunk_size(needs: Needs, channels: int, fraction: int, workers: int) -> int:
     """Samples a chunk, so that all chunks under way fit in half of the free shared memory."""
-    sample = sum(3 * policy.size**2 for policy in needs.views) + 1024
+    sample = sum(channels * policy.size**2 for policy in needs.views) + 1024
     if needs.jigsaw is not None:
-        sample += needs.jigsaw.grid**2 * 3 * needs.jigsaw.patch**2
+        sample += needs.jigsaw.grid**2 * channels * needs.jigsaw.patch**2
     budget = MAX_SHARED_BYTES
     shared = Path("/dev/shm")
     if shared.is_dir():

@@ -3,7 +3,7 @@
 Everything here is drawn by counter and computed in the loader's workers, on uint8 pixels. The resize is
 torchvision's antialiased one: the same kernels of torch, so the difference is zero.
 
-Shape legend: H, W pixels of the decoded image, S view side in pixels, P patch side in pixels.
+Shape legend: H, W pixels of the decoded image, C its channels, S view side in pixels, P patch side in pixels.
 """
 
 from __future__ import annotations
@@ -135,16 +135,16 @@ def cut_view(
     """Crop, resize and flip.
 
     Args:
-        image: (H, W, 3) uint8 RGB, the original or a reduced copy of it.
+        image: (H, W, C) uint8, the original or a reduced copy of it.
         image_size: (height, width) of the original, in whose pixels `geometry` is. In a reduced copy the
             crop's borders move to the nearest pixel.
         geometry: the view.
         size: S.
-        out: (S, S, 3) contiguous, written and returned if given.
+        out: (S, S, C) contiguous, written and returned if given.
         crop_filter: of the resize, antialiased.
     """
     if out is None:
-        out = np.empty((size, size, 3), dtype=np.uint8)
+        out = np.empty((size, size, image.shape[2]), dtype=np.uint8)
     top, bottom = _span(geometry.top, geometry.height, image.shape[0], image_size[0])
     left, right = _span(geometry.left, geometry.width, image.shape[1], image_size[1])
     # torch would copy the crop itself, in more time
@@ -168,7 +168,7 @@ def _span(
 
 
 def _as_planes(pixels: Pixels) -> torch.Tensor:
-    """The same memory as torch names it, (1, 3, H, W) in channels_last."""
+    """The same memory as torch names it, (1, C, H, W) in channels_last."""
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
@@ -176,11 +176,11 @@ def cut_patches(image: Pixels, image_size: tuple[int, int], policy: JigsawPolicy
     """Cut a Jigsaw view into patches.
 
     Returns:
-        (cells, P, P, 3) uint8 in reading order, before the permutation.
+        (cells, P, P, C) uint8 in reading order, before the permutation.
     """
     view = cut_view(image, image_size, draw.geometry, policy.size)
     cell = policy.size // policy.grid
-    patches = np.empty((len(draw.offsets), policy.patch, policy.patch, 3), dtype=np.uint8)
+    patches = np.empty((len(draw.offsets), policy.patch, policy.patch, view.shape[2]), dtype=np.uint8)
     for number, (down, right) in enumerate(draw.offsets):
         top = number // policy.grid * cell + down
         left = number % policy.grid * cell + right

@@ -2,7 +2,8 @@
 
 A chunk is a stretch of one process's share of a global batch. It depends on (seed, epoch, step, chunk) alone.
 
-Shape legend: n images of a chunk, S view side in pixels, G occupancy cells per side, P patch side in pixels.
+Shape legend: n images of a chunk, C channels, S view side in pixels, G occupancy cells per side, P patch side
+in pixels.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ...common.randomness import counter_generator
 from ..geometry import ViewGeometry
 from ..images import decode as images
 from ..images.decode import Header, ImageError
+from ..images.inputs import RGB, Inputs
 from ..images.store import ImageStore
 from ..masks.integral import MaskIntegral
 from ..masks.reader import MaskReader
@@ -53,6 +55,7 @@ class ChunkMaker(Dataset[object]):
         needs: what to make.
         seed: the run's seed.
         batch_size: global batch.
+        inputs: how images are read.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class ChunkMaker(Dataset[object]):
         *,
         seed: int,
         batch_size: int,
+        inputs: Inputs = RGB,
     ) -> None:
         self.store = store
         self.masks = masks if needs.masks else None
@@ -71,6 +75,7 @@ class ChunkMaker(Dataset[object]):
         self.needs = needs
         self.seed = seed
         self.batch_size = batch_size
+        self.inputs = inputs
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -111,7 +116,7 @@ class ChunkMaker(Dataset[object]):
         The small steps of one sample, between two decodes, find the processor's caches full of pixels; many
         in a row make the whole worker faster (docs/speed.md).
         """
-        chunk = Chunk(self.needs, task, len(indices))
+        chunk = Chunk(self.needs, task, len(indices), self.inputs.in_channels)
         waiting: list[tuple[int, Iterator[int], _Drawn]] = []
         for slot, index in enumerate(indices.tolist()):
             candidates = self._candidates(index)
@@ -173,7 +178,13 @@ class ChunkMaker(Dataset[object]):
     def _cut(self, chunk: Chunk, slot: int, drawn: _Drawn) -> bool:
         """Decode a drawn sample once and cut all its views; say whether it could be decoded."""
         try:
-            image = images.decode_image(drawn.data, drawn.path, reduce_to=drawn.side, header=drawn.header)
+            image = images.decode_image(
+                drawn.data,
+                drawn.path,
+                reduce_to=drawn.side,
+                header=drawn.header,
+                reader=self.inputs.reader,
+            )
         except ImageError as error:
             chunk.failures.append(str(error))
             return False
@@ -226,18 +237,18 @@ class Chunk:
 
     Images are tensors, which cross the process border through shared memory; everything else is small and
     goes through the pipe, because each shared tensor costs a file descriptor (a thousand are allowed).
-    They lie as (n, S, S, 3), torch's channels_last.
+    They lie as (n, S, S, C), torch's channels_last.
     """
 
-    def __init__(self, needs: Needs, task: Task, count: int) -> None:
+    def __init__(self, needs: Needs, task: Task, count: int, channels: int) -> None:
         self.needs = needs
         self.task = task
         self.failures: list[str] = []
-        self.views = [_pixels(count, policy.size, policy.size, 3) for policy in needs.views]
+        self.views = [_pixels(count, policy.size, policy.size, channels) for policy in needs.views]
         self.pixels = [view.numpy() for view in self.views]  # the same memory
         jigsaw = needs.jigsaw
         cells, patch = (jigsaw.grid**2, jigsaw.patch) if jigsaw is not None else (0, 0)
-        self.patches = _pixels(count, cells, patch, patch, 3)
+        self.patches = _pixels(count, cells, patch, patch, channels)
         self.index = np.zeros(count, np.int64)
         self.image_size = np.zeros((count, 2), np.int32)
         self.geometry = np.zeros((len(needs.views), 6, count), np.int32)

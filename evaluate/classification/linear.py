@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from ...common.config import Count, NotNegative, Positive
 from ...data.images.class_folders import LabelledImages
+from ...data.images.inputs import RGB, Inputs
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone, Vector
@@ -101,12 +102,18 @@ class LinearClassifier(nn.Module):
         self.vector = vector
         self._frozen = (backbone,)  # in a tuple: not a submodule
 
+    @property
+    def inputs(self) -> Inputs:
+        """How the backbone's images are read."""
+        backbone = self._frozen[0]
+        return RGB if backbone is None else backbone.inputs
+
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, C) features, or (B, 3, S, S) uint8 images with a backbone, to (B, K)."""
         backbone = self._frozen[0]
         if backbone is not None:
             with torch.no_grad():
-                inputs = evaluation_vector(backbone, normalize(inputs), self.vector).float()
+                inputs = evaluation_vector(backbone, normalize(inputs, self.inputs), self.vector).float()
         scores: Tensor = self.classifier(self.norm(inputs))
         return scores
 
@@ -183,7 +190,7 @@ def evaluate_linear(
     if protocol.cached:
         samples = FeatureSamples(features(train_images))
     else:
-        samples = RandomCrops(train_images, protocol.image_size)
+        samples = RandomCrops(train_images, protocol.image_size, backbone.inputs)
     config = {"protocol": parameters(protocol), "vector": vector, "seed": seed, **(identity or {})}
     curve = fit_classifier(classifier, samples, protocol, seed=seed, runtime=runtime, config=config)
     with torch.inference_mode():
@@ -237,7 +244,11 @@ def predict_crops(
     classifier.eval()
     with torch.inference_mode(), runtime.progress("test images", len(images)) as advance:
         for crops, numbers in crop_batches(
-            images, image_size=image_size, workers=runtime.workers, device=runtime.device
+            images,
+            image_size=image_size,
+            inputs=classifier.inputs,
+            workers=runtime.workers,
+            device=runtime.device,
         ):
             scores.append(classifier.logits(crops).float().cpu())
             labels.append(numbers.cpu())

@@ -213,6 +213,7 @@ def _spread(subject: Subject, images: LabelledImages, protocol: FeatureProtocol)
     return spread_crops(
         images,
         image_size=protocol.image_size,
+        inputs=subject.backbone.inputs,
         seed=subject.seed,
         limit=ENOUGH_IMAGES,
         workers=subject.runtime.workers,

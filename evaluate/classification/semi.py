@@ -76,7 +76,9 @@ class FineTunedClassifier(LinearClassifier):
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 images to (B, K)."""
-        scores: Tensor = self.classifier(evaluation_vector(self.backbone, normalize(inputs), self.vector))
+        scores: Tensor = self.classifier(
+            evaluation_vector(self.backbone, normalize(inputs, self.inputs), self.vector)
+        )
         return scores
 
     def forward(self, batch: TaskBatch) -> Output:
@@ -115,7 +117,7 @@ def evaluate_semi(
         return _frozen(backbone, few, test_images, protocol, runtime=runtime, vector=vector)
     model = FineTunedClassifier(backbone, len(few.classes), seed, vector)
     batches = TaskBatches(
-        RandomCrops(few, protocol.image_size),
+        RandomCrops(few, protocol.image_size, backbone.inputs),
         batch_size=min(protocol.batch_size, len(few)),
         seed=seed,
         workers=runtime.workers,

@@ -54,15 +54,18 @@ def check_timm(backbone: Backbone, path: Path, arch: str) -> None:
             lambda images: model.forward_intermediates(images, intermediates_only=True)[-1],
             lambda images: backbone(images)[backbone.last],
             side=backbone.image_size,
+            channels=backbone.in_channels,
         )
     elif isinstance(backbone, ResNetBackbone):
-        _compare(model, lambda images: model(images), _pooled_with_pooling_stem(backbone, arch))
+        usual = _pooled_with_pooling_stem(backbone, arch)
+        _compare(model, lambda images: model(images), usual, channels=backbone.in_channels)
     else:
         _compare(
             model,
             lambda images: model.forward_features(images)[:, 1:].mean(1),
             lambda images: backbone(images)[backbone.last].mean(dim=(2, 3)),
             side=arguments["img_size"],
+            channels=backbone.in_channels,
         )
 
 
@@ -116,14 +119,14 @@ def check_hub(backbone: Backbone, folder: Path, arch: str, *, vector: Vector, im
 
 def _pooled_with_pooling_stem(backbone: Backbone, arch: str) -> Maps:
     """The backbone's pooled features with the libraries' stem (stride 32), whatever it was trained with."""
-    usual = ResNetBackbone(arch, "imagenet").eval()
+    usual = ResNetBackbone(arch, "imagenet", backbone.in_channels).eval()
     usual.load_state_dict(backbone.state_dict())
     return lambda images: usual(images)["layer4"].mean(dim=(2, 3))
 
 
-def _compare(model: nn.Module, theirs: Maps, ours: Maps, *, side: int = 64) -> None:
+def _compare(model: nn.Module, theirs: Maps, ours: Maps, *, side: int = 64, channels: int = 3) -> None:
     """Features of one fixed input must agree within rounding."""
-    images = torch.linspace(-2, 2, 3 * side * side).reshape(1, 3, side, side)
+    images = torch.linspace(-2, 2, channels * side * side).reshape(1, channels, side, side)
     model.eval()
     with torch.inference_mode():
         torch.testing.assert_close(theirs(images), ours(images), rtol=1e-4, atol=1e-5)

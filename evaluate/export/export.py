@@ -61,6 +61,11 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
     path = place_of(out, target, SUFFIX[target])
     backbone, info = trained_backbone(spec, arch)
     state = {name: value.clone().contiguous() for name, value in backbone.export_state().items()}
+    channels = backbone.in_channels
+    if target in {"torchvision", "detectron2"} and channels != 3:
+        raise UserError(
+            f"{target}'s networks take 3 channels, and these weights {channels}; use --to timm or safetensors"
+        )
     if target in {"torchvision", "detectron2"} and not isinstance(backbone, ResNetBackbone):
         raise UserError(f"{target} has no network of the form of {info.arch}; use --to timm or safetensors")
     writer = {"torchvision": _write_torch, "detectron2": write_detectron}.get(target)
@@ -107,7 +112,7 @@ def about_weights(backbone: Backbone, info: WeightsInfo) -> dict[str, str]:
         about["image_size"] = str(backbone.grid * backbone.patch_size)
     elif isinstance(backbone, TimmBackbone):
         about["image_size"] = str(backbone.image_size)
-    return about
+    return about | backbone.inputs.as_texts()
 
 
 def _write_torch(state: State, path: Path) -> None:

@@ -19,19 +19,20 @@ POOLS: dict[Vector, str] = {"mean": "avg", "class": "token"}
 
 def timm_arguments(backbone: Backbone) -> dict[str, Any]:
     """Arguments of `timm.create_model` beside the name: without a head, and a ViT as it was trained."""
+    usual = {"num_classes": 0} | ({} if backbone.in_channels == 3 else {"in_chans": backbone.in_channels})
     if isinstance(backbone, TimmBackbone):
         size = {"img_size": backbone.image_size} if backbone.fixed_size else {}
         own = backbone.stride == backbone.own_stride
-        return {"num_classes": 0, **size, **({} if own else {"output_stride": backbone.stride})}
+        return {**usual, **size, **({} if own else {"output_stride": backbone.stride})}
     if not isinstance(backbone, ViTBackbone):
-        return {"num_classes": 0}
+        return usual
     patch = backbone.patch_size
     sizes: dict[str, Any] = {"img_size": backbone.grid * patch, "patch_size": patch}
     if "_heads" in backbone.stem:
         sizes["num_heads"] = backbone.heads
     if "norm.weight" not in backbone.export_state():
         sizes["final_norm"] = False
-    return {"num_classes": 0, **sizes}
+    return {**usual, **sizes}
 
 
 def timm_name(backbone: Backbone, arch: str) -> str:

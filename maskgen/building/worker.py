@@ -79,7 +79,7 @@ def segmented_row(
     try:
         data = images.read_bytes(path)
         header = read_header(data, path)
-        image = decode_image(data, path, reduce_to=recipe.work_size, header=header)
+        image = decode_image(data, path, reduce_to=recipe.work_size, header=header, reader=recipe.reader)
     except ImageError as error:
         return MaskRow(path=path, reason=error.reason, file_bytes=images.file_bytes(path))
     found = find(image)

@@ -150,7 +150,7 @@ def show_comparison(
 
 def _tile(readers: tuple[MaskReader, MaskReader], originals: OriginalImages, path: str) -> Pixels:
     """An image beside itself under both masks."""
-    image = shown_image(originals, path, TILE_SIDE)
+    image = shown_image(readers[0], originals, path, TILE_SIDE)
     masks = [reader[path] for reader in readers]
     agreed = agreement(masks[0], masks[1])
     shares = " -> ".join(f"{reader.coverage(path):.0%}" for reader in readers)

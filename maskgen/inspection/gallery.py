@@ -26,6 +26,7 @@ from ...data.images.store import OriginalImages, read_pixels
 from ...data.masks.format import MaskStatus
 from ...data.masks.reader import MaskReader
 from ..exchange.tree import resize_mask
+from ..recipes import recorded_reader
 
 TILE_SIDE = 192  # long side of an image in a sheet, pixels
 CARD_SIDE = 320  # of a page's cards
@@ -117,7 +118,7 @@ def mask_tiles(
     tiles = []
     for path in paths:
         mask = reader[path]
-        image = shown_image(originals, path, side)
+        image = shown_image(reader, originals, path, side)
         label = f"{reader.coverage(path):.0%} c {reader.confidence(path):.2f} {Path(path).name}"
         tiles.append(tile([image, overlay(image, mask)], label, side))
     return tiles
@@ -140,7 +141,7 @@ def mask_cards(
     cards = []
     for number, path in enumerate(paths, start=1):
         masks = [reader[path] for reader in readers]
-        shown = shown_image(originals, path, side)
+        shown = shown_image(readers[0], originals, path, side)
         pictures = [shrink(shown, side), *(shrink(overlay(shown, mask), side) for mask in masks)]
         shares = " and ".join(f"{reader.coverage(path):.0%}" for reader in readers)
         words = f"foreground {shares}"
@@ -169,14 +170,14 @@ def shown_images(reader: MaskReader, images: str | os.PathLike[str] | None) -> O
     return open_originals(reader.image_root if images is None else images)
 
 
-def shown_image(originals: OriginalImages, path: str, side: int) -> Pixels:
-    """Read an image, small where it is a JPEG.
+def shown_image(reader: MaskReader, originals: OriginalImages, path: str, side: int) -> Pixels:
+    """Read an image of a mask file as its masks were made of it, small where it is a JPEG.
 
     Raises:
         UserError: if it cannot be read, naming the option that says where images are.
     """
     try:
-        return read_pixels(originals, path, reduce_to=side)
+        return read_pixels(originals, path, reduce_to=side, reader=recorded_reader(reader.recipe))
     except UserError as error:
         raise UserError(f"{error}; if the images were moved, say where they are with --images") from error
 

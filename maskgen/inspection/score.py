@@ -24,7 +24,7 @@ from ...data.masks.reader import MaskReader
 from ..building.plan import as_json
 from ..exchange.tree import aspect_differs, binary, resize_mask
 from ..pipeline import Foreground, segment
-from ..recipes import RECIPES, MaskRecipe
+from ..recipes import RECIPES, MaskRecipe, recorded_reader
 from .measures import adaptive_f_beta, f_beta_curve, mean_absolute_error, s_measure
 
 _LOOKED_AT = 65_536  # pixels of a truth, evenly spread, in which colours are counted
@@ -174,7 +174,8 @@ def _map_source(
     if images is not None:
         originals, find = open_originals(images), _recorded_method(reader, network)
         work_size = int(reader.recipe["work_size"])
-        return lambda path: find(read_pixels(originals, path, reduce_to=work_size)).saliency
+        bands = recorded_reader(reader.recipe)
+        return lambda path: find(read_pixels(originals, path, reduce_to=work_size, reader=bands)).saliency
     return None
 
 
@@ -215,6 +216,8 @@ def recorded_recipe(reader: MaskReader) -> MaskRecipe:
         weight = parameters.get("learned")
         if recipe.learned and isinstance(weight, float | int) and 0 < weight <= 1:  # as its network says
             recipe = recipe.replace(learned=weight)
+        if bands := {key: parameters[key] for key in ("bands", "band_range") if key in parameters}:
+            recipe = recipe.replace(**bands)
         if as_json(recipe.as_dict()) == parameters:
             return recipe
     raise UserError(

@@ -33,7 +33,7 @@ from ...engine.distributed import choose_device
 from ..building.build import BuildInterrupted, BuildSummary, Progress, build_rows, summarize
 from ..building.merge import describe
 from ..building.settings import BuildSettings
-from ..recipes import get_recipe
+from ..recipes import get_recipe, recorded_reader
 from .agreement import Agreement, judge
 from .prediction import RECIPE, NetworkFile, NetworkRows, open_network, save_network
 from .samples import FirstMasks, read_first_masks
@@ -100,6 +100,10 @@ def refine_masks(
     target, first = Path(out), MaskReader(masks)
     if target.resolve() == Path(masks).resolve():
         raise UserError(f"--out {out} is the file of the first masks; choose another name")
+    if recorded_reader(first.recipe) is not None:
+        raise UserError(
+            f"{masks} is of bands of TIFF files; masks refine is of photographs, keep these masks"
+        )
     refuse_unwritable(target)
     settings = settings or RefineSettings()
     return _Refinement(

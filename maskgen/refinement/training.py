@@ -22,6 +22,7 @@ from ...engine.loggers.run_logger import RunLogger
 from ...engine.loop import fit
 from ...engine.optimizers import OptimizerSettings, build_optimizer
 from ...engine.schedule import ScheduleSettings
+from ...models.backbones.base import require_photographs
 from ...models.weights import load_backbone
 from .network import BackboneEncoder, ForegroundNetwork, StagesEncoder
 from .samples import FirstMasks, SampleBatch, SampleSource
@@ -104,6 +105,7 @@ def new_network(settings: RefineSettings, seed: int) -> ForegroundNetwork:
         if settings.encoder is None:
             return ForegroundNetwork(StagesEncoder(settings.width))
         backbone, info = load_backbone(settings.encoder, image_size=settings.image_size)
+        require_photographs(backbone, "masks refine --encoder")
         return ForegroundNetwork(BackboneEncoder(backbone.train(), info.arch))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...common.errors import UserError, did_you_mean
+from ...data.images.inputs import RGB, Inputs
 
 # how the image enters: a ResNet's has a name; a ViT's is its patch, "patch8" for 8 x 8 pixels, so any text
 Stem = Literal["auto", "imagenet", "no_pool", "stride1"] | str
@@ -25,13 +26,16 @@ class Backbone(nn.Module):
     """A network that gives feature maps by name.
 
     `channels` maps each map's name to its channels; `last` names the map that heads and evaluation use by
-    default; `stride` is image pixels per cell of `last`; `stem` is the name to build it again with.
+    default; `stride` is image pixels per cell of `last`; `stem` is the name to build it again with;
+    `in_channels` is how many channels its images have.
     """
 
     channels: dict[str, int]
     last: str
     stride: int
     stem: str
+    in_channels: int = 3
+    inputs: Inputs = RGB  # what it is trained to read of an image file, and how that is normalised
     # whether it starts from weights of a file: methods then leave their own initialisation out
     has_weights: bool = False
     fixed_size: bool = False  # whether it takes images of one size only
@@ -68,7 +72,7 @@ class Backbone(nn.Module):
         raise UserError(f"this backbone gives no map of stride {stride}, only of {self.stride}")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised images to maps (B, C, S, S) by name."""
+        """(B, in_channels, H, W) normalised images to maps (B, C, S, S) by name."""
         raise TypeError(f"{type(self).__name__} has no forward")
 
     def watch(self, watcher: Watcher) -> None:
@@ -163,3 +167,20 @@ class Backbone(nn.Module):
         Whoever loads weights calls this first; it may also change the backbone to match the file.
         """
         return state
+
+
+def require_photographs(backbone: Backbone, task: str) -> None:
+    """Refuse a backbone of other images where only photographs are read.
+
+    Args:
+        backbone: whose `inputs` are asked.
+        task: what reads them, for the message.
+
+    Raises:
+        UserError: if it takes bands of TIFF files.
+    """
+    if not backbone.inputs.are_photographs:
+        raise UserError(
+            f"{task} reads photographs, and these weights take {backbone.in_channels} channels of TIFFs; "
+            "measure them by `evaluate knn`, linear, semi or svm"
+        )

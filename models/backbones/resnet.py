@@ -21,10 +21,14 @@ STEM_STRIDE = {"imagenet": 32, "no_pool": 16, "stride1": 8}
 class ResNetBackbone(Backbone):
     """torchvision's ResNet without average pool and classifier; maps `layer1` to `layer4`."""
 
-    def __init__(self, arch: str, stem: Stem) -> None:
+    def __init__(self, arch: str, stem: Stem, in_channels: int = 3) -> None:
         """Build with torchvision's random initialisation."""
         super().__init__()
         self.trunk = torchvision.models.get_model(arch, weights=None)
+        self.in_channels = in_channels
+        if in_channels != 3:
+            self.trunk.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.trunk.avgpool = nn.Identity()
         width = self.trunk.fc.in_features
         self.trunk.fc = nn.Identity()
@@ -42,7 +46,7 @@ class ResNetBackbone(Backbone):
         return self.stride >> (4 - int(level.removeprefix("layer")))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to `layer1` .. `layer4`, each (B, C, S, S)."""
+        """(B, in_channels, H, W) to `layer1` .. `layer4`, each (B, C, S, S)."""
         trunk = self.trunk
         values = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(images))))
         maps = {}
@@ -64,7 +68,7 @@ class ResNetBackbone(Backbone):
         return {name: value.detach() for name, value in self.trunk.state_dict().items()}
 
 
-def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBackbone:
+def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto", in_channels: int = 3) -> ResNetBackbone:
     """Build a ResNet by torchvision's name.
 
     Args:
@@ -72,6 +76,7 @@ def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBa
         image_size: side of the training views, pixels; it decides the stem `auto`.
         stem: `imagenet` (stride 32), `no_pool` (16), `stride1` (8); `auto` takes the largest stride that
             leaves a map of at least 4 x 4 cells.
+        in_channels: of the images.
 
     Raises:
         UserError: for an unknown name or stem, or when no stem leaves 4 x 4 cells.
@@ -91,7 +96,7 @@ def build_resnet(arch: str, *, image_size: int, stem: Stem = "auto") -> ResNetBa
                 f"--image-size {image_size} leaves a map under 4 x 4 cells; use at least 32 pixels"
             )
         stem = fitting[0]
-    return ResNetBackbone(arch, stem)
+    return ResNetBackbone(arch, stem, in_channels)
 
 
 def restore_lines(stem: Stem) -> list[str]:

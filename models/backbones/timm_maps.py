@@ -30,7 +30,15 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(
-        self, name: str, trunk: Any, stem: str, *, own_stride: int, image_size: int, fixed_size: bool
+        self,
+        name: str,
+        trunk: Any,
+        stem: str,
+        *,
+        own_stride: int,
+        image_size: int,
+        fixed_size: bool,
+        in_channels: int = 3,
     ) -> None:
         """Take over a model of timm, made without a classifier.
 
@@ -41,6 +49,7 @@ class TimmBackbone(Backbone):
             own_stride: of timm's last map, where nothing is dilated.
             image_size: side of the images it is for, pixels.
             fixed_size: whether it takes no other size.
+            in_channels: of the images.
         """
         super().__init__()
         infos = list(trunk.feature_info)
@@ -58,7 +67,7 @@ class TimmBackbone(Backbone):
         self._ends = {name: str(info["module"]) for name, info in ends.items()}
         self.stride = self._strides[self.last]
         self.name, self.stem, self.image_size, self.fixed_size = name, stem, image_size, fixed_size
-        self.own_stride = own_stride
+        self.own_stride, self.in_channels = own_stride, in_channels
         self._cells: dict[int, dict[str, int]] = {}
 
     def stride_of(self, level: str) -> int:
@@ -71,14 +80,15 @@ class TimmBackbone(Backbone):
         if image_size not in self._cells:
             modes = {module: module.training for module in self.modules()}
             self.eval()
-            maps = self(torch.zeros(1, 3, image_size, image_size, device=next(self.parameters()).device))
+            device = next(self.parameters()).device
+            maps = self(torch.zeros(1, self.in_channels, image_size, image_size, device=device))
             for module, mode in modes.items():
                 module.training = mode
             self._cells[image_size] = {name: int(values.shape[-1]) for name, values in maps.items()}
         return self._cells[image_size][level or self.last]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to the maps, each (B, C, S, S).
+        """(B, in_channels, H, W) to the maps, each (B, C, S, S).
 
         Raises:
             UserError: for images of another size, where the network is bound to one.
@@ -97,8 +107,14 @@ class TimmBackbone(Backbone):
         """Built anew with timm's dilation, of the same weights."""
         if self.stride <= stride:
             return self
-        other = build_timm(TIMM + self.name, image_size=self.image_size, stem=f"stride{stride}")
+        other = build_timm(
+            TIMM + self.name,
+            image_size=self.image_size,
+            stem=f"stride{stride}",
+            in_channels=self.in_channels,
+        )
         other.load_state_dict(self.state_dict())
+        other.inputs = self.inputs
         return other.to(next(self.parameters()).device).train(self.training)
 
     def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
@@ -156,7 +172,7 @@ def _within(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
-def build_timm(arch: str, *, image_size: int, stem: Stem = "auto") -> TimmBackbone:
+def build_timm(arch: str, *, image_size: int, stem: Stem = "auto", in_channels: int = 3) -> TimmBackbone:
     """Build a backbone of timm by name.
 
     Args:
@@ -164,6 +180,7 @@ def build_timm(arch: str, *, image_size: int, stem: Stem = "auto") -> TimmBackbo
         image_size: side of the training views, pixels.
         stem: `strideN`, the stride of the last map; `auto` takes the network's own where it leaves 4 x 4
             cells, else the largest smaller one that timm has for it.
+        in_channels: of the images.
 
     Raises:
         UserError: for an unknown name, a network that gives no maps, or one whose map is too small for the
@@ -180,11 +197,17 @@ def build_timm(arch: str, *, image_size: int, stem: Stem = "auto") -> TimmBackbo
     own = int(sample.feature_info[-1]["reduction"])
     fixed = bool(sample.pretrained_cfg.get("fixed_input_size"))
     wanted = _chosen_stride(name, stem, own, image_size)
-    trunk = _create(name, own, wanted, image_size if fixed else None)
+    trunk = _create(name, own, wanted, image_size if fixed else None, in_channels)
     if trunk is None:
         raise UserError(f"timm's {name} has no form whose last map is of stride {wanted}; its own is {own}")
     return TimmBackbone(
-        name, trunk, f"stride{wanted}", own_stride=own, image_size=image_size, fixed_size=fixed
+        name,
+        trunk,
+        f"stride{wanted}",
+        own_stride=own,
+        image_size=image_size,
+        fixed_size=fixed,
+        in_channels=in_channels,
     )
 
 
@@ -214,9 +237,10 @@ def _has_stride(name: str, own: int, stride: int) -> bool:
         return _create(name, own, stride, None) is not None
 
 
-def _create(name: str, own: int, stride: int, image_size: int | None) -> Any:
+def _create(name: str, own: int, stride: int, image_size: int | None, in_channels: int = 3) -> Any:
     """A network of a stride, for one image size if it is bound to one; None if timm has no such form."""
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    options: dict[str, Any] = {"in_chans": in_channels}
+    options |= {} if image_size is None else {"img_size": image_size}
     if stride == own:
         return create_model(name, pretrained=False, num_classes=0, **options)
     try:

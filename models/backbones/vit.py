@@ -50,6 +50,7 @@ class ViTBackbone(Backbone):
         self.channels = {"patches": width, "class": width}
         self.last = "patches"
         self.stride = self.patch_size
+        self.in_channels = int(trunk.patch_embed.proj.in_channels)
         self.heads = int(trunk.blocks[0].attn.num_heads)  # type: ignore[union-attr, arg-type]
         self.stem = f"patch{self.patch_size}" + (f"_heads{self.heads}" if name_heads else "")
         initialise(trunk)
@@ -120,8 +121,9 @@ class ViTBackbone(Backbone):
         """Encode the class token and the patches, all of them or the kept ones.
 
         Args:
-            images: (B, 3, H, W), normalised; sides that are no multiple of the patch are padded with zeros
-                at the right and the bottom, other sizes than the backbone's get resampled positions.
+            images: (B, in_channels, H, W), normalised; sides that are no multiple of the patch are padded
+                with zeros at the right and the bottom, other sizes than the backbone's get resampled
+                positions.
             keep: (B, K) indices of patches, row-major; None keeps all.
 
         Returns:
@@ -150,7 +152,7 @@ class ViTBackbone(Backbone):
         return values
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to `patches` (B, C, S, S), row-major cells, and `class` (B, C)."""
+        """(B, in_channels, H, W) to `patches` (B, C, S, S), row-major cells, and `class` (B, C)."""
         values = self.tokens(images)
         return {"patches": self._as_map(values, images), "class": values[:, 0]}
 
@@ -225,7 +227,7 @@ class ViTBackbone(Backbone):
         return embedding.norm(cells.flatten(2).transpose(1, 2)), positions
 
 
-def build_vit(arch: str, *, image_size: int, stem: Stem = "auto") -> ViTBackbone:
+def build_vit(arch: str, *, image_size: int, stem: Stem = "auto", in_channels: int = 3) -> ViTBackbone:
     """Build a ViT by timm's name, for any image and patch size.
 
     Args:
@@ -234,6 +236,7 @@ def build_vit(arch: str, *, image_size: int, stem: Stem = "auto") -> ViTBackbone
         stem: `patchP` for patches of P pixels; `auto` takes the name's. `patchP_headsH` sets the attention
             heads too: weights have the same names and shapes with any number, so what rebuilds a network
             from its stem must find it there. MoCo v3's ViT-S has 12 heads, timm's 6.
+        in_channels: of the images.
 
     Raises:
         UserError: for an unknown name, a ViT of another make, a stem of another form, an image size that is
@@ -243,6 +246,7 @@ def build_vit(arch: str, *, image_size: int, stem: Stem = "auto") -> ViTBackbone
         hint = did_you_mean(arch, known_vits()) or "; try vit_tiny_patch16_224"
         raise UserError(f"timm has no Vision Transformer {arch!r}{hint}")
     sizes: dict[str, Any] = {"img_size": image_size, "global_pool": "", "num_classes": 0}
+    sizes["in_chans"] = in_channels
     heads = None
     if stem != "auto":
         found = re.fullmatch(r"patch([1-9]\d*)(?:_heads([1-9]\d*))?", stem)

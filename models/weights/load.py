@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...common.errors import UserError
+from ...data.images.inputs import RGB, Inputs, inputs_of
 from ..backbones.base import Backbone, Stem
 from ..backbones.build import build_backbone
 from ..backbones.resnet import RESNETS
@@ -25,6 +26,7 @@ def load_backbone(
     arch: str | None = None,
     image_size: int | None = None,
     stem: Stem | None = None,
+    inputs: Inputs | None = None,
     seed: int = 0,
 ) -> tuple[Backbone, WeightsInfo]:
     """Build the backbone that `spec` names and fill it.
@@ -38,6 +40,7 @@ def load_backbone(
         image_size: side of the images it will see, pixels; None takes the file's, else 224. Decides the grid
             of a ViT's positions, and a ResNet's stem when neither `stem` nor the file does.
         stem: as in `build_backbone`; None takes the file's, else the image size's.
+        inputs: as in `build_backbone`; None takes the file's, else RGB.
         seed: of the random initialisation (only `random` depends on it).
 
     Returns:
@@ -50,7 +53,7 @@ def load_backbone(
     if spec in RANDOM:
         if arch is None:
             raise UserError(f"{spec} weights are of which network? Give --arch (such as resnet50)")
-        backbone = _build(arch, image_size or 224, stem or "auto", seed)
+        backbone = _build(arch, image_size or 224, stem or "auto", inputs or RGB, seed)
         digest = hashlib.sha256(f"random:{seed}".encode()).hexdigest()
         total = len(counted(backbone.export_state()))
         info = WeightsInfo(
@@ -67,7 +70,7 @@ def load_backbone(
     arch = arch or source.described.get("arch") or _arch_of(source)
     stem = stem or told_stem({**source.described, "arch": arch})
     size = image_size or int(source.described.get("image_size", 224))
-    backbone = _build(arch, size, stem or "auto", seed)
+    backbone = _build(arch, size, stem or "auto", inputs or inputs_of(source.described), seed)
     info = _fill_from(backbone, source, spec, arch)
     return backbone.eval(), dataclasses.replace(info, stem_by_size=stem is None)
 
@@ -92,6 +95,8 @@ def fill_backbone(backbone: Backbone, spec: str, arch: str) -> WeightsInfo:
 
 def describe_weights(spec: str) -> dict[str, Any]:
     """The network that weights are of: `arch`, `stem`, `image_size` and `method`, as far as known.
+
+    Weights of other images than photographs also say which (the fields of `Inputs`).
 
     Nothing is downloaded for it.
 
@@ -140,11 +145,11 @@ def _fill_from(backbone: Backbone, source: Source, spec: str, arch: str) -> Weig
     )
 
 
-def _build(arch: str, image_size: int, stem: str, seed: int) -> Backbone:
+def _build(arch: str, image_size: int, stem: str, inputs: Inputs, seed: int) -> Backbone:
     """Build with a random initialisation that depends on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_backbone(arch, image_size=image_size, stem=stem)
+        return build_backbone(arch, image_size=image_size, stem=stem, inputs=inputs)
 
 
 def _arch_of(source: Source) -> str:

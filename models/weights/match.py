@@ -71,7 +71,7 @@ def fill(backbone: Backbone, states: list[State], place: str, arch: str) -> Matc
     """
     _, prefix = best_match(states, backbone.export_state())
     # a ViT resamples positions and drops a norm that the file lacks
-    states = [backbone.adapt(_under(state, prefix)) for state in states]
+    states = [backbone.adapt(_inflated(_under(state, prefix), backbone)) for state in states]
     reference = backbone.export_state()
     match, rest = best_match(states, reference)
     prefix = prefix or rest
@@ -79,6 +79,7 @@ def fill(backbone: Backbone, states: list[State], place: str, arch: str) -> Matc
     total = len(counted(reference))
     if len(missing) > (1 - MATCH_REQUIRED) * total:
         raise UserError(_mismatch(missing, total, states, place, arch))
+    _check_channels(missing, reference, states, place)
     broken = [name for name, value in match.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(
@@ -96,6 +97,40 @@ def fill(backbone: Backbone, states: list[State], place: str, arch: str) -> Matc
 def _under(state: State, prefix: str) -> State:
     """The tensors under a prefix, without it."""
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _inflated(state: State, backbone: Backbone) -> State:
+    """Make first convolutions of RGB weights fit a backbone of other channels.
+
+    Filters are repeated over the channels and scaled by 3 / channels, or summed for one (timm's
+    `adapt_input_conv`), so that channels of the same values give what they gave.
+    """
+    channels, own = backbone.in_channels, backbone.export_state()
+    if channels == 3:
+        return state
+    from timm.models import adapt_input_conv  # takes seconds to import
+
+    def is_first(name: str, value: Tensor) -> bool:
+        other = own.get(name)
+        both = other is not None and other.ndim == value.ndim == 4
+        return both and value.shape[1] == 3 and own[name].shape[1] == channels
+
+    return {
+        name: adapt_input_conv(channels, value) if is_first(name, value) else value
+        for name, value in state.items()
+    }
+
+
+def _check_channels(missing: tuple[str, ...], reference: State, states: list[State], place: str) -> None:
+    """Refuse the right network's weights for images of other channels: the first layer would stay random."""
+    for name in missing:
+        own = reference[name].shape
+        for stored in (state[name].shape for state in states if name in state):
+            if len(own) == len(stored) == 4 and own[0] == stored[0] and own[2:] == stored[2:]:
+                raise UserError(
+                    f"{place} is of images of {stored[1]} channels, and in_channels is {own[1]}; only "
+                    "weights of 3 channels fit any other number"
+                )
 
 
 def _mismatch(missing: tuple[str, ...], total: int, states: list[State], place: str, arch: str) -> str:

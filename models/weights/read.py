@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...common.errors import UserError
+from ...data.images.inputs import inputs_of
 from ...engine.checkpoint import find_damage
 
 # what a run folder's config.json or a file's metadata may say about the network
@@ -59,7 +60,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-        return load_file(path), {key: metadata[key] for key in DESCRIPTION if key in metadata}
+        return load_file(path), _described(metadata)
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path} is no readable safetensors file ({error}); export or copy it again"
@@ -88,8 +89,7 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
         inner = config.get("settings") if isinstance(config, Mapping) else None
         for holder in (inner, content.get("settings"), config, content):
             if isinstance(holder, Mapping):
-                found = {key: holder[key] for key in DESCRIPTION if isinstance(holder.get(key), str | int)}
-                described = {**found, **described}
+                described = {**_described(holder), **described}
     return content, described
 
 
@@ -103,7 +103,18 @@ def _beside(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{config} is no JSON ({error}); mend it or move the weight file out") from error
     holder = content.get("settings", content) if isinstance(content, dict) else {}
-    return {key: holder[key] for key in DESCRIPTION if isinstance(holder.get(key), str | int)}
+    return _described(holder)
+
+
+def _described(holder: Mapping[Any, Any]) -> dict[str, Any]:
+    """What settings or a file's metadata say of the network and its images.
+
+    Other toolkits' settings may have a `mean` too, and mean something else by it; ours name the stem.
+    """
+    found = {key: holder[key] for key in DESCRIPTION if isinstance(holder.get(key), str | int)}
+    if {"arch", "stem"} <= found.keys():
+        found |= inputs_of(holder).model_dump(exclude_defaults=True)
+    return found
 
 
 def _states(content: Any) -> list[State]:

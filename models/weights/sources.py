@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import torch
 
@@ -135,7 +139,8 @@ def _open_timm(spec: str) -> Source:
 
     name = _timm_name(spec)
     try:
-        model = timm.create_model(name, pretrained=True)
+        with _without_waiting():
+            model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:  # no network, no weights, no such tag
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -144,6 +149,27 @@ def _open_timm(spec: str) -> Source:
         ) from error
     state: State = dict(model.state_dict())
     return Source(spec, [state], {"arch": arch_of_timm(name)}, _content_digest(state))
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Have the hub's library look into its cache alone where its host has no address.
+
+    It would try five times otherwise, half a minute for each file it looks for, and warn of each. Behind a
+    proxy, which finds addresses itself, it is left to try.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not getproxies().get("https"):
+        try:
+            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _content_digest(state: State) -> str:

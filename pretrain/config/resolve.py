@@ -15,7 +15,9 @@ from ...models.backbones.build import build_backbone
 from ...models.weights import describe_weights
 from ..methods.registry import check_fit, method_class
 from .recipe_files import CONTINUE, default_recipe, load_recipe, recipe_names
-from .settings import OF_A_START, RunSettings, Start, parse_overrides, without_effect
+from .settings import INPUTS, OF_A_START, RunSettings, Start, parse_overrides, without_effect
+
+TOLD = ("arch", "stem", *INPUTS)  # what weights say of themselves
 
 
 def resolve(
@@ -53,7 +55,9 @@ def resolve(
     kind = method_class(settings.method)
     config = build(kind.Config, settings.config, where="config.")
     with torch.device("meta"):  # its shapes, without its weights
-        backbone = build_backbone(settings.arch, image_size=settings.image_size, stem=settings.stem)
+        backbone = build_backbone(
+            settings.arch, image_size=settings.image_size, stem=settings.stem, inputs=settings.inputs
+        )
     needs = kind.needs(config, backbone, image_size=settings.image_size)
     check_fit(settings.method, backbone, image_size=settings.image_size, grid=needs.grid)
     _check_data(settings, masks=needs.masks)
@@ -100,6 +104,8 @@ def _check_start(settings: RunSettings, recipe: str | None) -> None:
 def _as_the_weights_say(base: dict[str, Any], stated: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Let the weights to start from choose the backbone's name and stem, where the user states none.
 
+    Weights of other images than photographs also choose how images are read.
+
     Args:
         base: of the recipe.
         stated: by the user.
@@ -108,15 +114,17 @@ def _as_the_weights_say(base: dict[str, Any], stated: dict[str, Any]) -> tuple[d
         The base with what the weights say of themselves, and a sentence if that changed it.
     """
     weights = merge(base, stated).get("weights")
-    if not isinstance(weights, str) or {"arch", "stem"} <= stated.keys():
+    if not isinstance(weights, str) or set(TOLD) <= stated.keys():
         return base, []
     known = describe_weights(weights)
     if "arch" in stated and known.get("arch") != stated["arch"]:
         return base, []
-    chosen = {name: known[name] for name in ("arch", "stem") if name in known and name not in stated}
+    same = stated.get("in_channels") in (None, known.get("in_channels"))
+    names = TOLD if same else ("arch", "stem")
+    chosen = {name: known[name] for name in names if name in known and name not in stated}
     if all(base.get(name) == value for name, value in chosen.items()):
         return base, []
-    words = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    words = ", ".join(f"{name} {value}" for name, value in chosen.items() if name not in ("mean", "std"))
     return base | chosen, [f"{words}, as the weights say"]
 
 

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ...common.config import Count, CountOrZero, PathText, Positive, Settings
 from ...common.errors import UserError
 from ...common.plain_yaml import read_yaml
+from ...data.images.inputs import Inputs
 from ...data.loading.batch import MissingMasks
 from ...engine.loggers.dashboards import DashboardName
 from ...engine.optimizers import OptimizerSettings
@@ -48,7 +49,7 @@ class Start(Settings):
     resume: PathText | None = None  # "auto", a checkpoint or a run folder
 
 
-class RunSettings(Start):
+class RunSettings(Start, Inputs):
     """Everything `pretrain` needs; written to config.json. Paths are kept as given."""
 
     # what is trained
@@ -95,6 +96,11 @@ class RunSettings(Start):
     knn_images: CountOrZero = 2000  # of each of the two folders, drawn by seed; 0: all
     about: dict[str, Any] = Field(default_factory=dict)  # the recipe's words: source, expected, measured
 
+    @property
+    def inputs(self) -> Inputs:
+        """How images are read and normalised."""
+        return Inputs(**{name: getattr(self, name) for name in INPUTS})
+
     @model_validator(mode="after")
     def _check_run(self) -> Self:
         """Refuse settings that contradict each other."""
@@ -119,6 +125,7 @@ class RunSettings(Start):
 
 
 # need weights
+INPUTS = tuple(Inputs.model_fields)  # how images are read
 OF_A_START = ("freeze", "freeze_batchnorm", "layer_decay", "pull", "feature_pull")
 # a resumed run may change these
 SESSION = frozenset(

@@ -70,7 +70,7 @@ def diagnose(
             stages = measure_stages(loader, samples=samples)
             progress(f"timing {loader.workers} workers together")
             together, raw = measure_loader(loader, seconds=seconds)
-        transfer, augment, batch = measure_device(raw, world.device)
+        transfer, augment, batch = measure_device(raw, world.device, inputs=loader.inputs)
         progress(f"timing steps of {len(batch)} samples on {world.device}")
         step = _step_seconds(components, batch, seconds)
         rates = {stage: _rate(stages.per_sample(stage)) for stage in STAGES}

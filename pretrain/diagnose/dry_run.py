@@ -80,7 +80,8 @@ def activation_bytes(backbone: Backbone, size: int) -> int:
     # two images do not split into the BatchNorm groups of a batch, and keep as much in one group
     saved = torch.autograd.graph.saved_tensors_hooks(note, lambda value: value)
     with one_group(backbone), buffers_kept(backbone), saved:
-        maps = backbone(torch.zeros(PROBE, 3, size, size, device=next(backbone.parameters()).device))
+        device = next(backbone.parameters()).device
+        maps = backbone(torch.zeros(PROBE, backbone.in_channels, size, size, device=device))
     del maps
     backbone.train(was_training)
     return sum(kept.values())

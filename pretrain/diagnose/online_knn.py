@@ -90,7 +90,9 @@ class OnlineKnn:
         began = self._clock()
         backbone = self.backbone
         if is_untouched(backbone) and not backbone.has_weights:  # old files lack BatchNorm's counters
-            crops = spread_crops(self.train, image_size=self.size, seed=0, limit=ENOUGH_IMAGES)
+            crops = spread_crops(
+                self.train, image_size=self.size, inputs=backbone.inputs, seed=0, limit=ENOUGH_IMAGES
+            )
             backbone = reestimated_copy(backbone, crops, device=self.device)
         train, test = (
             extract_features(backbone, images, image_size=self.size, vector=self.vector, device=self.device)

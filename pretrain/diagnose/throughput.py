@@ -15,6 +15,7 @@ import torch
 from ...common.errors import UserError
 from ...common.system.devices import wait_for
 from ...data.images.decode import ImageError, decode_image
+from ...data.images.inputs import RGB, Inputs
 from ...data.loading import photometric, views
 from ...data.loading.batch import Batch
 from ...data.loading.loader import Loader
@@ -85,7 +86,7 @@ def measure_stages(loader: Loader, *, samples: int = 96) -> StageTimes:
 
 def _stages(loader: Loader, index: int, times: StageTimes) -> None:
     """Time the stages of one image."""
-    maker, needs = loader.maker, loader.maker.needs
+    maker, needs, reader = loader.maker, loader.maker.needs, loader.maker.inputs.reader
     path = decode_path(bytes(maker.selection.paths[index]))
     with times.timed("read"):
         data, size, header = maker.store.read(path)
@@ -96,10 +97,10 @@ def _stages(loader: Loader, index: int, times: StageTimes) -> None:
             for draw in draws:
                 mask.crop(draw.geometry, needs.grid)
     with times.timed("decode"):
-        decode_image(data, path, header=header)
+        decode_image(data, path, header=header, reader=reader)
     side = views.shortest_side(needs, draws, None, size)
     with times.timed("decode as needed"):
-        image = decode_image(data, path, reduce_to=side, header=header)
+        image = decode_image(data, path, reduce_to=side, header=header, reader=reader)
     with times.timed("crop"):
         for policy, draw in zip(needs.views, draws, strict=True):
             views.cut_view(image, size, draw.geometry, policy.size, crop_filter=policy.crop_filter)
@@ -120,12 +121,15 @@ def measure_loader(loader: Loader, *, seconds: float = 4.0) -> tuple[float, Batc
     return (time.perf_counter() - started) / samples, batch
 
 
-def measure_device(batch: Batch, device: torch.device, *, repeats: int = 5) -> tuple[float, float, Batch]:
+def measure_device(
+    batch: Batch, device: torch.device, *, inputs: Inputs = RGB, repeats: int = 5
+) -> tuple[float, float, Batch]:
     """Seconds a sample of the copy to the device and of the augmentation there, and the augmented batch.
 
     Args:
         batch: uint8 views, on any device.
         device: where the run would train; on the CPU there is no copy and its time is 0.
+        inputs: how the views are normalised.
         repeats: the fastest of so many counts; the first pays for start-up.
     """
     pixels = [*batch.views] if batch.patches is None else [*batch.views, batch.patches]
@@ -135,7 +139,7 @@ def measure_device(batch: Batch, device: torch.device, *, repeats: int = 5) -> t
     for _ in range(repeats):
         copies.append(_seconds(lambda: [view.to(device, non_blocking=True) for view in host], device))
         started = time.perf_counter()
-        done = photometric.augment(batch)
+        done = photometric.augment(batch, inputs)
         wait_for(device)
         turns.append(time.perf_counter() - started)
     transfer = min(copies) / len(batch) if device.type == "cuda" else 0.0

@@ -1,6 +1,6 @@
 """Masked autoencoder (He et al., arXiv 2111.06377): from a quarter of the patches, predict the rest.
 
-Shape legend: B images of this process, N patches, K seen patches, n = 3*P*P numbers of a patch.
+Shape legend: B images of this process, N patches, K seen patches, n = C*P*P numbers of a patch of C channels.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class MAE(Method):
         self.decoder = HiddenPatchDecoder(
             self.backbone.width,
             config.decoder_dim,
-            3 * self.backbone.patch_size**2,
+            self.backbone.in_channels * self.backbone.patch_size**2,
             grid=self.backbone.grid,
             heads=config.decoder_heads,
             depth=config.decoder_depth,
@@ -118,4 +118,5 @@ class MAE(Method):
             prediction = prediction * deviation + mean
         title = "Image; what the encoder sees; seen patches and predicted ones"
         title += " (with the true mean and contrast of each patch)" if self.config.normalise else ""
-        return {title: reconstruction_picture(images, mask, prediction, patches, self.backbone.patch_size)}
+        side, inputs = self.backbone.patch_size, self.backbone.inputs
+        return {title: reconstruction_picture(images, mask, prediction, patches, side, inputs=inputs)}

@@ -236,7 +236,8 @@ class SiameseIM(Method):
             "Masked view; whole view with a chosen cell; cosine of every cell's target with the chosen "
             "cell's target; and with the prediction for the chosen cell"
         )
-        return {title: similarity_picture(first, second, mask, self.targets(second), prediction)}
+        targets, inputs = self.targets(second), self.backbone.inputs
+        return {title: similarity_picture(first, second, mask, targets, prediction, inputs=inputs)}
 
 
 class RunningMoment(nn.Module):

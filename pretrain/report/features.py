@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...common.errors import UserError
-from ...common.imagenet import MEAN, STD
 from ...common.page import Picture
 from ...data.images import open_images
 from ...data.images.decode import decode_image
+from ...data.images.inputs import Inputs, inputs_of
 from ...engine.checkpoint import LAST, load_checkpoint
 from ...models.backbones.base import Backbone
 from ...models.backbones.build import build_backbone
 from ...models.batch_statistics import reestimate_batchnorm
-from ...models.preprocess import as_tensor, centre_crop, normalize
+from ...models.preprocess import as_tensor, centre_crop, normalize, to_pixels
 from .views import enlarged
 
 SHOWN = 6  # images
@@ -52,7 +52,7 @@ def feature_pictures(folder: Path, config: dict[str, Any], images: str | None) -
     try:
         root = images or settings["images"] or _root_of_masks(settings["masks"])
         backbone, size = load_backbone(folder, settings)
-        pixels = _some_images(root, size)
+        pixels = _some_images(root, size, backbone.inputs)
         untrained = _untrained(settings, pixels)
     except UserError as error:
         if images is not None:
@@ -73,25 +73,34 @@ def _untrained(settings: dict[str, Any], pixels: Tensor) -> Backbone:
     """The run's network with random weights, its BatchNorm statistics taken from the pictures."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
-        backbone = build_backbone(settings["arch"], image_size=settings["image_size"], stem=settings["stem"])
+        backbone = _build(settings)
     reestimate_batchnorm(backbone, [pixels], device="cpu")
     return backbone.eval()
+
+
+def _build(settings: dict[str, Any]) -> Backbone:
+    """The network of a run's settings, with random weights."""
+    return build_backbone(
+        settings["arch"],
+        image_size=settings["image_size"],
+        stem=settings["stem"],
+        inputs=inputs_of(settings),
+    )
 
 
 def load_backbone(folder: Path, settings: dict[str, Any]) -> tuple[Backbone, int]:
     """Rebuild a run's backbone from its last checkpoint; with the side its pictures are computed at."""
     state = load_checkpoint(folder / LAST)["module"]
     trained = settings["image_size"]
-    backbone = build_backbone(settings["arch"], image_size=trained, stem=settings["stem"])
+    backbone = _build(settings)
     kept = {
         name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")
     }
     # what the method took out of the backbone, such as SiameseIM the last norm, is taken out here too
     backbone.adapt({name.removeprefix("trunk."): value for name, value in kept.items()})
     backbone.load_state_dict(kept)
-    flexible = (
-        not hasattr(backbone, "patch_size") and not backbone.fixed_size
-    )  # a ViT's positions are for one size
+    # a ViT's positions are for one size
+    flexible = not hasattr(backbone, "patch_size") and not backbone.fixed_size
     return backbone.eval(), max(2 * trained, min(ENLARGED * trained, ENOUGH)) if flexible else trained
 
 
@@ -100,7 +109,7 @@ def components(backbone: Backbone, pixels: Tensor) -> tuple[npt.NDArray[np.uint8
 
     Args:
         backbone: in evaluation mode.
-        pixels: (N, 3, V, V) normalised.
+        pixels: (N, in_channels, V, V) normalised.
 
     Returns:
         (N, V, V, 3) uint8 images, and the same of components; each component is stretched from its 2nd to
@@ -118,18 +127,18 @@ def components(backbone: Backbone, pixels: Tensor) -> tuple[npt.NDArray[np.uint8
     fractions = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
     grid = fractions.reshape(number, side, side, 3).permute(0, 3, 1, 2)
     coloured = functional.interpolate(grid, size=pixels.shape[-2:], mode="nearest")
-    return _as_bytes(_without_normalisation(pixels)), _as_bytes(coloured)
+    return to_pixels(pixels, backbone.inputs), _as_bytes(coloured)
 
 
-def _some_images(root: str, size: int) -> Tensor:
-    """Read images evenly spread over the sorted list as centre views, (N, 3, size, size)."""
+def _some_images(root: str, size: int, inputs: Inputs) -> Tensor:
+    """Read images evenly spread over the sorted list as centre views, (N, C, size, size)."""
     store = open_images(root)
     paths = store.paths()
     if not paths:
         raise UserError(f"no images found in {root}: give a folder that holds images, at any depth")
     chosen = [paths[at] for at in np.linspace(0, len(paths) - 1, min(SHOWN, len(paths))).round().astype(int)]
-    images = [decode_image(store.read(path).data, f"{root}/{path}") for path in chosen]
-    return normalize(torch.stack([centre_crop(as_tensor(image), crop=size) for image in images]))
+    images = [decode_image(store.read(path).data, f"{root}/{path}", reader=inputs.reader) for path in chosen]
+    return normalize(torch.stack([centre_crop(as_tensor(image), crop=size) for image in images]), inputs)
 
 
 def _root_of_masks(masks: str) -> str:
@@ -137,12 +146,6 @@ def _root_of_masks(masks: str) -> str:
     from ...data.masks.reader import MaskReader
 
     return str(MaskReader(masks).image_root)
-
-
-def _without_normalisation(pixels: Tensor) -> Tensor:
-    """Normalised images back to [0, 1]."""
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
-    return (pixels * std + mean).clamp(0, 1)
 
 
 def _as_bytes(values: Tensor) -> npt.NDArray[np.uint8]:

@@ -16,9 +16,10 @@ import torch
 
 from ...common.atomic_files import atomic_write
 from ...common.errors import UserError
-from ...common.imagenet import MEAN, STD
 from ...common.page import Picture, encode_image
+from ...data.images.inputs import RGB, Inputs
 from ...data.loading.batch import Batch
+from ...models.preprocess import to_pixels
 from ..methods.base import Method
 
 VIEWS = "views.npz"
@@ -28,19 +29,17 @@ OUTLINE = (255, 64, 64)  # of the mask, RGB
 SHOWN_SIDE = 160  # a view of the report is at least so many pixels a side
 
 
-def save_views(folder: Path, batch: Batch) -> None:
+def save_views(folder: Path, batch: Batch, inputs: Inputs = RGB) -> None:
     """Write a few samples as `views.npz`: uint8 views (N, V, S, S, 3) and occupancy (N, V, G, G) in [0, 1].
 
     Args:
         folder: the run folder.
         batch: normalised float views, as the method gets them.
+        inputs: how they were normalised; of other channels than RGB the first ones are kept.
     """
     if not batch.views or len({view.shape[-1] for view in batch.views}) > 1:
         return
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
-    views = torch.stack([view[:KEPT].float().cpu() for view in batch.views], dim=1)
-    pixels = ((views * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
-    content = {"views": pixels.numpy()}
+    content = {"views": to_pixels(torch.stack([view[:KEPT] for view in batch.views], dim=1), inputs)}
     if batch.occupancy:
         content["occupancy"] = torch.stack([grid[:KEPT].cpu() for grid in batch.occupancy], dim=1).numpy()
     with atomic_write(folder / VIEWS) as part, open(part, "wb") as stream:

@@ -23,11 +23,11 @@ def _forget():
 
 def test_the_example_of_the_page_trains_and_its_weights_are_read(repository, tmp_path, monkeypatch):
     page = (repository / "docs" / "existing-weights.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(example.strip().splitlines()) <= 30
+    network, run = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(network.strip().splitlines()) <= 16
     draw_images(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "existing-weights.md", "exec"), {"__name__": "example"})
+    exec(compile(network + run, "existing-weights.md", "exec"), {"__name__": "example"})
     backbone, info = load_backbone(str(tmp_path / "runs" / "mine"))
     assert (info.arch, info.fraction) == ("my_network", 1.0)
     assert backbone(torch.zeros(1, 3, 64, 64))[backbone.last].shape[0] == 1

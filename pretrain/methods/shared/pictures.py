@@ -10,21 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....common.imagenet import MEAN, STD
 from ....common.types import Pixels
+from ....data.images.inputs import RGB, Inputs
+from ....models.preprocess import to_pixels
 from ....models.tokens import unpatchify
 
 SHOWN = 6  # samples in a picture, a row each
 GAP = 4  # white pixels between tiles
 SMALLEST_TILE = 160  # tiles are enlarged to at least this side, pixels
-
-
-def to_pixels(images: Tensor) -> Pixels:
-    """Undo the normalisation: (B, 3, H, W) float to (B, H, W, 3) uint8."""
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
-    values = images.detach().float().cpu() * std + mean
-    pixels: Pixels = (values.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return pixels
 
 
 def hide(pixels: Pixels, mask: Tensor) -> Pixels:
@@ -70,15 +63,22 @@ def tile(columns: Sequence[Pixels]) -> Pixels:
 
 
 def similarity_picture(
-    first: Tensor, second: Tensor, mask: Tensor, target: Tensor, prediction: Tensor
+    first: Tensor,
+    second: Tensor,
+    mask: Tensor,
+    target: Tensor,
+    prediction: Tensor,
+    *,
+    inputs: Inputs = RGB,
 ) -> Pixels:
     """SiameseIM's view of itself, four tiles a sample.
 
     Args:
-        first, second: (B, 3, H, W) normalised views x1 and x2.
+        first, second: (B, C, H, W) normalised views x1 and x2.
         mask: (B, S*S) bool, hidden cells of x1.
         target: (B, S*S, D) target tokens of x2.
         prediction: (B, S*S, D) predicted tokens of x2.
+        inputs: how the views were normalised.
 
     Returns:
         Per sample: x1 with its hidden cells grey; x2 with its centre cell framed; cosine of every target
@@ -93,8 +93,8 @@ def similarity_picture(
     side = second.shape[-1]
     return tile(
         [
-            hide(to_pixels(first), mask),
-            mark_cell(to_pixels(second), cell, grid),
+            hide(to_pixels(first, inputs), mask),
+            mark_cell(to_pixels(second, inputs), cell, grid),
             heat((targets * targets[:, cell, None]).sum(-1), side),
             heat((targets * asked[:, None]).sum(-1), side),
         ]
@@ -102,21 +102,28 @@ def similarity_picture(
 
 
 def reconstruction_picture(
-    images: Tensor, mask: Tensor, prediction: Tensor, patches: Tensor, patch_size: int
+    images: Tensor,
+    mask: Tensor,
+    prediction: Tensor,
+    patches: Tensor,
+    patch_size: int,
+    *,
+    inputs: Inputs = RGB,
 ) -> Pixels:
     """MAE's view of itself, three tiles a sample: image, what is seen, seen patches with predicted ones.
 
     Args:
-        images: (B, 3, H, W), normalised.
+        images: (B, C, H, W), normalised.
         mask: (B, N) bool, hidden patches.
         prediction: (B, N, n) predicted patches in the units of `images`.
         patches: (B, N, n) true ones.
         patch_size: their side, pixels.
+        inputs: how the images were normalised.
     """
     grid = round(mask.shape[1] ** 0.5)
     joined = unpatchify(torch.where(mask[..., None], prediction.to(patches.dtype), patches), patch_size, grid)
-    pixels = to_pixels(images)
-    return tile([pixels, hide(pixels, mask), to_pixels(joined)])
+    pixels = to_pixels(images, inputs)
+    return tile([pixels, hide(pixels, mask), to_pixels(joined, inputs)])
 
 
 def _cells_to_pixels(values: Tensor, side: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:

@@ -5,11 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
+from hapicl.common.imagenet import MEAN, STD
 from hapicl.common.randomness import counter_generator
 from hapicl.data.geometry import ViewGeometry
+from hapicl.data.images.inputs import RGB, Inputs
 from hapicl.data.loading import photometric
-from hapicl.data.loading.batch import NO_PHOTOMETRIC, Batch, PhotometricPolicy
-from hapicl.data.loading.photometric import ORDERS, augment, augment_images, draw_row
+from hapicl.data.loading.batch import (
+    NO_PHOTOMETRIC,
+    Batch,
+    JigsawPolicy,
+    Needs,
+    PhotometricPolicy,
+    ViewPolicy,
+)
+from hapicl.data.loading.photometric import ORDERS, augment, augment_images, draw_row, without_colour
 from hapicl.data.positions import stack
 
 EVERYTHING = PhotometricPolicy(jitter=0.8, hue=0.2, grey=0.2, blur=0.5, solarize=0.2, pirl_extra=0.66)
@@ -56,7 +65,7 @@ def _one_by_one(image, row):
         value = reference.gaussian_blur(value, [taps, taps], [sigma, sigma])
     if row[photometric.SOLARIZE]:
         value = reference.solarize(value, 0.5)
-    return reference.normalize(value, list(photometric.MEAN), list(photometric.STD))
+    return reference.normalize(value, list(MEAN), list(STD))
 
 
 def _unstable(image, row):
@@ -107,7 +116,7 @@ def test_pirls_extra_was_one_of_four_where_vissl_applies_all():
 
 
 def _plain(images):
-    return reference.normalize(images.float() / 255, list(photometric.MEAN), list(photometric.STD))
+    return reference.normalize(images.float() / 255, list(MEAN), list(STD))
 
 
 @pytest.mark.parametrize("side", [32, 64, 128, 224])
@@ -141,7 +150,7 @@ def test_keeps_channels_last_and_float32_under_autocast():
 
 def test_nothing_drawn_only_normalises():
     images = _images(3)
-    expected = reference.normalize(images.float() / 255, list(photometric.MEAN), list(photometric.STD))
+    expected = reference.normalize(images.float() / 255, list(MEAN), list(STD))
     torch.testing.assert_close(augment_images(images, _rows(NO_PHOTOMETRIC, 3)), expected)
 
 
@@ -227,3 +236,32 @@ def test_gpu_agrees_with_the_cpu():
     steady = torch.tensor([not _unstable(image, row) for image, row in zip(images, rows, strict=True)])
     on_gpu = augment_images(images.cuda(), rows).cpu()
     torch.testing.assert_close(on_gpu[steady], augment_images(images, rows)[steady], atol=2e-3, rtol=0)
+
+
+def test_other_channels_keep_what_assumes_no_colour():
+    plain = PhotometricPolicy(jitter=1, saturation=0, hue=0, grey=0, blur=0.5, solarize=0.5, pirl_extra=0.5)
+    rows = _rows(plain, 12)
+    inputs = Inputs(in_channels=5, mean=(0.5,) * 5, std=(0.25,) * 5)
+    images = torch.cat([_images(12), _images(12, seed=1)[:, :2]], 1)
+    found = augment_images(images, rows, inputs)
+    assert found.shape == images.shape
+    # contrast is about the mean of all channels; everything else is of each channel alone
+    rows[:, photometric.CONTRAST] = 1
+    alone = Inputs(in_channels=1, mean=(0.5,), std=(0.25,))
+    together = augment_images(images, rows, inputs)
+    for channel in range(5):
+        one = augment_images(images[:, channel : channel + 1], rows, alone)
+        torch.testing.assert_close(together[:, channel : channel + 1], one)
+    assert not torch.equal(found, together)
+
+
+def test_what_assumes_rgb_is_switched_off_by_name():
+    needs = Needs(views=(ViewPolicy(), ViewPolicy(photometric=NO_PHOTOMETRIC)), jigsaw=JigsawPolicy())
+    assert without_colour(needs, RGB) == (needs, [])
+    other, names = without_colour(needs, Inputs(in_channels=4))
+    assert names == ["grey", "hue", "saturation"]
+    for policy in (*other.views, other.jigsaw):
+        assert (policy.photometric.saturation, policy.photometric.hue, policy.photometric.grey) == (0, 0, 0)
+    assert other.views[0].photometric.brightness == needs.views[0].photometric.brightness
+    unseen = Needs(views=(ViewPolicy(photometric=NO_PHOTOMETRIC),))
+    assert without_colour(unseen, Inputs(in_channels=4))[1] == []

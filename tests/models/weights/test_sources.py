@@ -104,6 +104,20 @@ def test_what_cannot_be_had_is_said_in_one_line(no_network: Path, spec: str, mes
     assert "\n" not in str(refused.value)
 
 
+def test_without_a_network_timms_hub_was_asked_five_times_in_half_a_minute(
+    no_network: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"cannot get timm:resnet18\.a1_in1k from timm .*without a network"):
+        load_backbone("timm:resnet18.a1_in1k")
+    assert "Retrying" not in caplog.text
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False  # for what else the process asks
+    keep_timm(no_network, "resnet18.a1_in1k")
+    assert load_backbone("timm:resnet18.a1_in1k")[1].fraction == 1.0
+
+
 def test_a_run_folder_gives_its_export_or_its_checkpoint(tmp_path: Path) -> None:
     trained = build_backbone("resnet18", image_size=64, stem="no_pool")
     settings = {"arch": "resnet18", "stem": "no_pool", "image_size": 64, "method": "simclr"}

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from hapicl.models.preprocess import to_pixels
 from hapicl.pretrain.methods.shared import pictures
 
 
@@ -10,7 +11,7 @@ def test_pixels_undo_the_normalisation() -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     wanted = torch.tensor([10, 128, 255])
     images = ((wanted / 255 - mean) / std).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert pictures.to_pixels(images).tolist() == [[[[10, 128, 255]] * 4] * 4]
+    assert to_pixels(images).tolist() == [[[[10, 128, 255]] * 4] * 4]
 
 
 def test_hidden_cells_are_grey_and_others_untouched() -> None:
