@@ -42,9 +42,8 @@ class Scale:
 
     image_size: int
     steps: int | None  # of pretraining; None: as long as the recipe says
-    pretrain: tuple[
-        str, ...
-    ]  # options of `hapicl pretrain` besides recipe, data, seed, size, length and folder
+    # options of `hapicl pretrain` besides recipe, data, seed, size, length and folder
+    pretrain: tuple[str, ...]
     vit_stem: str
     resnet_stem: str
     images: str  # pretraining images, below the data folder

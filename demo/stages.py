@@ -24,9 +24,8 @@ from .folder import Folder
 from .gallery import gallery, shown_pictures, side_by_side
 
 Bar = Callable[[str], AbstractContextManager[Totals]]
-Drawn = tuple[
-    NDArray[np.uint8], NDArray[np.uint8]
-]  # the gallery's halves, photographs and collages; (H, W, 3)
+# the gallery's halves, photographs and collages; (H, W, 3)
+Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)

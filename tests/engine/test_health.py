@@ -47,9 +47,8 @@ def test_a_healthy_run_gets_no_warning():
         "loss/instance": 3.0,
     }
     assert health_warnings(values, {"instance": 4.159}, progress=0.9, workers=2) == []
-    assert (
-        health_warnings({"instance": 4.159}, {"instance": 4.159}, progress=0.05) == []
-    )  # early on chance is due
+    # early on chance is due
+    assert health_warnings({"instance": 4.159}, {"instance": 4.159}, progress=0.05) == []
 
 
 def told(values_by_step, *, total=100):
