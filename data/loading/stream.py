@@ -43,7 +43,8 @@ WORKER_TIMEOUT = 600  # seconds without a chunk before the run stops; no network
 GRACE_SECONDS = 600
 LOST_SECONDS = 0.5  # a killed trainer's connections end a moment before it does
 MOST_DEATHS, DEATH_STEPS = 3, 100  # so many deaths of workers within so many steps end the run
-ADVICE = "use fewer --workers, a smaller --batch-size, or more /dev/shm"
+SHARED = Path("/dev/shm")  # where workers leave their chunks, on Linux
+ADVICE = "use fewer --workers, a smaller --batch-size" + (", or more /dev/shm" if SHARED.is_dir() else "")
 _CHILD_ENDED = getattr(signal, "SIGCHLD", None)  # Windows has none, and torch looks at its workers itself
 
 
@@ -269,9 +270,8 @@ def _chunk_size(needs: Needs, channels: int, fraction: int, workers: int) -> int
     if needs.jigsaw is not None:
         sample += needs.jigsaw.grid**2 * channels * needs.jigsaw.patch**2
     budget = MAX_SHARED_BYTES
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        budget = min(budget, shutil.disk_usage(shared).free // 2)
+    if SHARED.is_dir():
+        budget = min(budget, shutil.disk_usage(SHARED).free // 2)
     fitting = budget // max(1, sample * max(1, workers) * (PREFETCH + 1))
     even = math.ceil(fraction / max(1, math.ceil(fraction / CHUNK)))
     return max(1, min(fitting, even))
