@@ -225,12 +225,13 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
     """Say what is about to be trained."""
     settings, context = components.settings, components.context
     optimizer, stem = settings.optimizer, components.backbone.stem
+    workers = components.loader.workers
     run_logger.info(
         f"{settings.method} with {settings.arch} (stem {stem}) on {context.data_set_size} images"
         f"{_left_out(components.loader.selection)}, "
         f"{context.total_steps} steps of {settings.batch_size} ({context.steps_per_epoch} an epoch), "
         f"{device_name(components.world.device)} x {components.world.size}, "
-        f"{components.loader.workers} workers each"
+        f"{workers} worker{'' if workers == 1 else 's'} each"
     )
     if components.weights is not None:
         run_logger.info(components.weights.line())

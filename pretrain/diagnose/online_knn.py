@@ -72,7 +72,9 @@ class OnlineKnn:
         )
         logger.info(
             "online kNN before the first step and then %s, while training waits: %s against %s (knn_images)",
-            f"every {settings.knn_every} steps" if settings.knn_every else "once an epoch",
+            {0: "once an epoch", 1: "after every step"}.get(
+                settings.knn_every, f"every {settings.knn_every} steps"
+            ),
             f"{len(test)} of {len(folders[1])} images",
             f"{len(train)} of {len(whole)} images",
         )
