@@ -110,6 +110,7 @@ def test_a_mistyped_name_is_told_the_nearest(words, hint):
         (["pretrain", "--arch"], "vit_s", ["vit_small_patch16_224"]),
         (["evaluate", "knn", "--arch"], "resnet1", ["resnet101", "resnet152", "resnet18"]),
         (["evaluate", "segment", "--protocol"], "seg-m", ["seg-moco-fcn16"]),
+        (["compare", "segment", "--protocol"], "seg-m", ["seg-moco-fcn16"]),
         (["evaluate", "detect", "--protocol"], "", sorted(PROTOCOL_NAMES["detect"])),
         (["export", "--to"], "t", ["timm", "torchvision"]),
     ],

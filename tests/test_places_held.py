@@ -19,6 +19,7 @@ HOLD = {
     "run": lambda place: hold_folder(place, advice="wait"),
     "demo": lambda place: hold_folder(place, advice="wait"),
     "result.json": lambda place: hold_file(place, advice="wait"),
+    "compare": lambda place: hold_folder(place, advice="wait"),
     "refined.h5": lambda place: hold_folder(place.with_name("refined.h5.learning"), advice="wait"),
 }
 SIZE = ["--arch", "resnet18", "--image-size", "32", "--device", "cpu"]
@@ -30,6 +31,7 @@ def commands(images, classes, masks):
         "run": ["pretrain", "--masks", masks, *SIZE, "--batch-size", "4", "--steps", "2", "--workers", "0"],
         "demo": ["demo", "--small"],
         "result.json": ["evaluate", "knn", "random", "--train", classes, "--test", classes, *SIZE],
+        "compare": ["compare", "segment", "random", "torchvision:resnet18", *SIZE],
         "images.h5": ["data", "pack", "--images", images, "--workers", "1"],
         "built.h5": ["masks", "build", "--images", images, "--recipe", "fast", "--workers", "1"],
         "merged.h5": ["masks", "merge", masks],

@@ -186,7 +186,7 @@ def segment(settings: Any, split: str, test_split: str, **options: Any) -> Any:
     from .labels import segmentation_labels
     from .settings import check_request
 
-    check_request(settings, PROTOCOLS)
+    click.echo(check_request(settings, PROTOCOLS))
     return segmentation_labels(build(SegmentationData, {"splits": (split, test_split), **options}))
 
 
@@ -201,5 +201,5 @@ def detect(settings: Any, split: str, test_split: str, **options: Any) -> Any:
     from .labels import detection_labels
     from .settings import check_request
 
-    check_request(settings, PROTOCOLS)
+    click.echo(check_request(settings, PROTOCOLS))
     return detection_labels(build(DetectionData, {"splits": (split, test_split), **options}))

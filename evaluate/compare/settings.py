@@ -15,7 +15,7 @@ from ...models.weights import RANDOM, describe_weights
 from ...pretrain.config.settings import ImageSize, Seed
 from ..measure import check_weights
 from ..report.output import readable_name
-from ..settings import Request, choose
+from ..settings import Request, choose, parameters
 
 LabelFraction = Annotated[float, Field(gt=0, le=1)]
 MOST = 50  # initialisations or fractions; no page shows more
@@ -91,8 +91,11 @@ class CompareSettings(Settings):
         )
 
 
-def check_request(settings: CompareSettings, protocols: Mapping[str, Settings]) -> None:
+def check_request(settings: CompareSettings, protocols: Mapping[str, Settings]) -> str:
     """Refuse a protocol, parameters or weights that cannot be, before any data is read.
+
+    Returns:
+        A line that says how cells are measured.
 
     Raises:
         UserError: for an unknown protocol or parameter, a file that is not there, or random weights of no
@@ -100,9 +103,11 @@ def check_request(settings: CompareSettings, protocols: Mapping[str, Settings]) 
     """
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     requests = [settings.request(name, seed) for name in settings.initialisations for seed in seeds]
-    choose(protocols, requests[0])
+    protocol = parameters(choose(protocols, requests[0]))
     for request in {request.weights: request for request in requests}.values():
         check_weights(request)
+    budget = f"{protocol['steps']} steps of {protocol['batch_size']} images in every cell"
+    return f"measured by {settings.protocol}: {budget}, whatever the label fraction"
 
 
 def described_networks(settings: CompareSettings) -> dict[str, str]:

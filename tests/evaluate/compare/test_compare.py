@@ -71,6 +71,7 @@ def decided(weights: Path, halves: Path, tmp_path_factory: pytest.TempPathFactor
 def test_weights_that_see_nothing_hurt(decided: tuple[Result, Path]) -> None:
     answer, out = decided
     assert answer.exit_code == 0, answer.output + str(answer.exception)
+    assert "measured by seg-probe: 15 steps of 4 images in every cell, whatever the" in answer.output
     assert "blind against random: hurts at 30 % of the labels (-" in answer.output
     assert "; hurts at 100 % of the labels (-" in answer.output
     record = json.loads((out / "compare.json").read_text())
