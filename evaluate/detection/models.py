@@ -36,12 +36,25 @@ class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     """RoIAlign with detectron2's half-pixel correction (`aligned=True`), from one map or a pyramid.
 
     A region goes to the level floor(4 + log2(sqrt(area) / 224)) of the pyramid (Lin et al., CVPR 2017,
-    equation 1), where level 2 is the first map. torchvision's MultiScaleRoIAlign has no such correction.
+    equation 1), where level 2 is the first map. torchvision's MultiScaleRoIAlign has no such correction, and
+    it guesses the maps' scales from the largest image, which may be much smaller than what it is padded to.
     """
 
-    def __init__(self, names: Sequence[str], size: int) -> None:
-        """Take the maps' names, largest map first, and the side of the output in cells."""
+    def __init__(self, names: Sequence[str], size: int, trunk: nn.Module) -> None:
+        """Pool from maps of a trunk.
+
+        Args:
+            names: of the maps, the largest first.
+            size: side of the output, cells.
+            trunk: what makes the maps; the size of the images it sees tells their scale.
+        """
         super().__init__(featmap_names=list(names), output_size=size, sampling_ratio=0)
+        self.padded = 0  # height of the images as the trunk saw them, pixels
+        trunk.register_forward_pre_hook(self._see)
+
+    def _see(self, trunk: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Note the height of the padded images."""
+        self.padded = inputs[0].shape[2]
 
     def forward(
         self, maps: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -51,15 +64,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         image = torch.cat([values.new_full((len(values), 1), number) for number, values in enumerate(boxes)])
         # in float32 also under autocast: bfloat16 has no room for a box's fractions of a pixel
         rows = torch.cat([image, torch.cat(boxes)], dim=1).float()
-        # the maps are of the padded batch: the side that was padded least tells their scale
-        largest = [max(sides) for sides in zip(*image_shapes, strict=True)]
-        scales = [
-            2.0
-            ** round(
-                math.log2(min(cells / side for cells, side in zip(each.shape[2:], largest, strict=True)))
-            )
-            for each in chosen
-        ]
+        scales = [2.0 ** round(math.log2(each.shape[2] / self.padded)) for each in chosen]
         sides = (rows[:, 3] - rows[:, 1]).clamp(min=0) * (rows[:, 4] - rows[:, 2]).clamp(min=0)
         level = torch.floor(4 + torch.log2(sides.sqrt() / 224 + 1e-8)).clamp(2, len(chosen) + 1) - 2
         pooled = rows.new_zeros(len(rows), chosen[0].shape[1], *self.output_size)
@@ -155,7 +160,7 @@ def _c4(backbone: ResNetBackbone, shape: DetectorShape, classes: int, common: di
         rpn_pre_nms_top_n_test=6_000,
         rpn_post_nms_top_n_train=2_000,
         rpn_post_nms_top_n_test=1_000,
-        box_roi_pool=AlignedRoIAlign(["0"], 14),
+        box_roi_pool=AlignedRoIAlign(["0"], 14, trunk),
         box_head=C4Head(backbone),
         box_predictor=FastRCNNPredictor(backbone.channels["layer4"], classes + 1),
         **common,
@@ -212,7 +217,7 @@ def rcnn_on_levels(
         "rpn_pre_nms_top_n_test": 1_000,
         "rpn_post_nms_top_n_train": 1_000,  # where torchvision keeps 2,000
         "rpn_post_nms_top_n_test": 1_000,
-        "box_roi_pool": AlignedRoIAlign(levels, 7),
+        "box_roi_pool": AlignedRoIAlign(levels, 7, trunk),
         "box_head": head,
         "box_predictor": FastRCNNPredictor(shape.hidden, classes + 1),
         **common,
@@ -222,7 +227,7 @@ def rcnn_on_levels(
         return plain
     with_masks: nn.Module = MaskRCNN(
         trunk,
-        mask_roi_pool=AlignedRoIAlign(levels, 14),
+        mask_roi_pool=AlignedRoIAlign(levels, 14, trunk),
         mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm_layer=norm),
         mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
         **arguments,

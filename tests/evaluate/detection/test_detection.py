@@ -193,12 +193,21 @@ def test_hold_out_keeps_all(data: tuple[LabelledObjects, LabelledObjects]) -> No
     assert {str(o.image) for o in (*train.images, *test.images)} == {str(o.image) for o in data[0].images}
 
 
+def pool(maps: dict[str, torch.Tensor], boxes: list[torch.Tensor], *, side: int, size: int) -> torch.Tensor:
+    """Pool from maps of one image that was padded to `side`, whatever its own size."""
+    trunk = torch.nn.Identity()
+    align = AlignedRoIAlign(list(maps), size, trunk)
+    trunk(torch.zeros(1, 3, side, side))
+    pooled: torch.Tensor = align(maps, boxes, [(7, 9)])
+    return pooled
+
+
 def test_aligned_pooling_of_a_linear_map_gives_cell_centres() -> None:
     # a map that holds its own x coordinate, in pixels of the image: pooling must return the cells' centres
     scale = 4
     ramp = (torch.arange(16.0) + 0.5) * scale
     maps = {"0": ramp.expand(1, 1, 16, 16).contiguous()}
-    pooled = AlignedRoIAlign(["0"], 2)(maps, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])], [(64, 64)])
+    pooled = pool(maps, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])], side=64, size=2)
     torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([16.0, 32.0]))
 
 
@@ -206,7 +215,7 @@ def test_regions_go_to_the_level_of_their_size() -> None:
     sides = (64, 32, 16, 8)
     maps = {str(level): torch.full((1, 1, side, side), float(level)) for level, side in enumerate(sides)}
     boxes = [torch.tensor([[0.0, 0, size, size] for size in (50, 120, 250, 256)])]
-    pooled = AlignedRoIAlign(["0", "1", "2", "3"], 1)(maps, boxes, [(256, 256)])
+    pooled = pool(maps, boxes, side=256, size=1)
     # floor(4 + log2(side / 224)): 1 (cut to 2), 3, 4, 4
     assert pooled.flatten().tolist() == [0.0, 1.0, 2.0, 2.0]
 

@@ -185,11 +185,14 @@ def test_rates_fall_by_block_as_detectron2_takes_them() -> None:
         assert rate[id(named[name])] == pytest.approx(0.7**power)
 
 
-def test_a_wide_image_in_a_square_had_its_regions_pooled_at_half_their_scale() -> None:
-    # 32 x 64 pixels padded to 64 x 64: the maps' height says 1/2 of the image's, their width the truth
+def test_regions_of_small_or_wide_images_were_pooled_at_another_scale_than_their_maps() -> None:
+    # 32 x 40 pixels padded to 64 x 64: guessed from the image, a map of stride 4 is one of stride 2
     ramp = (torch.arange(16.0) + 0.5) * 4
     maps = {"0": ramp.expand(1, 1, 16, 16).contiguous()}
-    pooled = AlignedRoIAlign(["0"], 2)(maps, [torch.tensor([[8.0, 8.0, 40.0, 24.0]])], [(32, 64)])
+    trunk = nn.Identity()
+    align = AlignedRoIAlign(["0"], 2, trunk)
+    trunk(torch.zeros(1, 3, 64, 64))
+    pooled = align(maps, [torch.tensor([[8.0, 8.0, 40.0, 24.0]])], [(32, 40)])
     torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([16.0, 32.0]))
 
 
