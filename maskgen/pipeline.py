@@ -64,6 +64,12 @@ def segment(image: Pixels, recipe: str | MaskRecipe = "quality") -> Foreground:
     Raises:
         UserError: for an unknown recipe, or one that needs a trained network.
         ValueError: if `image` is not (H, W, 3) uint8.
+
+    Examples:
+        >>> from skimage.data import chelsea
+        >>> found = segment(chelsea(), "fast")
+        >>> found.mask.shape, found.saliency.dtype, 0 < found.confidence < 1
+        ((106, 160), dtype('float32'), True)
     """
     recipe = get_recipe(recipe)
     if recipe.learned:

@@ -69,6 +69,14 @@ def pretrain(settings: RunSettings, *, show: bool = True) -> RunResult:
     Raises:
         UserError: for settings, data or files that do not fit.
         NonFiniteLossError: when the loss is not finite.
+
+    Examples:
+        >>> from hapicl import resolve
+        >>> small = {"arch": "resnet18", "image_size": 32, "batch_size": 4, "workers": 0, "device": "cpu"}
+        >>> settings, notes = resolve({"masks": "masks.h5", "out": "runs/new", "steps": 2, **small})
+        >>> result = pretrain(settings, show=False)
+        >>> result.step, result.stopped_by, (result.folder / "backbone.safetensors").exists()
+        (2, None, True)
     """
     with ExitStack() as stack:
         world = stack.enter_context(processes(settings.device))

@@ -2,7 +2,10 @@
 
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
+import zipfile
 
 # Two workers on two cores: one thread each, set before numpy and torch read it.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,6 +26,18 @@ hypothesis.settings.load_profile("machine")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+_NEVER_COPIED = (
+    ".git",
+    ".venv*",
+    ".*cache",
+    ".hypothesis",
+    "build",
+    "dist",
+    "runs",
+    "site",
+    "demo-output",
+    "*.egg-info",
+)
 # helpers are importable by name, also in the processes that tests start
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 
@@ -37,6 +52,20 @@ def repository():
 def golden():
     """The folder with numbers of the original authors' code."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def wheel(repository, tmp_path_factory):
+    """The wheel, built from a copy whose path holds a space, by the setuptools already installed."""
+    source = tmp_path_factory.mktemp("copy of a") / "source tree"
+    shutil.copytree(repository, source, ignore=shutil.ignore_patterns(*_NEVER_COPIED))
+    out = tmp_path_factory.mktemp("wheels")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = out.iterdir()
+    with zipfile.ZipFile(built) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def _may_import(room, target):
 
 def test_no_files_import_each_other_in_a_circle(arrows):
     graph = {name: {to for _, to in found if to not in ("absolute", name)} for name, found in arrows.items()}
+    del graph["__init__.py"]  # names what the rooms have, for type checkers alone; imported when asked for
     assert first_cycle(graph) == []
 
 

@@ -3,10 +3,8 @@
 import configparser
 import os
 import resource
-import shutil
 import subprocess
 import sys
-import zipfile
 from email import message_from_string
 
 import pytest
@@ -15,31 +13,6 @@ from architecture import ROOMS, tracked
 import hapicl
 
 ROOT_MODULES = {"__init__.py", "__main__.py", "cli.py"}
-NEVER_COPIED = (
-    ".git",
-    ".venv*",
-    ".*cache",
-    ".hypothesis",
-    "build",
-    "dist",
-    "runs",
-    "site",
-    "demo-output",
-    "*.egg-info",
-)
-
-
-@pytest.fixture(scope="module")
-def wheel(repository, tmp_path_factory):
-    """The wheel, built from a copy whose path holds a space, by the setuptools already installed."""
-    source = tmp_path_factory.mktemp("copy of a") / "source tree"
-    shutil.copytree(repository, source, ignore=shutil.ignore_patterns(*NEVER_COPIED))
-    out = tmp_path_factory.mktemp("wheels")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = out.iterdir()
-    return zipfile.ZipFile(built)
 
 
 def test_the_wheel_holds_exactly_the_packages(wheel, repository):

@@ -41,9 +41,11 @@ __all__ = ["MaskError", "MaskIntegral", "MaskReader", "MaskStatus"]
 class MaskReader:
     """Random access to a mask file by image path.
 
-        >>> reader = MaskReader("masks.h5")                       # doctest: +SKIP
-        >>> reader["n01440764/n01440764_18.JPEG"].shape           # doctest: +SKIP
-        (160, 120)
+        >>> reader = MaskReader("masks.h5")
+        >>> reader.paths[0], reader.image_size(reader.paths[0])
+        ('a/astronaut.jpg', (320, 320))
+        >>> reader["a/astronaut.jpg"].shape
+        (160, 160)
 
     The file is opened at the first use in each process; a pickled reader carries only its path and the digest
     of its content, so it crosses fork and spawn and notices when the file was replaced in between. Whether

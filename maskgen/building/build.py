@@ -100,6 +100,11 @@ def build_masks(
     Raises:
         UserError: for a missing or empty folder, a file built otherwise, one that cannot be written, ...
         BuildInterrupted: on Ctrl-C or SIGTERM, after saving what is finished.
+
+    Examples:
+        >>> summary = build_masks("photos", "new.h5", "fast")
+        >>> summary.images, summary.failures
+        (8, {})
     """
     return build_rows(images, out, RecipeRows(get_recipe(recipe)), settings, progress=progress)
 

@@ -49,6 +49,14 @@ def load_backbone(
     Raises:
         UserError: for a missing or unreadable file, an architecture that nobody names (random weights need
             one), or under 95 % of matched keys.
+
+    Examples:
+        >>> import torch
+        >>> backbone, info = load_backbone("random", arch="resnet18", image_size=64)
+        >>> with torch.no_grad():
+        ...     maps = backbone(torch.zeros(1, 3, 64, 64))
+        >>> maps[backbone.last].shape
+        torch.Size([1, 512, 4, 4])
     """
     if spec in RANDOM:
         if arch is None:

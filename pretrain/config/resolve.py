@@ -37,6 +37,11 @@ def resolve(
 
     Raises:
         UserError: for unknown settings, recipes or methods.
+
+    Examples:
+        >>> settings, notes = resolve({"masks": "masks.h5", "steps": 100})
+        >>> settings.method, settings.steps, notes
+        ('hapicl_m', 100, ['settings from recipe hapicl_m_small'])
     """
     notes: list[str] = []
     overridden = parse_overrides(overrides)

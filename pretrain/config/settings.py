@@ -50,7 +50,13 @@ class Start(Settings):
 
 
 class RunSettings(Start, Inputs):
-    """Everything `pretrain` needs; written to config.json. Paths are kept as given."""
+    """Everything `pretrain` needs; written to config.json. Paths are kept as given.
+
+    Alone it applies no recipe: `resolve` does, as the command.
+
+        >>> RunSettings(masks="masks.h5", arch="resnet18", epochs=10).image_size
+        224
+    """
 
     # what is trained
     arch: str = "resnet50"
