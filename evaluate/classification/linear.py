@@ -101,12 +101,7 @@ class LinearClassifier(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         self.vector = vector
         self._frozen = (backbone,)  # in a tuple: not a submodule
-
-    @property
-    def inputs(self) -> Inputs:
-        """How the backbone's images are read."""
-        backbone = self._frozen[0]
-        return RGB if backbone is None else backbone.inputs
+        self.inputs: Inputs = RGB if backbone is None else backbone.inputs  # how its images are read
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, C) features, or (B, 3, S, S) uint8 images with a backbone, to (B, K)."""

@@ -73,6 +73,7 @@ class FineTunedClassifier(LinearClassifier):
         """Register the backbone, so that it trains and is saved."""
         super().__init__(backbone.channels[backbone.last], classes, norm=False, vector=vector, seed=seed)
         self.backbone: Backbone = backbone
+        self.inputs = backbone.inputs
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 images to (B, K)."""
