@@ -210,7 +210,8 @@ def table(results: tuple[Path, ...], kind: str, out: Path | None) -> None:
     from .report.output import render_table
 
     text, warnings = render_table(results, kind)
-    for warning in warnings:
+    on_screen = out is None and kind == "md"  # whose text ends in the warnings
+    for warning in () if on_screen else warnings:
         click.echo(f"warning: {warning}", err=True)
     if out is None:
         click.echo(text, nl=False)

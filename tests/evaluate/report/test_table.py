@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from hapicl.cli import command_line
 from hapicl.common.errors import UserError
 from hapicl.evaluate.report.page import result_page, table_page
 from hapicl.evaluate.report.table import ResultTable, comma_separated, gather, markdown
@@ -226,6 +228,19 @@ def test_a_result_file_that_was_edited_is_refused(tmp_path: Path, part: str, val
     write_result({**result([0.4])[0], part: value}, tmp_path / "x.json")
     with pytest.raises(UserError, match=r"x\.json: its '.*' is not what `hapicl evaluate` writes"):
         gather([tmp_path / "x.json"])
+
+
+@pytest.mark.parametrize("options", [(), ("--format", "csv"), ("--out", "t.md")])
+def test_a_warning_of_a_table_on_the_screen_was_told_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [result([0.4], stem="imagenet"), result([0.5], sha256="f" * 64, stem="no_pool")]
+    for name, (content, _) in zip("ab", made, strict=True):
+        write_result(content, Path(f"{name}.json"))
+    said = CliRunner().invoke(command_line, ["evaluate", "table", "a.json", "b.json", *options])
+    assert said.exit_code == 0, said.output
+    assert said.output.count("different stems") == 1
 
 
 def test_pages_hold_numbers_and_charts(tmp_path: Path) -> None:
