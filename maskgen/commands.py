@@ -131,7 +131,7 @@ def build(
 def _row_maker(recipe: str | None, network: Path | None, of_bands: dict[str, str]) -> RowMaker:
     """What makes the masks: a recipe by name, of photographs or of bands, or a network's file."""
     if network is None:
-        from .building.worker import RecipeRows
+        from .building.recipe_rows import RecipeRows
         from .recipes import get_recipe
 
         return RecipeRows(get_recipe(recipe or "quality").replace(**of_bands))

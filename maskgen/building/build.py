@@ -30,7 +30,7 @@ from .merge import describe, join_part_files, save_unfinished
 from .plan import BuildRequest, PartFiles, Plan, as_json
 from .pool import Runner
 from .settings import BuildSettings
-from .worker import RecipeRows, RowMaker
+from .worker import RowMaker
 
 # called with (images done, images to do, images without a mask)
 Progress = Callable[[int, int, int], None]
@@ -106,6 +106,10 @@ def build_masks(
         >>> summary.images, summary.failures
         (8, {})
     """
+    from .recipe_rows import (
+        RecipeRows,
+    )  # compiles kernels, which looking at masks and importing them do without
+
     return build_rows(images, out, RecipeRows(get_recipe(recipe)), settings, progress=progress)
 
 

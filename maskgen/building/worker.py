@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import cv2
 from threadpoolctl import threadpool_limits
@@ -15,9 +14,11 @@ from ...common.types import Pixels
 from ...data.images.decode import ImageError, decode_image, read_header
 from ...data.images.store import OriginalImages
 from ...data.masks.writer import MaskRow, pack_mask
-from ..pipeline import Foreground, segment
 from ..recipes import MaskRecipe
 from .plan import Task
+
+if TYPE_CHECKING:  # it compiles kernels, which masks from elsewhere do without
+    from ..pipeline import Foreground
 
 
 class RowMaker(Protocol):
@@ -91,18 +92,3 @@ def segmented_row(
         low_confidence=recipe.low_confidence,
         file_bytes=len(data),
     )
-
-
-@dataclass(frozen=True)
-class RecipeRows:
-    """Makes rows by finding each image's foreground."""
-
-    recipe: MaskRecipe
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the recipe's parameters."""
-        return self.recipe.as_dict()
-
-    def row(self, images: OriginalImages, path: str) -> MaskRow:
-        """Make one image's row; see `segmented_row`."""
-        return segmented_row(images, path, self.recipe, lambda image: segment(image, self.recipe))

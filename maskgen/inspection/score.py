@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -23,9 +23,11 @@ from ...data.images.store import read_pixels
 from ...data.masks.reader import MaskReader
 from ..building.plan import as_json
 from ..exchange.tree import aspect_differs, binary, resize_mask
-from ..pipeline import Foreground, segment
 from ..recipes import RECIPES, MaskRecipe, recorded_reader
 from .measures import adaptive_f_beta, f_beta_curve, mean_absolute_error, s_measure
+
+if TYPE_CHECKING:  # it compiles kernels, which scores of masks do without
+    from ..pipeline import Foreground
 
 _LOOKED_AT = 65_536  # pixels of a truth, evenly spread, in which colours are counted
 _MOST_COLOURS = 256
@@ -189,6 +191,8 @@ def _recorded_method(
     """
     recipe = recorded_recipe(reader)
     if not recipe.learned:
+        from ..pipeline import segment  # here, for it compiles kernels
+
         return lambda image: segment(image, recipe)
     if network is None:
         raise UserError(

@@ -1,6 +1,7 @@
 """The masks commands as a user types them, on photographs; and the promises about processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -237,3 +238,18 @@ def test_odd_originals_build_without_trouble(odd_originals, tmp_path):
     summary = build_masks(odd_originals, tmp_path / "m.h5", "fast", TWO_WORKERS)
     assert summary.images == 13
     assert summary.failures == {}
+
+
+def test_looking_at_masks_compiled_the_kernels_that_make_them():
+    """Half a minute on a new installation, for `masks info`."""
+    program = (
+        "import sys\n"
+        "from hapicl.maskgen.inspection import compare, info, page, score, verify\n"
+        "from hapicl.maskgen.exchange import coco, tree\n"
+        "print('numba' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == "False\n"
