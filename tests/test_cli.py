@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hapicl import cli
 from hapicl.common.errors import UserError
 from hapicl.evaluate.export.commands import EXPORT_TARGETS
-from hapicl.evaluate.export.export import SUFFIX
+from hapicl.evaluate.export.export import TARGETS
 from hapicl.evaluate.options import PROTOCOL_NAMES
 from hapicl.models.backbones.names import USUAL_VITS
 from hapicl.models.backbones.vit import known_vits
@@ -130,7 +130,7 @@ def test_names_that_shells_complete_are_those_of_the_code():
         room = {"segment": "segmentation.protocols", "detect": "detection.protocols"}
         module = importlib.import_module(f"hapicl.evaluate.{room.get(task, f'classification.{task}')}")
         assert set(names) == set(module.PROTOCOLS), task
-    assert set(EXPORT_TARGETS) == set(SUFFIX)
+    assert EXPORT_TARGETS == TARGETS
     assert set(USUAL_VITS) <= set(known_vits())
 
 

@@ -24,6 +24,7 @@ from .detectron import write_detectron
 from .usage import Snippets, as_text, usage
 
 SUFFIX = {"torchvision": ".pth", "timm": ".safetensors", "detectron2": ".pkl", "safetensors": ".safetensors"}
+TARGETS = (*SUFFIX, "hub", "onnx")  # the last two in `hub.py` and `onnx_graph.py`
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def export_backbone(spec: str, target: str, out: Path, *, arch: str | None = Non
             detectron2, or weights that do not match.
     """
     if target not in SUFFIX:
-        raise UserError(f"--to {target}{did_you_mean(target, SUFFIX)}: choose one of {', '.join(SUFFIX)}")
+        raise UserError(f"--to {target}{did_you_mean(target, TARGETS)}: choose one of {', '.join(TARGETS)}")
     path = place_of(out, target, SUFFIX[target])
     backbone, info = trained_backbone(spec, arch)
     state = {name: value.clone().contiguous() for name, value in backbone.export_state().items()}

@@ -147,7 +147,8 @@ class ViTBackbone(Backbone):
         patches = patches + positions[:, 1:]
         if keep is not None:
             patches = take_tokens(patches, keep)
-        first = (self.trunk.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+        # not len(images), which would fix B in a graph that torch exports
+        first = (self.trunk.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)
         values: Tensor = self.trunk.norm_pre(torch.cat([first.to(patches.dtype), patches], dim=1))
         return values
 
@@ -177,7 +178,7 @@ class ViTBackbone(Backbone):
     def _as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
         """The patches of (B, 1 + N, C) tokens as a map (B, C, S, S)."""
         rows, columns = (-(-side // self.patch_size) for side in images.shape[2:])
-        return tokens[:, 1:].transpose(1, 2).reshape(len(images), -1, rows, columns)
+        return tokens[:, 1:].transpose(1, 2).reshape(images.shape[0], -1, rows, columns)
 
     def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """`stem` (patches, positions, class token), `block1` and on, and the last `norm`."""

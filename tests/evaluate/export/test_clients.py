@@ -5,58 +5,12 @@ offer, is in test_export.py.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from exported import last_map, run, trained, usual, written
 
 from hapicl.evaluate.export.export import export_backbone
-from hapicl.models.backbones.base import Backbone
-from hapicl.models.backbones.build import build_backbone
-from hapicl.models.backbones.resnet import ResNetBackbone
-from hapicl.models.write_weights import write_safetensors
-
-
-def trained(arch: str, size: int, stem: str = "auto", *, norm: bool = True) -> Backbone:
-    """A backbone whose every number differs from a fresh one's, BatchNorm's statistics too."""
-    torch.manual_seed(0)
-    backbone = build_backbone(arch, image_size=size, stem=stem)
-    if not norm:
-        backbone.drop_final_norm()
-    for buffer in backbone.buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 1.5)
-    return backbone.eval()
-
-
-def written(backbone: Backbone, folder: Path, arch: str, size: int) -> str:
-    """Its weights as `hapicl pretrain` leaves them."""
-    path = folder / "backbone.safetensors"
-    about = {"arch": arch, "stem": backbone.stem, "image_size": str(size), "method": ""}
-    write_safetensors(backbone.export_state(), path, about)
-    return str(path)
-
-
-def run(lines: str) -> dict[str, Any]:
-    """What the names of the lines are after they ran."""
-    space: dict[str, Any] = {}
-    exec(lines, space)
-    return space
-
-
-def last_map(network: nn.Module, images: Tensor) -> Tensor:
-    """Of a network that gives a list or an ordered dictionary of maps."""
-    with torch.inference_mode():
-        maps = network.eval()(images)
-    return list(maps.values() if isinstance(maps, dict) else maps)[-1]
-
-
-def usual(backbone: Backbone) -> Backbone:
-    """A ResNet-18's weights in the network with the usual stem, as other libraries' decoders take it."""
-    other = ResNetBackbone("resnet18", "imagenet").eval()
-    other.load_state_dict(backbone.state_dict())
-    return other
 
 
 @pytest.mark.parametrize(("size", "stem"), [(64, "imagenet"), (32, "stride1")])
