@@ -47,6 +47,11 @@ COMMANDS = {
         "Did pretraining help? Initialisations by labels by seeds.",
     ),
     "export": ("hapicl.evaluate.export.commands", "export", "Write a backbone for other libraries."),
+    "embed": (
+        "hapicl.evaluate.embedding.commands",
+        "embed",
+        "Write a vector or map for every image; show neighbours and near-duplicates.",
+    ),
     "show-matches": (
         "hapicl.evaluate.commands",
         "show_matches",

@@ -9,8 +9,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from hapicl.data.images.folder import Folder
 from hapicl.data.masks.writer import pack_mask, write_masks
 from hapicl.evaluate.compare.design import cells
 from hapicl.evaluate.compare.outcome import Comparison
@@ -18,6 +20,9 @@ from hapicl.evaluate.compare.report.files import write_reports
 from hapicl.evaluate.compare.run import Measured
 from hapicl.evaluate.compare.settings import CompareSettings
 from hapicl.evaluate.compare.verdict import findings
+from hapicl.evaluate.embedding.files import FeatureFile
+from hapicl.evaluate.embedding.neighbours import near_duplicates
+from hapicl.evaluate.embedding.page import show_neighbours
 from hapicl.evaluate.report.page import result_page, table_page
 from hapicl.evaluate.report.table import gather
 from hapicl.evaluate.result import Outcome, Run, make_result, write_result
@@ -25,7 +30,7 @@ from hapicl.maskgen.inspection.compare import show_comparison
 from hapicl.maskgen.inspection.page import gallery_page
 from hapicl.pretrain.report.page import write_report
 
-PAGES = ("masks", "compared", "report", "result", "table", "compare")
+PAGES = ("masks", "compared", "report", "result", "table", "compare", "neighbours")
 LONG = "a_folder/with_a_name_that_nobody_would_break_anywhere_since_it_has_no_spaces_at_all_0123456789"
 
 
@@ -49,7 +54,7 @@ def pages(tmp_path_factory):
     """One page of each kind, and the numbers that it must show."""
     folder = tmp_path_factory.mktemp("pages")
     numbers = {"masks": _masks(folder), "compared": [], "report": _report(folder)}
-    numbers["compare"] = _compare(folder)
+    numbers["compare"], numbers["neighbours"] = _compare(folder), _neighbours(folder)
     return folder, numbers | _results(folder)
 
 
@@ -161,6 +166,21 @@ def _compare(folder):
     means = [f"{100 * np.mean(list(each.values())):.1f}" for each in values.values()]
     shifts = [f"{100 * each['difference']['mean']:+.2f}" for each in record["comparisons"][:1]]
     return [*means, *shifts, "0.12", "1:15", "1.25", "bicyclist", *record["verdicts"]]
+
+
+def _neighbours(folder):
+    """The images of the masks by vectors of which two are nearly the same, and one that cannot be read."""
+    store = Folder(folder / "images")
+    values = np.eye(6, 4, dtype=np.float32) + 0.01
+    values[5] = values[0] + 0.001
+    weights = {"spec": LONG, "sha256": "a" * 64, "arch": "resnet18", "stem": "no_pool", "method": "densecl"}
+    about = {"weights": weights, "gives": "mean", "shape": [4], "image_size": 64, "resize": 73}
+    about |= {"images": str(folder / "images"), "versions": {"hapicl": "1", "torch": "2"}}
+    about["unreadable"] = {f"{LONG}/broken.png": "empty file"}
+    shown = show_neighbours(FeatureFile(store.paths(), values, about), store, k=3, threshold=0.98)
+    (folder / "neighbours.html").write_text(shown.html, encoding="utf-8")
+    (_, _, cosine) = near_duplicates(torch.from_numpy(values), 0.98).pairs[0]
+    return [f"{cosine:.4f}", "empty file"]
 
 
 def opened(browser, path, *, width, dark=False):
