@@ -41,11 +41,13 @@ class SyncBatchNorm(_BatchNorm):
             return super().forward(input)
         axes = [0, *range(2, input.dim())]
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        count = world_size() * input.numel() // input.shape[1]
+        # the processes may hold different numbers of values, as a detector's regions are
+        held = torch.tensor(float(input.numel() // input.shape[1]), dtype=torch.float64, device=input.device)
+        count = reduce_sum(held)
         mean = reduce_sum(input.sum(axes)) / count
         centred = input - mean.view(shape)
         variance = reduce_sum(centred.square().sum(axes)) / count
-        self._track(mean.detach(), variance.detach() * count / max(1, count - 1))
+        self._track(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
         return normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised
 

@@ -15,6 +15,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -43,14 +44,32 @@ class World:
         return self.rank == 0
 
 
+_working_alone: ContextVar[bool] = ContextVar("working alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work as if there were no others, while they wait; inside, W is 1."""
+    before = _working_alone.set(True)
+    try:
+        yield
+    finally:
+        _working_alone.reset(before)
+
+
+def _in_company() -> bool:
+    """Whether there is a process group, and this process is not working alone."""
+    return not _working_alone.get() and dist.is_available() and dist.is_initialized()
+
+
 def rank() -> int:
     """Return this process's number, 0 without a process group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _in_company() else 0
 
 
 def world_size() -> int:
     """Return the number of processes W, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _in_company() else 1
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

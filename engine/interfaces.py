@@ -91,6 +91,9 @@ class LoopSettings:
     stop_after: int | None = None  # leave with a checkpoint after this many steps of this session
     profile: int = 0  # steps traced by torch.profiler, after five
     seed: int = 0
+    draw_alike: bool = (
+        False  # all processes draw the same numbers; the module takes its samples' part of them
+    )
     workers: int | None = None  # loader workers, named in the advice to a starving run
 
 

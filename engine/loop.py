@@ -213,7 +213,7 @@ class _Fit:
         self.whole_step.begin()
         factor = lr_factor(settings.schedule, self.step, settings.total_steps, self.steps_per_epoch)
         lr = set_lr(self.optimizer, factor)
-        _seed_step(settings.seed, self.step, self.world.rank)
+        _seed_step(settings.seed, self.step, 0 if settings.draw_alike else self.world.rank)
         parts = range(settings.grad_accum_steps)
         names, values = zip(
             *(self.forward_backward(self.next_batch(batches), last=part == parts[-1]) for part in parts),

@@ -1,4 +1,7 @@
-"""Batches of labelled samples in an order that depends on (seed, epoch) alone: a resumed run repeats it."""
+"""Batches of labelled samples in an order that depends on (seed, epoch) alone: a resumed run repeats it.
+
+With W processes each takes its contiguous part of every batch; the whole batch is that of one process.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..common.errors import UserError
 from ..common.randomness import counter_generator
 from ..common.terminal.progress import Advance
+from ..engine.distributed import rank, world_size
 from .settings import Runtime
+
+Collate = Callable[[list[Any]], Any]
 
 
 class Samples(Protocol):
@@ -31,14 +37,18 @@ class Samples(Protocol):
 
 @dataclass(kw_only=True)
 class TaskBatch:
-    """One batch: what the samples collate to, and its number in the run (for draws on the device)."""
+    """This process's part of a batch: what its samples collate to, and the counters of draws on the device.
+
+    `number` is the batch's in the run, `first` the place of the part's first sample in the whole batch.
+    """
 
     values: Any
     number: int
     size: int
+    first: int = 0
 
     def __len__(self) -> int:
-        """Return the number of samples."""
+        """Return the number of samples of this part."""
         return self.size
 
 
@@ -54,10 +64,34 @@ class _Indexed(Dataset[Any]):
         return self.samples.sample(index, counter_generator(self.seed, epoch, index, 0, "evaluate"))
 
 
+def _load(
+    samples: Samples,
+    rows: list[list[tuple[int, int]]],
+    *,
+    seed: int = 0,
+    workers: int,
+    device: torch.device | str,
+    collate: Collate,
+) -> Iterator[Any]:
+    """Read batches of (epoch, index), tensors on the device."""
+    loader = DataLoader(
+        _Indexed(samples, seed),
+        batch_sampler=rows,
+        num_workers=workers,
+        collate_fn=collate,
+        # of its own: the loader draws a number when it starts, and from torch's generator that would move the
+        # dropout of a run that resumes within an epoch
+        generator=torch.Generator(),
+    )
+    for values in loader:
+        yield to_device(values, torch.device(device))
+
+
 class TaskBatches:
     """Shuffled, augmented training batches of a labelled data set.
 
     Attributes:
+        batch_size: of all processes together.
         steps_per_epoch: whole batches in an epoch; the rest of the permutation is dropped.
     """
 
@@ -69,13 +103,22 @@ class TaskBatches:
         seed: int,
         workers: int = 0,
         device: torch.device | str = "cpu",
-        collate: Callable[[list[Any]], Any] = default_collate,
+        collate: Collate = default_collate,
     ) -> None:
-        """Check that there is at least one batch."""
+        """Check that there is at least one batch, and that the processes can share it.
+
+        Raises:
+            UserError: if not.
+        """
         if not 1 <= batch_size <= len(samples):
             raise UserError(
                 f"a batch of {batch_size} does not fit {len(samples)} training samples; "
                 "choose a batch size between 1 and that (--set batch_size=N)"
+            )
+        if batch_size % world_size():
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {world_size()} processes; take a multiple of "
+                "their number (--set batch_size=N), or start another number of them"
             )
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.workers, self.device, self.collate = workers, torch.device(device), collate
@@ -83,54 +126,73 @@ class TaskBatches:
         self.wait_seconds = 0.0
         self.advance: Advance | None = None  # called for each batch handed out
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Permutation of the samples in this epoch, (N,) int64."""
-        return counter_generator(self.seed, epoch, 0, 0, "order").permutation(len(self.samples))
-
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[TaskBatch]:
-        """Give the epoch's batches from `first_step` on, tensors on the device."""
-        order = self.order(epoch)[: self.steps_per_epoch * self.batch_size]
-        rows = [
-            [(epoch, int(index)) for index in row] for row in order.reshape(-1, self.batch_size)[first_step:]
-        ]
-        loader = DataLoader(
-            _Indexed(self.samples, self.seed),
-            batch_sampler=rows,
-            num_workers=self.workers,
-            collate_fn=self.collate,
-            # of its own: the loader draws a number when it starts, and from torch's generator that would move
-            # the dropout of a run that resumes within an epoch
-            generator=torch.Generator(),
+        """Give this process's part of the epoch's batches from `first_step` on, tensors on the device."""
+        size = self.batch_size // world_size()
+        first = rank() * size
+        whole = shuffled_rows(len(self.samples), self.batch_size, seed=self.seed, epoch=epoch)
+        rows = [row[first : first + size] for row in whole[first_step:]]
+        parts = _load(
+            self.samples,
+            rows,
+            seed=self.seed,
+            workers=self.workers,
+            device=self.device,
+            collate=self.collate,
         )
-        for step, values in enumerate(loader, start=first_step):
+        for step, values in enumerate(parts, start=first_step):
             number = epoch * self.steps_per_epoch + step
             if self.advance is not None:
                 self.advance(1)
-            yield TaskBatch(values=to_device(values, self.device), number=number, size=self.batch_size)
+            yield TaskBatch(values=values, number=number, size=size, first=first)
+
+
+def shuffled_rows(samples: int, batch_size: int, *, seed: int, epoch: int) -> list[list[tuple[int, int]]]:
+    """(epoch, index) of the samples of each whole batch of an epoch, in its order."""
+    order = counter_generator(seed, epoch, 0, 0, "order").permutation(samples)
+    whole = order[: samples // batch_size * batch_size].reshape(-1, batch_size)
+    return [[(epoch, int(index)) for index in row] for row in whole]
 
 
 def ordered_batches(
     samples: Samples,
     *,
     batch_size: int,
+    indices: range | None = None,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    collate: Callable[[list[Any]], Any] = default_collate,
+    collate: Collate = default_collate,
 ) -> Iterator[Any]:
-    """Every sample once, in order, the last batch smaller: for features and tests."""
+    """Every sample, or those of `indices`, once and in order; the last batch may be smaller."""
+    wanted = range(len(samples)) if indices is None else indices
     rows = [
-        [(0, index) for index in range(start, min(start + batch_size, len(samples)))]
-        for start in range(0, len(samples), batch_size)
+        [(0, index) for index in wanted[start : start + batch_size]]
+        for start in range(0, len(wanted), batch_size)
     ]
-    loader = DataLoader(
-        _Indexed(samples, 0),
-        batch_sampler=rows,
-        num_workers=workers,
-        collate_fn=collate,
-        generator=torch.Generator(),
+    return _load(samples, rows, workers=workers, device=device, collate=collate)
+
+
+def shuffled_images(
+    samples: Samples,
+    *,
+    batch_size: int,
+    seed: int,
+    runtime: Runtime,
+    collate: Collate = default_collate,
+) -> Iterator[Any]:
+    """One epoch of whole training batches in an order of their own, for BatchNorm's statistics.
+
+    Whole batches only, for a smaller last one would count as much as the others. Every process is given all
+    of them, and so finds the same statistics.
+    """
+    return _load(
+        samples,
+        shuffled_rows(len(samples), min(batch_size, len(samples)), seed=seed, epoch=0),
+        seed=seed,
+        workers=runtime.workers,
+        device=runtime.device,
+        collate=collate,
     )
-    for values in loader:
-        yield to_device(values, torch.device(device))
 
 
 def to_device(values: Any, device: torch.device) -> Any:
@@ -142,27 +204,3 @@ def to_device(values: Any, device: torch.device) -> Any:
     if isinstance(values, tuple | list):
         return type(values)(to_device(value, device) for value in values)
     return values
-
-
-def shuffled_images(
-    samples: Samples,
-    *,
-    batch_size: int,
-    seed: int,
-    runtime: Runtime,
-    collate: Callable[[list[Any]], Any] = default_collate,
-) -> Iterator[Any]:
-    """One epoch of training batches in an order of their own, for BatchNorm's statistics.
-
-    Whole batches only, for a smaller last one would count as much as the others.
-    """
-    batches = TaskBatches(
-        samples,
-        batch_size=min(batch_size, len(samples)),
-        seed=seed,
-        workers=runtime.workers,
-        device=runtime.device,
-        collate=collate,
-    )
-    for batch in batches.batches(0):
-        yield batch.values

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +21,10 @@ from .options import (
     protocol_options,
     segmentation_options,
 )
+
+if TYPE_CHECKING:
+    from ..engine.distributed import World
+    from .settings import Request
 
 TABLE_FORMATS = ("md", "html", "csv")
 
@@ -66,7 +72,8 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
         def wrapped(**options: Any) -> None:
             from ..engine.stop import exit_when_stopped
 
-            with exit_when_stopped(lambda text: click.echo(text, err=True)):
+            first = os.environ.get("RANK", "0") == "0"
+            with exit_when_stopped(lambda text: click.echo(text, err=True) if first else None):
                 _evaluate(task, command, options)
 
         return wrapped
@@ -75,45 +82,67 @@ def common(task: str, default: str) -> Callable[[Callable[..., Any]], Callable[.
 
 
 def _evaluate(task_name: str, command: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Make the request, let the command make its task, run it where no result of it is there, and print."""
-    from ..common.config import build
+    """Make the request, let the command make its task, run it where no result of it is there, and print.
+
+    Under torchrun every process does this; the first holds the result's place, writes and speaks.
+    """
     from ..common.locks import hold_file
-    from ..common.terminal.progress import show_progress
-    from ..engine.distributed import choose_device
+    from ..engine.distributed import processes
     from ..engine.stop import EXIT_STOPPED
     from .finetune import RunStopped
     from .measure import check_weights, content_of, measure
+    from .processes import first_alone, together
     from .report.output import check_place, default_out, finish, finished
+
+    given, force, report, keep = (
+        options.pop(name) for name in ("out", "force", "report", "keep_checkpoints")
+    )
+    options["changes"] = name_value_pairs(options["changes"])
+    with ExitStack() as stack:
+        world = stack.enter_context(processes(options.pop("device")))
+        first_alone(lambda: check_place(given, report=report))
+        with together():
+            request, others = _request(options, world)
+            first_alone(lambda: check_weights(request))
+            task = command(request, **others)
+        content = first_alone(lambda: content_of(request, task))
+        out = given or default_out(task_name, request.protocol, request.weights, content)
+        with together():
+            if world.first:
+                advice = "wait for it to end, or choose another --out"
+                stack.enter_context(hold_file(out, advice=advice))
+        lines = first_alone(lambda: finished(out, content, force=force))
+        if lines is None:
+            runtime = request.runtime.replace(folder=out.with_suffix(".runs"))
+            try:
+                with together():
+                    result, runs = measure(request.replace(runtime=runtime), task)
+            except RunStopped as stopped:
+                if world.first:
+                    click.echo(str(stopped), err=True)
+                raise SystemExit(EXIT_STOPPED) from stopped
+            lines = first_alone(lambda: finish(result, runs, out, report=report, keep_checkpoints=keep))
+    if world.first:
+        click.echo("\n".join(lines))
+
+
+def _request(options: dict[str, Any], world: World) -> tuple[Request, dict[str, Any]]:
+    """The request of the shared options, and the options that are the command's own."""
+    from ..common.config import build
+    from ..common.terminal.progress import no_progress, show_progress
     from .settings import Request, Runtime
 
-    shared = ("weights", "protocol", "arch", "stem", "image_size", "runs", "seed", "like")
-    picked = {name: options.pop(name) for name in shared}
-    given, force, report = (options.pop(name) for name in ("out", "force", "report"))
-    keep = options.pop("keep_checkpoints")
-    check_place(given, report=report)
-    how = {name: options.pop(name) for name in ("workers", "precision")}
-    how |= {"device": choose_device(options.pop("device")), "progress": show_progress}
-    picked |= {
-        "changes": name_value_pairs(options.pop("changes")),
-        "runtime": build(Runtime, how),
-        "say": click.echo,
-    }
-    request = build(Request, picked)
-    check_weights(request)
-    task = command(request, **options)
-    content = content_of(request, task)
-    out = given or default_out(task_name, request.protocol, request.weights, content)
-    with hold_file(out, advice="wait for it to end, or choose another --out"):
-        lines = finished(out, content, force=force)
-        if lines is None:
-            folder = out.with_suffix(".runs")
-            try:
-                result, runs = measure(request.replace(runtime=request.runtime.replace(folder=folder)), task)
-            except RunStopped as stopped:
-                click.echo(str(stopped), err=True)
-                raise SystemExit(EXIT_STOPPED) from stopped
-            lines = finish(result, runs, out, report=report, keep_checkpoints=keep)
-    click.echo("\n".join(lines))
+    shared = {*Request.model_fields, *Runtime.model_fields} & options.keys()
+    others = {name: value for name, value in options.items() if name not in shared}
+    how = {name: options[name] for name in ("workers", "precision")}
+    how |= {"device": world.device, "progress": show_progress if world.first else no_progress}
+    picked = {name: options[name] for name in shared - how.keys()}
+    say = click.echo if world.first else _say_nothing
+    return build(Request, {**picked, "runtime": build(Runtime, how), "say": say}), others
+
+
+def _say_nothing(text: str) -> None:
+    """What other processes than the first say to the user."""
 
 
 @evaluate.command()

@@ -2,6 +2,10 @@
 
 A run in a folder resumes from its `last.pt`: batches and draws depend on (seed, step) alone, so the resumed
 run ends in the same weights, bit for bit on the CPU.
+
+Under torchrun every process trains on its part of each batch. The batch, its draws and the images over which
+BatchNorm normalises are those of the whole batch whatever the number of processes, so the numbers are those
+of one process up to rounding, and a run of two goes on in one.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ import torch
 from torch import nn
 
 from ..common.errors import UserError
+from ..engine.batchnorm import synchronise_batch_norm
 from ..engine.checkpoint import LAST, load_checkpoint, restore
-from ..engine.distributed import World
+from ..engine.distributed import World, rank, world_size
 from ..engine.guard import NonFiniteLossError
 from ..engine.interfaces import LoopSettings
 from ..engine.loggers.run_files import read_metrics
@@ -24,10 +29,12 @@ from ..engine.loop import fit
 from ..engine.optimizers import OptimizerSettings, build_optimizer
 from ..engine.schedule import ScheduleSettings
 from .batches import TaskBatches
+from .draws import draw_for_all
+from .processes import Leaving
 from .settings import Runtime
 
 
-class RunStopped(Exception):
+class RunStopped(Leaving):
     """A signal stopped the training after a checkpoint; the same command goes on from there."""
 
 
@@ -50,7 +57,8 @@ def train(
     """Fit `module` to the end, from its checkpoint if the run folder holds one.
 
     Args:
-        module: `module(TaskBatch)` gives an `Output`; moved to the device here.
+        module: `module(TaskBatch)` gives an `Output`; moved to the device here. With several processes it
+            gives the mean loss over its part, and its BatchNorms are replaced by synchronised ones.
         batches: where training samples come from.
         steps: optimiser steps in all.
         optimizer, schedule: as for pretraining.
@@ -61,13 +69,16 @@ def train(
         clip_norm: cut the gradient norm to this.
 
     Returns:
-        The loss by step, as the run logger wrote it ([] without a run folder).
+        The loss by step, as the run logger wrote it ([] without a run folder, and on other processes than the
+        first).
 
     Raises:
         UserError: if the run folder holds another training.
         RunStopped: after a signal.
     """
-    module.to(runtime.device)
+    world = World(rank=rank(), size=world_size(), device=runtime.device)
+    synchronise_batch_norm(module.to(runtime.device), runtime.device)
+    draw_for_all(module)
     made = build_optimizer(
         module if groups is None else groups, optimizer, batch_size=batches.batch_size, device=runtime.device
     )
@@ -82,13 +93,14 @@ def train(
         checkpoint_every=runtime.checkpoint_every,
         stop_after=runtime.stop_after,
         seed=seed,
+        draw_alike=True,
     )
     if first_step < steps:
         what = f"training from step {first_step}" if first_step else "training steps"
         with runtime.progress(what, steps - first_step) as batches.advance:
-            _fit(module, batches, made, settings, folder, config, first_step)
+            _fit(module, batches, made, settings, folder, config, first_step, world)
     module.eval()
-    if folder is None:
+    if folder is None or not world.first:
         return []
     return [(int(line["step"]), line["loss"]) for line in read_metrics(folder) if "loss" in line]
 
@@ -101,17 +113,19 @@ def _fit(
     folder: Path | None,
     config: dict[str, Any],
     first_step: int,
+    world: World,
 ) -> None:
     """Run the engine's loop; a stop and a loss that is not finite end in a line for the user."""
     total = settings.total_steps
-    with RunLogger(folder, total=total, resumed_step=first_step, show=False) as run_logger:
+    written = folder if world.first else None
+    with RunLogger(written, total=total, resumed_step=first_step, show=False) as run_logger:
         try:
             ended = fit(
                 module,
                 batches,
                 optimizer,
                 settings,
-                world=World(device=batches.device),
+                world=world,
                 run_logger=run_logger,
                 folder=folder,
                 config=config,

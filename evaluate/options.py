@@ -76,7 +76,7 @@ machine_options = together(
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Processes that read images.",
+        help="Processes that read images, for each process that computes.",
     ),
     click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
 )

@@ -27,6 +27,7 @@ from ..common.atomic_files import atomic_write
 from ..common.errors import UserError
 from ..common.system.devices import gpu_name
 from ..common.system.processor import usable_cores
+from ..engine.distributed import world_size
 
 FORMAT = 1
 LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "faster-coco-eval", "numpy")
@@ -219,11 +220,12 @@ def code_version() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Name the machine: processor, cores in reach, GPU."""
+    """Name the machine: processor, cores in reach, GPU, and how many processes worked on it."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": usable_cores(),
         "gpu": gpu_name(),
+        "processes": world_size(),
         "python": platform.python_version(),
     }
 

@@ -18,6 +18,7 @@ from ..common.config import Count, Settings, build, merge
 from ..common.errors import UserError, did_you_mean
 from ..common.terminal.progress import Advance, no_progress
 from ..pretrain.config.settings import LARGEST_SEED, ImageSize, Seed, parse_overrides
+from .features import FeatureStore
 
 AnyProtocol = TypeVar("AnyProtocol", bound=Settings)
 
@@ -25,7 +26,11 @@ Between = Annotated[float, Field(gt=0, lt=1)]  # a fraction that leaves somethin
 
 
 class Runtime(Settings):
-    """How an evaluation is computed; none of it changes what is measured, beyond rounding."""
+    """How an evaluation is computed; none of it changes what is measured, beyond rounding.
+
+    `store` keeps the features of frozen backbones: several evaluations of one backbone that are given the
+    same one read every image once.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -36,6 +41,7 @@ class Runtime(Settings):
     checkpoint_every: Count = 500  # optimiser steps
     stop_after: Count | None = None  # leave after this many steps of this session (tests)
     progress: Callable[[str, int], AbstractContextManager[Advance]] = no_progress
+    store: FeatureStore | None = None
 
     def seed_folder(self, seed: int) -> Path | None:
         """The run folder of one seed."""

@@ -7,7 +7,7 @@ Shape legend: B and N images, C channels of images and of vectors, S side of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,13 +78,16 @@ def evaluation_vector(backbone: Backbone, images: Tensor, vector: Vector = "mean
     Raises:
         UserError: for the class token of a backbone that has none.
     """
-    maps = backbone(images)
+    return _vector(backbone(images), backbone.last, vector)
+
+
+def _vector(maps: Mapping[str, Tensor], last: str, vector: Vector) -> Tensor:
+    """One vector an image, (B, C), of a backbone's maps."""
     if vector == "mean":
-        return global_average_pool(maps[backbone.last])
+        return global_average_pool(maps[last])
     if "class" not in maps:
         raise UserError("this backbone has no class token; only ViTs have: leave --set vector=class out")
-    token: Tensor = maps["class"]
-    return token
+    return maps["class"]
 
 
 def spread_crops(
@@ -111,7 +114,6 @@ def spread_crops(
             yield normalize(crops, inputs)
 
 
-@torch.no_grad()
 def extract_features(
     backbone: Backbone,
     images: LabelledImages,
@@ -123,20 +125,46 @@ def extract_features(
     device: torch.device | str = "cpu",
     advance: Callable[[int], None] | None = None,
 ) -> Features:
-    """Vectors of the centre crops, backbone in evaluation mode; its mode is put back.
+    """One kind of vector of the centre crops; see `extract_vectors`."""
+    return extract_vectors(
+        backbone,
+        images,
+        image_size=image_size,
+        vectors=(vector,),
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        advance=advance,
+    )[vector]
+
+
+@torch.no_grad()
+def extract_vectors(
+    backbone: Backbone,
+    images: LabelledImages,
+    *,
+    image_size: int,
+    vectors: Sequence[Vector],
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> dict[Vector, Features]:
+    """Vectors of the centre crops, each kind of them, backbone in evaluation mode; its mode is put back.
 
     Args:
         backbone: moved to `device`.
-        images: N images.
+        images: N images, at least one; each is read once.
         image_size: S.
-        vector: which vector of the maps.
+        vectors: which vectors of the maps.
         batch_size, workers, device: how it is computed; the result does not depend on them beyond rounding.
         advance: called with the number of images of each batch that is done.
     """
     was_training = backbone.training
     backbone.to(device).eval()
     inputs = backbone.inputs
-    values, labels = [], []
+    values: dict[Vector, list[Tensor]] = {vector: [] for vector in vectors}
+    labels = []
     try:
         for crops, numbers in crop_batches(
             images,
@@ -146,10 +174,13 @@ def extract_features(
             workers=workers,
             device=device,
         ):
-            values.append(evaluation_vector(backbone, normalize(crops, inputs), vector).float().cpu())
+            maps = backbone(normalize(crops, inputs))
+            for vector, found in values.items():
+                found.append(_vector(maps, backbone.last, vector).float().cpu())
             labels.append(numbers.cpu())
             if advance is not None:
                 advance(len(crops))
     finally:
         backbone.train(was_training)
-    return Features(torch.cat(values), torch.cat(labels))
+    joined = torch.cat(labels)
+    return {vector: Features(torch.cat(found), joined) for vector, found in values.items()}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...common.config import Count, Positive
 from ...common.errors import UserError
+from ...common.terminal.progress import Advance
 from ...models.features import Features
 from ...models.knn import knn_scores
 from ..result import Outcome
@@ -27,14 +28,29 @@ class KnnProtocol(FeatureProtocol):
     temperature: Positive
 
 
+CHUNK = 4096  # test images compared at once
+
 PROTOCOLS = {
     "knn-dino": KnnProtocol(k=20, temperature=0.07),
     "knn-instdisc": KnnProtocol(k=200, temperature=0.1),
 }
 
 
-def evaluate_knn(train: Features, test: Features, classes: tuple[str, ...], protocol: KnnProtocol) -> Outcome:
+def evaluate_knn(
+    train: Features,
+    test: Features,
+    classes: tuple[str, ...],
+    protocol: KnnProtocol,
+    *,
+    advance: Advance | None = None,
+) -> Outcome:
     """Classify the test features by their neighbours among the training features.
+
+    Args:
+        train, test: of the images.
+        classes: their names.
+        protocol: one of `PROTOCOLS`, perhaps changed.
+        advance: called with the number of test images that are done.
 
     Returns:
         `top1` and `top5` (with more than five classes) in [0, 1], accuracy per class, confusion.
@@ -47,15 +63,21 @@ def evaluate_knn(train: Features, test: Features, classes: tuple[str, ...], prot
             f"k = {protocol.k} neighbours, but there are {len(train.labels)} training images; "
             "use the other protocol or --set k=N"
         )
-    scores = knn_scores(
-        train.values,
-        train.labels,
-        test.values,
-        classes=len(classes),
-        k=protocol.k,
-        temperature=protocol.temperature,
-    )
-    return classification_outcome(scores, test.labels, classes)
+    scores = []
+    for queries in torch.split(test.values, CHUNK):
+        scores.append(
+            knn_scores(
+                train.values,
+                train.labels,
+                queries,
+                classes=len(classes),
+                k=protocol.k,
+                temperature=protocol.temperature,
+            )
+        )
+        if advance is not None:
+            advance(len(queries))
+    return classification_outcome(torch.cat(scores), test.labels, classes)
 
 
 def classification_outcome(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Outcome:

@@ -27,16 +27,19 @@ from ...data.images.inputs import RGB, Inputs
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone, Vector
-from ...models.features import Features, crop_batches, evaluation_vector, extract_features
+from ...models.features import Features, crop_batches, evaluation_vector
 from ...models.preprocess import normalize
 from ...pretrain.methods.base import Output
 from ..batches import TaskBatch, TaskBatches
 from ..finetune import Curve, train
+from ..processes import first_alone, gather_to_all, share, together
 from ..result import Outcome
 from ..settings import Runtime, parameters
 from .crops import RandomCrops
 from .knn import classification_outcome
-from .vectors import FeatureProtocol
+from .vectors import FeatureProtocol, features
+
+TEST_BATCH = 64  # images
 
 
 class LinearProtocol(FeatureProtocol):
@@ -161,38 +164,39 @@ def evaluate_linear(
         `top1` (and `top5`) in [0, 1], accuracy per class, confusion, the loss curve.
     """
     backbone.to(runtime.device).eval()
-
-    def features(images: LabelledImages) -> Features:
-        return extract_features(
-            backbone,
-            images,
-            image_size=protocol.image_size,
-            vector=vector,
-            workers=runtime.workers,
-            device=runtime.device,
-        )
-
-    test = features(test_images)
+    how: dict[str, Any] = {"image_size": protocol.image_size, "vector": vector, "runtime": runtime}
+    test = features(backbone, test_images, what="test", **how)
+    config = {"protocol": parameters(protocol), "vector": vector, "seed": seed, **(identity or {})}
     classifier = LinearClassifier(
-        test.values.shape[1],
+        backbone.channels["class" if vector == "class" else backbone.last],
         len(train_images.classes),
         norm=protocol.norm,
         backbone=None if protocol.cached else backbone,
         vector=vector,
         seed=seed,
     )
-    samples: FeatureSamples | RandomCrops
-    if protocol.cached:
-        samples = FeatureSamples(features(train_images))
-    else:
-        samples = RandomCrops(train_images, protocol.image_size, backbone.inputs)
-    config = {"protocol": parameters(protocol), "vector": vector, "seed": seed, **(identity or {})}
-    curve = fit_classifier(classifier, samples, protocol, seed=seed, runtime=runtime, config=config)
-    with torch.inference_mode():
-        normed = classifier.norm(test.values.to(runtime.device))
-        scores = classifier.classifier(normed).float().cpu()
-    outcome = classification_outcome(scores, test.labels, train_images.classes)
-    return dataclasses.replace(outcome, curves={"loss": curve})
+
+    def fit(samples: FeatureSamples | RandomCrops) -> Curve:
+        return fit_classifier(classifier, samples, protocol, seed=seed, runtime=runtime, config=config)
+
+    def measure(curve: Curve) -> Outcome:
+        outcome = _classify(classifier, test, train_images.classes, runtime)
+        return dataclasses.replace(outcome, curves={"loss": curve})
+
+    if protocol.cached:  # one process trains on stored features in no time
+        stored = features(backbone, train_images, what="training", **how)
+        return first_alone(lambda: measure(fit(FeatureSamples(stored))))
+    curve = fit(RandomCrops(train_images, protocol.image_size, backbone.inputs))
+    return first_alone(lambda: measure(curve))
+
+
+@torch.inference_mode()
+def _classify(
+    classifier: LinearClassifier, test: Features, classes: tuple[str, ...], runtime: Runtime
+) -> Outcome:
+    """Measure a trained classifier on stored features."""
+    normed = classifier.norm(test.values.to(runtime.device))
+    return classification_outcome(classifier.classifier(normed).float().cpu(), test.labels, classes)
 
 
 def fit_classifier(
@@ -234,13 +238,18 @@ def fit_classifier(
 def predict_crops(
     classifier: LinearClassifier, images: LabelledImages, *, image_size: int, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
-    """Scores (N, K) and labels (N,) of the centre crops, for a classifier that holds its backbone."""
+    """Scores (N, K) and labels (N,) of the centre crops, for a classifier that holds its backbone.
+
+    The processes share the images, and all of them get all scores.
+    """
     scores, labels = [], []
     classifier.eval()
-    with torch.inference_mode(), runtime.progress("test images", len(images)) as advance:
+    mine = images.select(list(share(len(images), TEST_BATCH)))
+    with together(), torch.no_grad(), runtime.progress("test images", len(mine)) as advance:
         for crops, numbers in crop_batches(
-            images,
+            mine,
             image_size=image_size,
+            batch_size=TEST_BATCH,
             inputs=classifier.inputs,
             workers=runtime.workers,
             device=runtime.device,
@@ -248,4 +257,6 @@ def predict_crops(
             scores.append(classifier.logits(crops).float().cpu())
             labels.append(numbers.cpu())
             advance(len(crops))
-    return torch.cat(scores), torch.cat(labels)
+    parts = gather_to_all((scores, labels))
+    found, truth = (torch.cat([batch for part in parts for batch in part[kind]]) for kind in (0, 1))
+    return found, truth

@@ -12,13 +12,15 @@ from ...common.errors import UserError
 from ...data.images.class_folders import LabelledImages, class_folders, fraction_per_class, listed, read_lines
 from ...models.backbones.base import Vector
 from ...models.batch_statistics import ENOUGH_IMAGES
-from ...models.features import Features, extract_features, spread_crops
+from ...models.features import spread_crops
 from ...models.preprocess import default_resize
+from ..features import FeatureStore
 from ..identity import files_hash
 from ..measure import Subject, Task
+from ..processes import first_alone
 from ..result import Outcome
-from ..settings import Request, choose, parameters
-from .vectors import FeatureProtocol, evaluation_vectors, measure_vectors
+from ..settings import Request, Runtime, choose, parameters
+from .vectors import FeatureProtocol, evaluation_vectors, features, measure_vectors
 
 
 def knn_task(request: Request, *, train: Path, test: Path) -> Task:
@@ -29,12 +31,26 @@ def knn_task(request: Request, *, train: Path, test: Path) -> Task:
     train_images, test_images, data = _folders(train, test)
 
     def evaluate(subject: Subject) -> Outcome:
+        runtime = _with_store(subject.runtime)
+
         def one(vector: Vector) -> Outcome:
-            found = [
-                features(subject, images, protocol, vector, f"features of the {name} images")
-                for name, images in (("training", train_images), ("test", test_images))
-            ]
-            return evaluate_knn(found[0], found[1], train_images.classes, protocol)
+            known, asked = (
+                features(
+                    subject.backbone,
+                    images,
+                    image_size=protocol.image_size,
+                    vector=vector,
+                    runtime=runtime,
+                    what=what,
+                )
+                for what, images in (("training", train_images), ("test", test_images))
+            )
+
+            def vote() -> Outcome:
+                with runtime.progress("neighbours of the test images", len(asked.labels)) as advance:
+                    return evaluate_knn(known, asked, train_images.classes, protocol, advance=advance)
+
+            return first_alone(vote)
 
         return measure_vectors(evaluation_vectors(protocol, subject.info, subject.backbone), one)
 
@@ -59,9 +75,10 @@ def linear_task(request: Request, *, train: Path, test: Path) -> Task:
 
     def evaluate(subject: Subject) -> Outcome:
         vectors = evaluation_vectors(protocol, subject.info, subject.backbone)
+        runtime = _with_store(subject.runtime)
 
         def one(vector: Vector) -> Outcome:
-            folder = subject.runtime.folder
+            folder = runtime.folder
             if folder is not None and vector != vectors[0]:
                 folder = folder / vector  # a training of its own
             return evaluate_linear(
@@ -70,7 +87,7 @@ def linear_task(request: Request, *, train: Path, test: Path) -> Task:
                 test_images,
                 protocol,
                 seed=subject.seed,
-                runtime=subject.runtime.replace(folder=folder),
+                runtime=runtime.replace(folder=folder),
                 vector=vector,
                 identity=subject.identity,
             )
@@ -156,11 +173,25 @@ def svm_task(
 
     def evaluate(subject: Subject) -> Outcome:
         def one(vector: Vector) -> Outcome:
-            found = [
-                features(subject, images, protocol, vector, f"features of the {name} images").values.numpy()
-                for name, images in (("training", train_images), ("test", test_images))
-            ]
-            return evaluate_svm(found[0], train_labels, found[1], test_labels, protocol, seed=subject.seed)
+            known, asked = (
+                features(
+                    subject.backbone,
+                    images,
+                    image_size=protocol.image_size,
+                    vector=vector,
+                    runtime=subject.runtime,
+                    what=what,
+                ).values.numpy()
+                for what, images in (("training", train_images), ("test", test_images))
+            )
+
+            def fit() -> Outcome:
+                with subject.runtime.progress("machines", len(train_labels.classes)) as advance:
+                    return evaluate_svm(
+                        known, train_labels, asked, test_labels, protocol, seed=subject.seed, advance=advance
+                    )
+
+            return first_alone(fit)
 
         return measure_vectors(evaluation_vectors(protocol, subject.info, subject.backbone)[:1], one)
 
@@ -191,21 +222,9 @@ def _record(images: LabelledImages, labels: list[Any] | None = None) -> dict[str
     return {**images.record(), "files": files_hash(paths, labels or images.labels, images.root)}
 
 
-def features(
-    subject: Subject, images: LabelledImages, protocol: FeatureProtocol, vector: Vector, what: str
-) -> Features:
-    """Features at the protocol's size; `what` names them where progress is shown."""
-    runtime = subject.runtime
-    with runtime.progress(what, len(images)) as advance:
-        return extract_features(
-            subject.backbone,
-            images,
-            image_size=protocol.image_size,
-            vector=vector,
-            workers=runtime.workers,
-            device=runtime.device,
-            advance=advance,
-        )
+def _with_store(runtime: Runtime) -> Runtime:
+    """A runtime whose features are kept at least for this evaluation, whose vectors share the images."""
+    return runtime if runtime.store is not None else runtime.replace(store=FeatureStore())
 
 
 def _spread(subject: Subject, images: LabelledImages, protocol: FeatureProtocol) -> Iterator[Tensor]:

@@ -29,17 +29,18 @@ from ...data.images.class_folders import LabelledImages
 from ...engine.optimizers import OptimizerSettings
 from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone, Vector
-from ...models.features import Features, evaluation_vector, extract_features
+from ...models.features import Features, evaluation_vector
 from ...models.preprocess import normalize
 from ...pretrain.methods.base import Output
 from ..batches import TaskBatch, TaskBatches
 from ..finetune import train
+from ..processes import first_alone
 from ..result import Outcome
 from ..settings import Runtime, parameters
 from .crops import RandomCrops
 from .knn import classification_outcome
 from .linear import LinearClassifier, predict_crops
-from .vectors import FeatureProtocol
+from .vectors import FeatureProtocol, features
 
 
 class SemiProtocol(FeatureProtocol):
@@ -152,18 +153,15 @@ def _frozen(
 ) -> Outcome:
     """Logistic regression on frozen features."""
     train_features, test_features = (
-        extract_features(
-            backbone,
-            images,
-            image_size=protocol.image_size,
-            vector=vector,
-            workers=runtime.workers,
-            device=runtime.device,
-        )
-        for images in (few, test_images)
+        features(backbone, images, image_size=protocol.image_size, vector=vector, runtime=runtime, what=what)
+        for what, images in (("listed", few), ("test", test_images))
     )
-    scores = logistic_scores(train_features, test_features, len(few.classes), protocol)
-    return classification_outcome(scores, test_features.labels, few.classes)
+
+    def fit() -> Outcome:
+        scores = logistic_scores(train_features, test_features, len(few.classes), protocol)
+        return classification_outcome(scores, test_features.labels, few.classes)
+
+    return first_alone(fit)
 
 
 def _groups(model: FineTunedClassifier, protocol: SemiProtocol) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from sklearn.svm import LinearSVC
 from ...common.config import CountOrZero, Positive
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
+from ...common.terminal.progress import Advance
 from ...data.images.class_folders import LabelledImages, read_lines
 from ..detection.voc_metric import voc_classification_ap
 from ..result import Outcome
@@ -101,8 +102,15 @@ def evaluate_svm(
     protocol: SvmProtocol,
     *,
     seed: int,
+    advance: Advance | None = None,
 ) -> Outcome:
     """Train one machine per class on features (N, C), measure its ranking of the test features.
+
+    Args:
+        train, train_labels, test, test_labels: of the images.
+        protocol: one of `PROTOCOLS`, perhaps changed.
+        seed: of the folds, and of the examples of low shot.
+        advance: called with 1 for each class that is done.
 
     Returns:
         `map` in [0, 1], 11-point AP per class (None where the test set has no positive).
@@ -113,6 +121,8 @@ def evaluate_svm(
     train, test = l2_normalize(train), l2_normalize(test)
     per_class: dict[str, float | None] = {}
     for number, name in enumerate(train_labels.classes):
+        if advance is not None and number:
+            advance(1)
         labels, truth = train_labels.values[:, number], test_labels.values[:, number]
         negatives = protocol.positives * (len(train_labels.classes) - 1)
         chosen = _few(labels, protocol.positives, negatives, seed, number)

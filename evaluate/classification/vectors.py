@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Literal
 
 from ...common.config import Settings
+from ...data.images.class_folders import LabelledImages
 from ...models.backbones.base import Backbone, Vector
+from ...models.features import Features
 from ...models.weights import WeightsInfo
 from ...pretrain.config.settings import ImageSize
 from ...pretrain.methods.registry import METHODS, method_class
+from ..features import frozen_vectors
 from ..result import Outcome
+from ..settings import Runtime
 
 
 class FeatureProtocol(Settings):
@@ -40,6 +44,37 @@ def evaluation_vectors(
     if info.method not in METHODS or "class" not in backbone.channels:
         return ("mean",)
     return method_class(info.method).evaluation_vectors
+
+
+def features(
+    backbone: Backbone,
+    images: LabelledImages,
+    *,
+    image_size: int,
+    vector: Vector,
+    runtime: Runtime,
+    what: str,
+) -> Features:
+    """One kind of vector of the centre crops, (N, C); on other processes than the first nothing.
+
+    Args:
+        backbone: frozen.
+        images: N images.
+        image_size: side of the crops, pixels.
+        vector: which.
+        runtime: device, workers, progress, and the store that keeps what was found.
+        what: names the images where progress is shown.
+    """
+    return frozen_vectors(
+        backbone,
+        images,
+        image_size=image_size,
+        vectors=(vector,),
+        workers=runtime.workers,
+        device=runtime.device,
+        progress=lambda total: runtime.progress(f"features of the {what} images", total),
+        store=runtime.store,
+    )[vector]
 
 
 def measure_vectors(vectors: tuple[Vector, ...], evaluate: Callable[[Vector], Outcome]) -> Outcome:

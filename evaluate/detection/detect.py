@@ -13,10 +13,10 @@ and resamples them each time), biases are not decayed, jittered images are padde
 torchvision's detectors stand in for detectron2's. Made alike: RoIAlign's half-pixel correction and adaptive
 sampling, number of boxes before and after suppression, all layers trained, BatchNorm trained (also in the
 pyramid and heads of 4conv1fc). Not alike, so numbers may differ a little: smooth L1 has its corner at 1/9
-instead of 0; BatchNorm counts one process's images (no SyncBN over several) and tests with its running
-statistics (no PreciseBN); VOC's difficult objects and COCO's crowds are left out of training, where
-detectron2 trains on the difficult ones. Scores above .05 count, at most 100 an image. One process, no
-accumulation.
+instead of 0; BatchNorm tests with its running statistics (no PreciseBN); VOC's difficult objects and COCO's
+crowds are left out of training, where detectron2 trains on the difficult ones; the losses are means over the
+whole batch, where detectron2 takes the mean over its processes' means. Scores above .05 count, at most 100
+an image. BatchNorm normalises over the whole batch, synchronised where several processes share it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ...models.stage_rates import fine_tuning_groups
 from ..batches import TaskBatches, ordered_batches
 from ..finetune import Curve, train
 from ..pictures import detection_picture
+from ..processes import first_alone, gather_to_first, share, together
 from ..result import Outcome
 from ..settings import Runtime, parameters
 from .data import DetectionSamples, LabelledObjects, coco_truth, collate_lists
@@ -48,11 +49,12 @@ from .vitdet import build_vitdet
 from .voc_metric import Detections, Truth, voc_mean_ap
 
 PICTURES = 6
+TEST_BATCH = 8  # images
 
 
 @dataclass
 class _Found:
-    """Detections of all test images, as COCO's and VOC's evaluators take them."""
+    """Detections of a process's test images, as COCO's and VOC's evaluators take them."""
 
     boxes: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
@@ -107,15 +109,21 @@ def evaluate_detection(
         collate=collate_lists,
     )
     curve = _train(detector, backbone, batches, protocol, seed, runtime, {"masks": masks, **(identity or {})})
-    found = _predict(detector.eval(), test_data, runtime, masks=masks)
-    metrics, per_class = measure(found.boxes, found.masks if masks else None, test_data)
-    return Outcome(
-        metrics=metrics,
-        per_class=per_class,
-        curves={"loss": curve},
-        pictures=found.pictures,
-        per_image=match_detections(found.boxes, test_data),
-    )
+    parts = gather_to_first(_predict(detector.eval(), test_data, runtime, masks=masks))
+
+    def count() -> Outcome:
+        boxes = [row for part in parts for row in part.boxes]
+        outlines = [row for part in parts for row in part.masks] if masks else None
+        metrics, per_class = measure(boxes, outlines, test_data)
+        return Outcome(
+            metrics=metrics,
+            per_class=per_class,
+            curves={"loss": curve},
+            pictures=[picture for part in parts for picture in part.pictures],
+            per_image=match_detections(boxes, test_data),
+        )
+
+    return first_alone(count)
 
 
 def _build(
@@ -148,7 +156,7 @@ def _train(
 ) -> Curve:
     """Fine-tune the detector; give the loss curve."""
     return train(
-        DetectionTask(detector),
+        DetectionTask(detector, seed=seed),
         batches,
         steps=protocol.steps,
         optimizer=OptimizerSettings(
@@ -174,16 +182,22 @@ def _train(
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _predict(detector: nn.Module, data: LabelledObjects, runtime: Runtime, *, masks: bool) -> _Found:
-    """Run the detector over all test images."""
+    """Run the detector over this process's test images."""
     found = _Found()
     shown = {round(position) for position in np.linspace(0, len(data) - 1, min(PICTURES, len(data)))}
     samples = DetectionSamples(data, train=False)
-    number = 0
-    with runtime.progress("test images", len(samples)) as advance:
+    mine = share(len(samples), TEST_BATCH)
+    number = mine.start
+    with together(), runtime.progress("test images", len(mine)) as advance:
         for images, targets in ordered_batches(
-            samples, batch_size=8, workers=runtime.workers, device=runtime.device, collate=collate_lists
+            samples,
+            batch_size=TEST_BATCH,
+            indices=mine,
+            workers=runtime.workers,
+            device=runtime.device,
+            collate=collate_lists,
         ):
             outputs = detector([image.float() / 255 for image in images])
             for image, target, output in zip(images, targets, outputs, strict=True):

@@ -26,6 +26,7 @@ from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
 from ...pretrain.methods.base import Output
 from ..batches import TaskBatch
+from .counted import count_draws
 from .protocols import DetectorShape, DetectorSizes
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -271,14 +272,17 @@ def _with_pyramid(backbone: Backbone, width: int, norm: type[nn.Module] | None) 
 class DetectionTask(nn.Module):
     """A detector as the training loop sees it: a batch in, the sum of its losses out."""
 
-    def __init__(self, detector: nn.Module) -> None:
-        """Hold the detector."""
+    def __init__(self, detector: nn.Module, *, seed: int = 0) -> None:
+        """Hold the detector, whose draws depend on (seed, step, image) from now on."""
         super().__init__()
         self.detector = detector
+        self._draws = count_draws(detector, seed)
 
     def forward(self, batch: TaskBatch) -> Output:
         """Loss of a batch of (images, list of (3, H, W) uint8; targets, list of dictionaries)."""
         images, targets = batch.values
+        self._draws.begin(batch)
         losses: dict[str, Tensor] = self.detector([image.float() / 255 for image in images], targets)
+        losses = self._draws.weighted(losses)
         total = torch.stack(list(losses.values())).sum()
         return Output(loss=total, loss_terms={name: value.detach() for name, value in losses.items()})

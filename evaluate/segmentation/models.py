@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...common.errors import UserError
+from ...engine.distributed import reduce_sum, world_size
 from ...models.backbones.base import Backbone
 from ...models.backbones.resnet import ResNetBackbone
 from ...models.preprocess import normalize
@@ -23,13 +24,15 @@ from .data import IGNORE
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy over the pixels that count, logits (B, K, S, S) enlarged bilinearly to labels (B, H, W).
 
-    A batch without any counted pixel gives 0 instead of 0 / 0.
+    A batch without any counted pixel gives 0 instead of 0 / 0. With several processes the mean over their
+    losses is that of the whole batch, wherever its void pixels lie.
     """
     enlarged = functional.interpolate(
         logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False
     )
     summed = functional.cross_entropy(enlarged, labels.long(), ignore_index=IGNORE, reduction="sum")
-    return summed / (labels != IGNORE).sum().clamp(min=1)
+    counted = reduce_sum((labels != IGNORE).sum())
+    return summed * world_size() / counted.clamp(min=1)
 
 
 def joined_maps(backbone: Backbone, images: Tensor, names: Sequence[str]) -> Tensor:

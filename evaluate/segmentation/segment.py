@@ -5,9 +5,9 @@ computed once, and a 1x1 convolution on the map is trained with cross-entropy fo
 `map` names another map than the last, or several that are joined.
 `seg-densecl-fcn8` and `seg-moco-fcn16` fine-tune a dilated ResNet with an FCN head: DenseCL's protocol
 (arXiv 2011.09157, section 4.1: mmsegmentation's fcn_r50-d8, 20k iterations) and MoCo's (arXiv 1911.05722,
-appendix A.4, 30k iterations). Differences from both: plain BatchNorm in one process instead of synchronised;
-no photometric distortion; tests at the image's own size, one scale. Maps are enlarged bilinearly to the
-label's own size, where the IoU is counted.
+appendix A.4, 30k iterations). BatchNorm normalises over the whole batch, synchronised where several
+processes share it. Differences from both: no photometric distortion; tests at the image's own size, one
+scale. Maps are enlarged bilinearly to the label's own size, where the IoU is counted.
 `ade-upernet` fine-tunes a plain ViT as MAE is measured on ADE20K (arXiv 2111.06377, section 5, by
 mmsegmentation's configuration), `seg-upernet-small` a ViT or any pyramid at small input. Differences: as
 above, but tests slide a window over images resized to one short side; crops are taken whatever classes they
@@ -25,7 +25,6 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchvision.transforms.v2 import functional as pixels
 
 from ...common.errors import UserError
@@ -36,17 +35,17 @@ from ...models.preprocess import normalize
 from ...models.stage_rates import fine_tuning_groups
 from ..batches import TaskBatches, ordered_batches
 from ..finetune import Curve, train
-from ..pictures import segmentation_picture
+from ..processes import first_alone, gather_to_first, share, together
 from ..result import Outcome
 from ..settings import Runtime, parameters
 from .data import LabelledPixels
-from .miou import class_counts, class_iou, confusion_matrix, segmentation_metrics
+from .measure import measure_segmentation
 from .models import FcnSegmenter, SegProbe, joined_maps
 from .protocols import FcnProtocol, FineTunedProtocol, ProbeProtocol, UPerNetProtocol
 from .samples import ResizedSamples, SegmentationCrops
 from .upernet import UPerNet, sliding_logits
 
-PICTURES = 6  # test images shown in the report
+MAPS_BATCH = 32  # images whose maps are computed together
 
 
 def evaluate_segmentation(
@@ -79,14 +78,15 @@ def evaluate_segmentation(
         logits_of, curve = _run_fcn(backbone, train_data, protocol, seed, runtime, config)
     else:
         logits_of, curve = _run_upernet(backbone, train_data, protocol, seed, runtime, config)
-    return _measure(logits_of, test_data, runtime, curve)
+    return measure_segmentation(logits_of, test_data, runtime, curve)
 
 
 class _Maps:
-    """Maps that were computed once, with their labels."""
+    """Maps (N, C, S, S) that were computed once, with their labels (N, H, W); given in batches."""
 
-    def __init__(self, maps: Tensor, labels: Tensor) -> None:
-        self.maps, self.labels = maps, labels
+    def __init__(self, maps: list[Tensor], labels: list[Tensor]) -> None:
+        none = [torch.empty(0)]  # on other processes than the first
+        self.maps, self.labels = torch.cat(maps or none), torch.cat(labels or none)
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -103,24 +103,34 @@ def _run_probe(
     runtime: Runtime,
     config: dict[str, Any],
 ) -> tuple[Callable[[Tensor], Tensor], Curve]:
-    """Train the 1x1 convolution; give the function from an image to its logits, and the loss curve."""
+    """Train the 1x1 convolution; give the function from an image to its logits, and the loss curve.
+
+    Several processes share the maps and the tests; the training in between, which is short, is the first's.
+    """
     names = protocol.map or (backbone.last,)
     backbone.check_maps(names)
     backbone.to(runtime.device).eval()
-    maps, labels = _frozen_maps(backbone, names, data, protocol, runtime)
-    mean = maps.double().mean(dim=(0, 2, 3)).float()
-    std = maps.double().std(dim=(0, 2, 3)).float()
-    probe = SegProbe(mean, std, data.classes)
-    curve = train(
-        probe,
-        TaskBatches(_Maps(maps, labels), batch_size=protocol.batch_size, seed=seed, device=runtime.device),
-        steps=protocol.steps,
-        optimizer=_sgd(protocol),
-        schedule=ScheduleSettings(name="cosine"),
-        seed=seed,
-        runtime=runtime,
-        config=config,
-    )
+    found = _frozen_maps(backbone, names, data, protocol, runtime)
+
+    def fit() -> tuple[dict[str, Tensor], Curve]:
+        mean, std = found.maps.double().mean(dim=(0, 2, 3)), found.maps.double().std(dim=(0, 2, 3))
+        probe = SegProbe(mean.float(), std.float(), data.classes)
+        curve = train(
+            probe,
+            TaskBatches(found, batch_size=protocol.batch_size, seed=seed, device=runtime.device),
+            steps=protocol.steps,
+            optimizer=_sgd(protocol),
+            schedule=ScheduleSettings(name="cosine"),
+            seed=seed,
+            runtime=runtime,
+            config=config,
+        )
+        return {name: value.cpu() for name, value in probe.state_dict().items()}, curve
+
+    state, curve = first_alone(fit)
+    probe = SegProbe(state["mean"].flatten(), state["std"].flatten(), data.classes)
+    probe.load_state_dict(state)
+    probe.to(runtime.device).eval()
 
     def logits_of(image: Tensor) -> Tensor:
         resized = pixels.resize(image, [protocol.height, protocol.width], antialias=True)
@@ -135,20 +145,26 @@ def _frozen_maps(
     data: LabelledPixels,
     protocol: ProbeProtocol,
     runtime: Runtime,
-) -> tuple[Tensor, Tensor]:
-    """The named maps (N, C, S, S) float32, joined, and reduced labels of all training images, in memory.
+) -> _Maps:
+    """The named maps (N, C, S, S) float32, joined, and reduced labels, in the first process's memory.
 
     Raises:
         UserError: if they would fill more than half of the free memory.
     """
     maps: list[Tensor] = []
     labels: list[Tensor] = []
+    mine = share(len(data), MAPS_BATCH)
     with (
-        torch.inference_mode(),
-        runtime.progress("maps of the training images", len(data)) as advance,
+        together(),
+        torch.no_grad(),
+        runtime.progress("maps of the training images", len(mine)) as advance,
     ):
         for images, reduced in ordered_batches(
-            ResizedSamples(data, protocol), batch_size=32, workers=runtime.workers, device=runtime.device
+            ResizedSamples(data, protocol),
+            batch_size=MAPS_BATCH,
+            indices=mine,
+            workers=runtime.workers,
+            device=runtime.device,
         ):
             found = joined_maps(backbone, normalize(images), names).cpu()
             needed = found[0].nbytes * len(data)
@@ -162,7 +178,8 @@ def _frozen_maps(
             maps.append(found)
             labels.append(reduced.cpu())
             advance(len(images))
-    return torch.cat(maps).clone(), torch.cat(labels).clone()
+    parts = gather_to_first((maps, labels))
+    return _Maps([each for part in parts for each in part[0]], [each for part in parts for each in part[1]])
 
 
 def _sgd(protocol: ProbeProtocol | FcnProtocol) -> OptimizerSettings:
@@ -260,39 +277,4 @@ def _crop_batches(
         seed=seed,
         workers=runtime.workers,
         device=runtime.device,
-    )
-
-
-@torch.inference_mode()
-def _measure(
-    logits_of: Callable[[Tensor], Tensor], data: LabelledPixels, runtime: Runtime, curve: Curve
-) -> Outcome:
-    """Predict every test image at the size of its labels; count IoU; keep a few pictures."""
-    confusion = torch.zeros(data.classes, data.classes, dtype=torch.int64)
-    counts = torch.zeros(len(data), data.classes, 3, dtype=torch.int64)
-    shown = {round(position) for position in np.linspace(0, len(data) - 1, min(PICTURES, len(data)))}
-    pictures = []
-    with runtime.progress("test images", len(data)) as advance:
-        for index in range(len(data)):
-            image, labels = data.read(index)
-            logits = logits_of(image[None].to(runtime.device))
-            enlarged = functional.interpolate(
-                logits.float(), size=labels.shape, mode="bilinear", align_corners=False
-            )
-            predicted = enlarged[0].argmax(0).cpu()
-            found = confusion_matrix(labels, predicted, data.classes)
-            confusion += found
-            counts[index] = class_counts(found)
-            if index in shown:
-                name = data.images[index].name
-                pictures.append((name, segmentation_picture(image, labels, predicted, data.classes)))
-            advance(1)
-    ious = class_iou(confusion)
-    return Outcome(
-        metrics=segmentation_metrics(confusion),
-        per_class=dict(zip(data.names, ious, strict=True)),
-        confusion=confusion.tolist(),
-        curves={"loss": curve},
-        pictures=pictures,
-        per_image={"counts": counts.numpy()},
     )
