@@ -41,6 +41,7 @@ from hapicl.common.atomic_files import atomic_write
 from hapicl.common.errors import UserError, did_you_mean
 from hapicl.data.images.folder import find_images
 from hapicl.engine.stop import EXIT_STOPPED, Stopped, raise_on_signals
+from hapicl.evaluate.features import FeatureStore
 from hapicl.evaluate.finetune import RunStopped
 from hapicl.evaluate.result import read_result, write_result
 from hapicl.evaluate.settings import Request, Runtime
@@ -217,26 +218,37 @@ def do(plan: Plan, job: Job) -> None:
 def _train_and_measure(plan: Plan, job: Job) -> None:
     row = ROWS[job.row]
     weights = row.weights or str(pretrain_row(row, job.seed, plan))
+    features = FeatureStore()  # kNN and the cached probe read the same images
     for column in columns(plan.scale, plan.data, plan.work):
         out = cell_file(plan.work, column.title, row.name, job.seed)
         if column.title not in job.titles or is_result(out, row.name):
             continue
         plan.left()
-        result = measure(plan, row, job.seed, column, weights, out.with_suffix(".runs"))
+        result = measure(plan, row, job.seed, column, weights, out.with_suffix(".runs"), features)
         write_result({**result, "row": row.name, "column": column.title}, out)
         value, seconds = result["mean"][result["headline"]], result["runs"][0]["seconds"]
         print(f"{row.name} seed {job.seed}: {column.title} {100 * value:.1f} ({seconds:.0f} s)", flush=True)
 
 
-def measure(plan: Plan, row: Row, seed: int, column: Column, weights: str, folder: Path) -> dict[str, Any]:
-    """Measure one cell."""
+def measure(
+    plan: Plan,
+    row: Row,
+    seed: int,
+    column: Column,
+    weights: str,
+    folder: Path,
+    features: FeatureStore,
+) -> dict[str, Any]:
+    """Measure one cell; features of the row's other cells are taken from the store."""
     request = Request(
         weights=weights,
         protocol="",
         arch=None if row.method else row.arch,
         stem=plan.scale.vit_stem if row.is_vit else plan.scale.resnet_stem,
         seed=seed,
-        runtime=Runtime(device=torch.device(plan.device), workers=plan.workers, folder=folder),
+        runtime=Runtime(
+            device=torch.device(plan.device), workers=plan.workers, folder=folder, store=features
+        ),
         say=lambda text: None,
     )
     try:

@@ -87,7 +87,7 @@ def frozen_vectors(
     if store is None:
         return make(vectors)
     every: tuple[Vector, ...] = ("mean", "class") if "class" in backbone.channels else ("mean",)
-    kinds = tuple(dict.fromkeys((*vectors, *every)))
+    kinds = tuple(sorted({*vectors, *every}))  # one key whichever of them is asked for
     key = (_fingerprint(backbone), images, image_size, kinds)
     return store.find(key, lambda: make(kinds))
 
