@@ -74,7 +74,7 @@ class _Home(NamedTuple):
     extra: str | None
 
 
-DASHBOARDS: dict[DashboardName, _Home] = {
+DASHBOARDS: dict[str, _Home] = {  # for each `DashboardName`
     "tensorboard": _Home("tensorboard_events", "TensorBoardEvents", "tensorboard", None),
     "wandb": _Home("wandb_run", "WandbRun", "wandb", "wandb"),
     "mlflow": _Home("mlflow_run", "MlflowRun", "mlflow", "mlflow"),
@@ -151,7 +151,7 @@ def open_feed(name: str, facts: RunFacts) -> Feed:
         UserError: if its library is not installed, or wants something of the user first.
     """
     check_installed([name])
-    home = DASHBOARDS[name]  # type: ignore[index]
+    home = DASHBOARDS[name]
     kind = getattr(importlib.import_module(f".{home.module}", __package__), home.kind)
     return Feed(name, lambda: kind(facts))
 
@@ -163,7 +163,7 @@ def check_installed(names: Sequence[str]) -> None:
         UserError: says what to install.
     """
     for name in names:
-        home = DASHBOARDS[name]  # type: ignore[index]
+        home = DASHBOARDS[name]
         if importlib.util.find_spec(home.library) is None:
             raise UserError(f"--logger {name} needs {home.library}: pip install 'hapicl[{home.extra}]'")
 

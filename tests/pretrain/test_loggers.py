@@ -4,7 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from small_run import CONFIG, OPTIONS, arguments, draw_images, write_box_masks
+from small_run import OPTIONS, arguments, draw_images, write_box_masks
 
 from hapicl.cli import command_line
 from hapicl.common.config import build
@@ -12,6 +12,8 @@ from hapicl.common.errors import UserError
 from hapicl.pretrain.config.resolve import resolve
 from hapicl.pretrain.config.settings import RunSettings
 from hapicl.pretrain.train import pretrain
+
+SMALL = {**OPTIONS, "method": "hapicl_s", "arch": "timm:test_resnet", "image_size": 128, "steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def masks(tmp_path_factory):
 
 
 def run(masks, out, **changes):
-    settings, _ = resolve({"masks": masks, "out": str(out), **OPTIONS, **CONFIG, "steps": 2} | changes)
+    settings, _ = resolve({"masks": masks, "out": str(out), **SMALL} | changes)
     return pretrain(settings, show=False)
 
 
@@ -36,7 +38,7 @@ def test_names_come_as_a_list_or_with_commas_and_none_stands_alone():
 
 
 def test_a_run_without_dashboards_keeps_its_numbers(tmp_path, masks):
-    words = arguments({"masks": masks, "out": tmp_path / "run", **OPTIONS, **CONFIG, "steps": 1})
+    words = arguments({"masks": masks, "out": tmp_path / "run", **SMALL})
     result = CliRunner().invoke(command_line, ["pretrain", *words, "--logger", "none"])
     assert result.exit_code == 0, result.output
     left = {path.name for path in (tmp_path / "run").iterdir()}
