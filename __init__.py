@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import evaluate
     from .common.errors import UserError
     from .data.masks.reader import MaskReader
+    from .evaluate.embedding.embed import embed
     from .evaluate.functions import compare
     from .maskgen.building.build import build_masks
     from .maskgen.pipeline import foreground, segment
@@ -35,6 +36,7 @@ __all__ = [
     "UserError",
     "build_masks",
     "compare",
+    "embed",
     "evaluate",
     "foreground",
     "load_backbone",
@@ -50,6 +52,7 @@ _HOME = {
     "UserError": "common.errors",
     "build_masks": "maskgen.building.build",
     "compare": "evaluate.functions",
+    "embed": "evaluate.embedding.embed",
     "foreground": "maskgen.pipeline",
     "load_backbone": "models.weights",
     "resolve": "pretrain.config.resolve",

@@ -12,6 +12,8 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 import hapicl
@@ -41,6 +43,7 @@ def workplace(tmp_path, photo_folder, monkeypatch):
     build_masks("photos", "masks.h5", "fast")
     write_labelled(tmp_path / "labelled")
     write_streets(tmp_path / "streets")
+    torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
     return tmp_path
 
 
@@ -80,7 +83,8 @@ def test_every_name_is_offered_and_has_an_example_that_runs(workplace):
 
     finder = doctest.DocTestFinder(recurse=False, exclude_empty=False)
     for name, value in examples():
-        (test,) = finder.find(value, name, globs={"hapicl": hapicl, name: value})
+        known = {**vars(sys.modules[value.__module__]), "hapicl": hapicl}
+        (test,) = finder.find(value, name, globs=known)
         assert test.examples, f"{name} has no example"
         result = doctest.DocTestRunner(verbose=False).run(test)
         assert result.failed == 0, f"the example of {name}"
@@ -165,7 +169,7 @@ def test_the_notebook_of_the_docs_runs_from_an_installed_wheel(installed, reposi
             Image.fromarray(picture[:64, :64]).save(tmp_path / folder / f"{number}.png")
     text = (repository / "docs/notebook.md").read_text(encoding="utf-8")
     cells = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(cells) == 5
+    assert len(cells) == 6
     check = "import hapicl.pretrain.train; print(hapicl.__file__)\n"
     script = tmp_path / "notebook.py"
     script.write_text(

@@ -105,6 +105,11 @@ def embed(
 
     Raises:
         UserError: for weights, images or a place that do not serve, or a file of other features at `out`.
+
+    Examples:
+        >>> summary = embed("resnet18.pth", "photos", "features.npz", EmbedSettings(image_size=64))
+        >>> summary.images, summary.shape
+        (8, (512,))
     """
     settings, target = settings or EmbedSettings(), Path(out)
     check_kind(target)
