@@ -52,7 +52,12 @@ def draw_for_all(module: nn.Module) -> None:
 
 
 def _replacement(layer: nn.Module) -> GlobalDropout | None:
-    """What stands for a layer; None for one that does not drop."""
+    """What stands for a layer; None for one that does not drop.
+
+    One that is off stays: timm's attention reads the probability off its layer.
+    """
+    if isinstance(layer, nn.Dropout) and not layer.p:
+        return None
     if isinstance(layer, nn.Dropout):
         return GlobalDropout(layer.p, "value")
     if isinstance(layer, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):

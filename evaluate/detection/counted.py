@@ -8,6 +8,8 @@ mean over the whole batch; so a training of several processes is that of one, up
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,10 +39,18 @@ class Counter:
         """Stand at the first batch."""
         self.seed, self.step, self.first = seed, 0, 0
 
-    def seed_torch(self, image: int, purpose: str) -> None:
-        """Seed torch's generators for the draws of this process's `image`th image."""
+    @contextmanager
+    def drawing(self, image: int, purpose: str) -> Iterator[None]:
+        """Seed torch's generators for the draws of this process's `image`th image; put them back afterwards.
+
+        What the network draws itself, such as drop path, is drawn alike by all processes and must stay so.
+        """
         draw = counter_generator(self.seed, self.step, self.first + image, 0, purpose)
-        torch.manual_seed(int(draw.integers(2**63)))
+        on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        devices = [torch.cuda.current_device()] if on_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(draw.integers(2**63)))
+            yield
 
 
 class CountedTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
@@ -61,9 +71,9 @@ class CountedTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
     def torch_choice(self, k: Any) -> int:
         """Draw the short side of the next image; called once for each in training."""
-        self.counter.seed_torch(self.drawn, "short side")
+        with self.counter.drawing(self.drawn, "short side"):
+            side: int = super().torch_choice(k)
         self.drawn += 1
-        side: int = super().torch_choice(k)
         return side
 
     def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
@@ -89,8 +99,8 @@ class CountedSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
         objects: list[Tensor] = []
         background: list[Tensor] = []
         for image, matched in enumerate(matched_idxs):
-            self.counter.seed_torch(image, self.purpose)
-            chosen = super().__call__([matched])
+            with self.counter.drawing(image, self.purpose):
+                chosen = super().__call__([matched])
             objects += chosen[0]
             background += chosen[1]
         found = torch.cat(objects).sum()

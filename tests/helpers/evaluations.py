@@ -9,6 +9,7 @@ import time
 
 import torch
 from click.testing import CliRunner
+from small_vit import small_vit
 from torch import nn
 
 from hapicl.cli import command_line
@@ -180,11 +181,54 @@ def tuned_detector(runtime, folder):
     return plain(found), backbone.state_dict()
 
 
+def vit():
+    """Two blocks of width 48 on patches of 8 pixels, the same weights everywhere."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return small_vit(SIDE)
+
+
+def moved(backbone):
+    """The weights of a ViT but for biases of keys, whose gradient is rounding alone, by which AdamW moves."""
+    return {name: value for name, value in backbone.state_dict().items() if not name.endswith("qkv.bias")}
+
+
+def tuned_upernet(runtime, folder):
+    """UPerNet on a ViT with drop path, dropped channels and BatchNorm on a context of one cell."""
+    protocol = segmenters.PROTOCOLS["seg-upernet-small"].replace(
+        crop=SIDE, side=SIDE, steps=2, batch_size=4, channels=8, auxiliary_channels=8, drop_path=0.5
+    )
+    backbone = vit()
+    found = segment.evaluate_segmentation(backbone, *halves(folder), protocol, seed=3, runtime=runtime)
+    return plain(found), moved(backbone)
+
+
+def tuned_vitdet(runtime, folder):
+    """ViTDet with masks, drop path and jitter, which leaves some images without an object."""
+    shape = detectors.PROTOCOLS["detect-small-vit"].shape.replace(
+        short_sides=(64,),
+        long_side=64,
+        anchors=(8, 16, 24, 32, 48),
+        regions=8,
+        channels=8,
+        hidden=8,
+        window=4,
+    )
+    protocol = detectors.PROTOCOLS["detect-small-vit"].replace(
+        shape=shape, steps=2, batch_size=4, drop_path=0.5, jitter=(0.5, 2.0)
+    )
+    backbone = vit()
+    found = detect.evaluate_detection(backbone, *squares(folder), protocol, seed=3, runtime=runtime)
+    return plain(found), moved(backbone)
+
+
 TUNED = {
     "linear": tuned_linear,
     "semi": tuned_semi,
     "segmenter": tuned_segmenter,
+    "upernet": tuned_upernet,
     "detector": tuned_detector,
+    "vitdet": tuned_vitdet,
 }
 
 
