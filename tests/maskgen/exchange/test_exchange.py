@@ -172,6 +172,11 @@ def test_coco_files_of_other_images_sizes_or_kinds_are_explained(tmp_path, folde
     del content["images"][1]
     content["annotations"][2]["segmentation"] = {"counts": [3]}
     (tmp_path / "coco.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"names 2 of the 3 images .* the first is a/one\.jpg: .* \(41, 60\)"):
+        import_coco(tmp_path / "coco.json", folder[0], tmp_path / "masks.h5")
+    for entry in content["images"]:
+        entry["file_name"] = f"elsewhere/{entry['file_name']}"
+    (tmp_path / "coco.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="names none of the 3 images"):
         import_coco(tmp_path / "coco.json", folder[0], tmp_path / "masks.h5")
     (tmp_path / "coco.json").write_text("{}")
