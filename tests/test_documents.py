@@ -16,7 +16,7 @@ from hapicl.cli import command_line
 from hapicl.common.errors import UserError
 from hapicl.pretrain.config.recipe_files import load_recipe
 from hapicl.pretrain.config.resolve import resolve
-from hapicl.pretrain.config.settings import OF_A_START, SESSION, RunSettings, without_effect
+from hapicl.pretrain.config.settings import INPUTS, OF_A_START, SESSION, RunSettings, without_effect
 from hapicl.pretrain.methods.registry import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -114,6 +114,7 @@ def test_the_recipe_on_the_page_states_every_setting_of_a_training(shown_recipe)
     recipe = load_recipe(str(shown_recipe))
     instead = {"limit", "steps"}  # of all images, of epochs
     instead |= {*OF_A_START, "feature_pull_on"}  # of runs that start from weights
+    instead |= set(INPUTS)  # of images that are no photographs
     assert recipe.keys() == (RunSettings.model_fields.keys() - SESSION - instead) | {"about"}
     settings, notes = resolve({"masks": "masks.h5"}, recipe=str(shown_recipe))
     assert notes == [f"settings from recipe {shown_recipe}"]
