@@ -175,7 +175,7 @@ def _neighbours(folder):
     values[5] = values[0] + 0.001
     weights = {"spec": LONG, "sha256": "a" * 64, "arch": "resnet18", "stem": "no_pool", "method": "densecl"}
     about = {"weights": weights, "gives": "mean", "shape": [4], "image_size": 64, "resize": 73}
-    about |= {"images": str(folder / "images"), "versions": {"hapicl": "1", "torch": "2"}}
+    about |= {"images": str(folder / "images"), "versions": {"hapicl": "1", "torch": "2"}, "inputs": {}}
     about["unreadable"] = {f"{LONG}/broken.png": "empty file"}
     shown = show_neighbours(FeatureFile(store.paths(), values, about), store, k=3, threshold=0.98)
     (folder / "neighbours.html").write_text(shown.html, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Images of a store as centre crops, in order; one that cannot be read is a reason, not an end.
 
-Shape legend: B images, S side of the crop in pixels.
+Shape legend: B images, C channels, S side of the crop in pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...data.images.decode import ImageError
+from ...data.images.inputs import RGB, Inputs
 from ...data.images.store import ImageStore, read_pixels
 from ...models.preprocess import as_tensor, centre_crop, default_resize
 
@@ -22,30 +23,30 @@ class CropBatch:
     """Crops of some rows, and why others of them have none."""
 
     rows: list[int]
-    crops: Tensor  # (B, 3, S, S) uint8, one for each of `rows`
+    crops: Tensor  # (B, C, S, S) uint8, one for each of `rows`
     unreadable: dict[int, str]  # row -> reason
 
 
 class _Crops(Dataset[tuple[int, Tensor | str]]):
     """A crop by row, or the reason why there is none."""
 
-    def __init__(self, store: ImageStore, paths: Sequence[str], image_size: int) -> None:
-        self.store, self.paths, self.image_size = store, paths, image_size
+    def __init__(self, store: ImageStore, paths: Sequence[str], image_size: int, inputs: Inputs) -> None:
+        self.store, self.paths, self.image_size, self.inputs = store, paths, image_size, inputs
 
     def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
         try:
-            return row, read_crop(self.store, self.paths[row], self.image_size)
+            return row, read_crop(self.store, self.paths[row], self.image_size, self.inputs)
         except ImageError as error:
             return row, error.reason
 
 
-def read_crop(store: ImageStore, path: str, image_size: int) -> Tensor:
-    """One image's centre crop, as evaluations take it: (3, S, S) uint8.
+def read_crop(store: ImageStore, path: str, image_size: int, inputs: Inputs = RGB) -> Tensor:
+    """One image's centre crop, as evaluations take it: (C, S, S) uint8.
 
     Raises:
         ImageError: if it cannot be read.
     """
-    image = read_pixels(store, path, reduce_to=default_resize(image_size))
+    image = read_pixels(store, path, reduce_to=default_resize(image_size), reader=inputs.reader)
     return centre_crop(as_tensor(image), crop=image_size)
 
 
@@ -55,6 +56,7 @@ def crop_batches(
     batches: Sequence[list[int]],
     *,
     image_size: int,
+    inputs: Inputs = RGB,
     workers: int = 0,
 ) -> Iterator[CropBatch]:
     """Read batches of rows, in their order whatever the number of processes.
@@ -63,10 +65,11 @@ def crop_batches(
         store, paths: the images; a row is a place in `paths`.
         batches: rows that are read together.
         image_size: S.
+        inputs: what is read of a file.
         workers: processes that read; 0 reads here.
     """
     loader = DataLoader(
-        _Crops(store, paths, image_size),
+        _Crops(store, paths, image_size, inputs),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,

@@ -148,8 +148,8 @@ class _Extract:
 
     @torch.inference_mode()
     def __call__(self, crops: Tensor) -> Values:
-        """(B, 3, H, W) uint8 to (B, C) or (B, C, S, S)."""
-        images = normalize(crops.to(self.device))
+        """(B, channels, H, W) uint8 to (B, C) or (B, C, S, S)."""
+        images = normalize(crops.to(self.device), self.backbone.inputs)
         if self.vector is None:
             values = self.backbone(images)[self.backbone.last]
         else:
@@ -173,6 +173,7 @@ def _plan(
         "gives": extract.vector or "map",
         "image_size": size,
         "resize": default_resize(size),
+        "inputs": extract.backbone.inputs.as_texts(),
         "batch_size": batch_size,
         "images": images,
         "paths_digest": paths_digest(paths),
@@ -237,7 +238,14 @@ def _make_parts(
         progress(images_done, len(paths), failures)
     todo = sorted(set(range(-(-len(paths) // PART_IMAGES))) - set(done))
     planned = [(number, rows) for number in todo for rows in _batches(number, len(paths), batch_size)]
-    read = crop_batches(store, paths, [rows for _, rows in planned], image_size=image_size, workers=workers)
+    read = crop_batches(
+        store,
+        paths,
+        [rows for _, rows in planned],
+        image_size=image_size,
+        inputs=extract.backbone.inputs,
+        workers=workers,
+    )
     numbered = zip((number for number, _ in planned), read, strict=True)
     for number, group in itertools.groupby(numbered, key=lambda pair: pair[0]):
         failures += _write_part(folder.part_path(number), (batch for _, batch in group), extract, paths)

@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...common.page import Block, Folded, Note, Picture, Pictures, Section, Table, page
 from ...common.randomness import counter_generator
 from ...common.terminal.printable import printable
+from ...common.types import Pixels
+from ...data.images.inputs import Inputs, inputs_of
 from ...data.images.store import ImageStore
+from ...models.preprocess import as_rgb
 from .crops import read_crop
 from .files import FeatureFile
 from .neighbours import Duplicates, near_duplicates, nearest
@@ -56,12 +60,13 @@ def show_neighbours(
     # Parquet's text holds no names that are not UTF-8, so they are looked up by what stands there for them
     known = {printable(path): path for path in store.paths()}
     features = replace(features, paths=[known.get(path, path) for path in features.paths])
+    inputs = inputs_of(features.about["inputs"])
     vectors = torch.from_numpy(features.values)
     found = near_duplicates(vectors, threshold, advance=advance)
     summary = f"{found.count:,} pairs of {len(features.paths):,} images have a cosine above {threshold}"
     sections = [
-        Section("Nearest neighbours", _neighbours(features, store, k)),
-        Section("Near-duplicates", _duplicates(features.paths, store, found, summary)),
+        Section("Nearest neighbours", _neighbours(features, store, k, inputs)),
+        Section("Near-duplicates", _duplicates(features.paths, store, found, summary, inputs)),
         *_unreadable(features.about["unreadable"]),
         Section("How it was made", [Table((), _facts(features))]),
     ]
@@ -70,7 +75,7 @@ def show_neighbours(
     return Shown(page(title, sections, lead=lead), _as_csv(features.paths, found), summary)
 
 
-def _neighbours(features: FeatureFile, store: ImageStore, k: int) -> list[Block]:
+def _neighbours(features: FeatureFile, store: ImageStore, k: int, inputs: Inputs) -> list[Block]:
     """Some images, each with those that are nearest to it."""
     count = len(features.paths)
     if count < 2:
@@ -82,16 +87,18 @@ def _neighbours(features: FeatureFile, store: ImageStore, k: int) -> list[Block]
         f"{len(queries)} images drawn at random, each followed by its nearest; below each its cosine."
     ]
     for query, values, near in zip(queries, cosines.tolist(), rows.tolist(), strict=True):
-        pictures = [_thumbnail(store, features.paths[query], "this one")]
+        pictures = [_thumbnail(store, features.paths[query], "this one", inputs)]
         pictures += [
-            _thumbnail(store, features.paths[row], f"{value:.3f}")
+            _thumbnail(store, features.paths[row], f"{value:.3f}", inputs)
             for value, row in zip(values, near, strict=True)
         ]
         blocks += [features.paths[query], Pictures(pictures, minimum=96)]
     return blocks
 
 
-def _duplicates(paths: Sequence[str], store: ImageStore, found: Duplicates, summary: str) -> list[Block]:
+def _duplicates(
+    paths: Sequence[str], store: ImageStore, found: Duplicates, summary: str, inputs: Inputs
+) -> list[Block]:
     """The most alike pairs as pictures, more as a table."""
     blocks: list[Block] = [
         f"{summary}. What a cosine means depends on the backbone: look at the pictures, and choose another "
@@ -101,7 +108,7 @@ def _duplicates(paths: Sequence[str], store: ImageStore, found: Duplicates, summ
         blocks.append(Note("That is more than one for each image: the threshold is low for this backbone."))
     cards = [
         Picture(
-            _pair(store, paths[first], paths[second]),
+            _pair(store, paths[first], paths[second], inputs),
             f"{value:.4f}: {paths[first]} | {paths[second]}",
             lossy=True,
         )
@@ -141,16 +148,20 @@ def _facts(features: FeatureFile) -> list[tuple[str, Any]]:
     ]
 
 
-def _thumbnail(store: ImageStore, path: str, caption: str) -> Picture:
+def _thumbnail(store: ImageStore, path: str, caption: str, inputs: Inputs) -> Picture:
     """A small picture of an image's centre."""
-    pixels = read_crop(store, path, THUMBNAIL).permute(1, 2, 0).numpy()
-    return Picture(pixels, caption, alt=f"{caption}: {path}", lossy=True)
+    return Picture(_pixels(store, path, inputs), caption, alt=f"{caption}: {path}", lossy=True)
 
 
-def _pair(store: ImageStore, first: str, second: str) -> Any:
+def _pair(store: ImageStore, first: str, second: str, inputs: Inputs) -> Pixels:
     """Two images side by side: (S, 2 S, 3) uint8."""
-    both = torch.cat([read_crop(store, path, THUMBNAIL) for path in (first, second)], dim=2)
-    return both.permute(1, 2, 0).numpy()
+    return np.concatenate([_pixels(store, path, inputs) for path in (first, second)], axis=1)
+
+
+def _pixels(store: ImageStore, path: str, inputs: Inputs) -> Pixels:
+    """An image's centre as it can be looked at: (S, S, 3) uint8."""
+    crop = read_crop(store, path, THUMBNAIL, inputs)
+    return np.ascontiguousarray(as_rgb(crop.permute(1, 2, 0).numpy()))
 
 
 def _as_csv(paths: Sequence[str], found: Duplicates) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ... import __version__
 from ...common.errors import UserError
+from ...data.images.inputs import Inputs
 from ...data.masks.reader import MaskError, MaskReader
 from ...models.weights import WeightsInfo
 from ...pretrain.methods.registry import METHODS, method_class
@@ -38,6 +39,7 @@ class Card:
     name: str
     info: WeightsInfo
     image_size: int
+    inputs: Inputs
     config: dict[str, Any] | None
     results: Sequence[dict[str, Any]]
     snippets: Snippets
@@ -122,9 +124,18 @@ def _network(card: Card) -> list[tuple[str, Any]]:
     return [
         ("architecture", f"`{card.info.arch}`"),
         ("stem", f"`{card.info.stem}`"),
-        ("input", f"{card.image_size} x {card.image_size} pixels, RGB, ImageNet's mean and deviation"),
+        ("input", f"{card.image_size} x {card.image_size} pixels, {_channels(card.inputs)}"),
         ("SHA-256 of the weights it was made from", f"`{card.info.sha256}`"),
     ]
+
+
+def _channels(inputs: Inputs) -> str:
+    """What a file's values become, in words."""
+    if inputs.are_photographs and inputs.mean is None:
+        return "RGB, ImageNet's mean and deviation"
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in inputs.statistics)
+    bands = f" (bands {', '.join(map(str, inputs.bands))} of TIFF files)" if inputs.bands else ""
+    return f"{inputs.in_channels} channels{bands} in 0 .. 1, mean {mean}, deviation {std}"
 
 
 def _training(card: Card) -> list[tuple[str, Any]]:

@@ -89,10 +89,11 @@ def check_hub(backbone: Backbone, folder: Path, arch: str, *, vector: Vector, im
     """Make the network from a folder as timm does, with its vector and with its maps, and compare both."""
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     maps: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True)
+    channels = backbone.in_channels
     if isinstance(backbone, ResNetBackbone):
         usual = _pooled_with_pooling_stem(backbone, arch)
-        _compare(model, lambda images: model(images), usual)
-        _compare(maps, lambda images: maps(images)[-1].mean(dim=(2, 3)), usual)
+        _compare(model, lambda images: model(images), usual, channels=channels)
+        _compare(maps, lambda images: maps(images)[-1].mean(dim=(2, 3)), usual, channels=channels)
         return
     if isinstance(backbone, ViTBackbone):  # timm's maps are those before the last norm
         norm = backbone.trunk.norm
@@ -101,12 +102,14 @@ def check_hub(backbone: Backbone, folder: Path, arch: str, *, vector: Vector, im
             lambda images: model(images),
             lambda images: evaluation_vector(backbone, images, vector),
             side=image_size,
+            channels=channels,
         )
         _compare(
             maps,
             lambda images: norm(maps(images)[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
             lambda images: backbone(images)[backbone.last],
             side=image_size,
+            channels=channels,
         )
         return
     _compare(
@@ -114,6 +117,7 @@ def check_hub(backbone: Backbone, folder: Path, arch: str, *, vector: Vector, im
         lambda images: maps(images)[-1],
         lambda images: backbone(images)[backbone.last],
         side=image_size,
+        channels=channels,
     )
 
 

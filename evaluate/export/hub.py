@@ -70,6 +70,7 @@ def export_hub(
         name=name or out.name,
         info=info,
         image_size=size,
+        inputs=backbone.inputs,
         config=_run_config(folder),
         results=measured,
         snippets=hub_usage(backbone, f"hf-hub:{name}" if name else "local-dir:FOLDER"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from torch.export import Dim
 from ...common.atomic_files import atomic_write
 from ...common.config import build
 from ...common.errors import UserError
-from ...common.imagenet import MEAN, STD
 from ...models.backbones.base import Backbone, Vector
 from ...models.backbones.resnet import ResNetBackbone
 from ...models.features import evaluation_vector
@@ -47,7 +47,7 @@ class _Graph(nn.Module):
         self.names = list(backbone.channels) if gives == "maps" else [VECTOR]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) normalised images to every map (B, C, S, S), a ViT's class token, or one (B, C)."""
+        """(B, in_channels, H, W) normalised to the maps (B, C, S, S) and the token, or a vector (B, C)."""
         if self.gives == "vector":
             return (evaluation_vector(self.backbone, images, self.vector),)
         maps = self.backbone(images)
@@ -100,7 +100,7 @@ def _export(graph: _Graph, size: int, *, any_size: bool) -> Any:
     with _quiet():
         program: Any = torch.onnx.export(
             graph,
-            (torch.zeros(2, 3, size, size),),
+            (torch.zeros(2, graph.backbone.in_channels, size, size),),
             input_names=[INPUT],
             output_names=graph.names,
             dynamic_shapes={INPUT: {0: Dim("batch"), **sizes}},
@@ -132,14 +132,15 @@ def _quiet() -> Iterator[None]:
 
 def _about(info: WeightsInfo, graph: _Graph, size: int) -> dict[str, str]:
     """What the file says of itself."""
+    mean, std = graph.backbone.inputs.statistics
     return {
         "arch": info.arch,
         "stem": info.stem,
         "method": info.method,
         "weights_sha256": info.sha256,
         "image_size": str(size),
-        "mean": ", ".join(map(str, MEAN)),
-        "std": ", ".join(map(str, STD)),
+        "mean": ", ".join(map(str, mean)),
+        "std": ", ".join(map(str, std)),
         "vector": graph.vector if graph.gives == "vector" else "",
     }
 
@@ -150,7 +151,8 @@ def _check(graph: _Graph, content: bytes, size: int) -> None:
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for count in (1, 3):
-        images = torch.linspace(-2, 2, count * 3 * size * size).reshape(count, 3, size, size)
+        shape = (count, graph.backbone.in_channels, size, size)
+        images = torch.linspace(-2, 2, math.prod(shape)).reshape(shape)
         with torch.inference_mode():
             expected = graph(images)
         found = session.run(graph.names, {INPUT: images.numpy()})
@@ -165,13 +167,15 @@ def _check(graph: _Graph, content: bytes, size: int) -> None:
 
 def _lines(graph: _Graph, path: Path, size: int) -> str:
     """How to run it."""
+    mean, std = graph.backbone.inputs.statistics
+    colours = "RGB" if graph.backbone.inputs.are_photographs else "channels"
     return "\n".join(
         [
             "import numpy, onnxruntime",
             f"session = onnxruntime.InferenceSession({json.dumps(str(path), ensure_ascii=False)})",
-            "# RGB in 0 .. 1, less the mean, by the deviation, as many images as you like",
-            f"mean, std = {MEAN}, {STD}",
-            f"images = numpy.zeros((1, 3, {size}, {size}), numpy.float32)",
+            f"# {colours} in 0 .. 1, less the mean, by the deviation, as many images as you like",
+            f"mean, std = {mean}, {std}",
+            f"images = numpy.zeros((1, {graph.backbone.in_channels}, {size}, {size}), numpy.float32)",
             f"outputs = session.run({json.dumps(graph.names)}, {{{json.dumps(INPUT)}: images}})",
         ]
     )

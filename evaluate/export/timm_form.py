@@ -7,7 +7,6 @@ from typing import Any
 import timm
 import torch
 
-from ...common.imagenet import MEAN, STD
 from ...models.backbones.base import Backbone, Vector
 from ...models.backbones.timm_maps import TimmBackbone
 from ...models.backbones.vit import ViTBackbone
@@ -72,6 +71,7 @@ def hub_config(backbone: Backbone, arch: str, *, vector: Vector, image_size: int
     with torch.device("meta"):
         model: Any = timm.create_model(timm_name(backbone, arch), pretrained=False, **arguments)
     known = model.pretrained_cfg
+    mean, std = backbone.inputs.statistics
     fixed = isinstance(backbone, ViTBackbone) or (isinstance(backbone, TimmBackbone) and backbone.fixed_size)
     return {
         "architecture": timm_name(backbone, arch),
@@ -82,13 +82,13 @@ def hub_config(backbone: Backbone, arch: str, *, vector: Vector, image_size: int
         "pretrained_cfg": {
             "tag": "hapicl",
             "custom_load": False,
-            "input_size": [3, image_size, image_size],
+            "input_size": [backbone.in_channels, image_size, image_size],
             "fixed_input_size": fixed,
             "interpolation": "bicubic",
             "crop_pct": round(image_size / default_resize(image_size), 4),
             "crop_mode": "center",
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(mean),
+            "std": list(std),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": known.get("first_conv"),

@@ -63,12 +63,13 @@ def hub_usage(backbone: Backbone, place: str) -> Snippets:
         found["segmentation-models-pytorch"] = [
             "import segmentation_models_pytorch as smp",
             *_usual_strides(backbone),
-            f"model = smp.{decoder}({name}, encoder_weights=True, classes=21)",
+            f"model = smp.{decoder}({name}, encoder_weights=True, {_smp_channels(backbone)}classes=21)",
         ]
+    channels = "" if backbone.in_channels == 3 else f", num_channels={backbone.in_channels}"
     found["transformers"] = [
         "import timm",
         "from transformers import TimmBackbone",
-        f"backbone = TimmBackbone.from_pretrained({source})",
+        f"backbone = TimmBackbone.from_pretrained({source}{channels})",
         *_kept_statistics(backbone, source),
     ]
     return {library: "\n".join(lines) for library, lines in found.items()}
@@ -119,11 +120,12 @@ def _timm(backbone: Backbone, path: Path, arch: str) -> dict[str, list[str]]:
     found = {"timm": ["import timm", *_import_torch(backbone), create, *_strides(backbone)]}
     if isinstance(backbone, ResNetBackbone):
         own = arch in _SMP_RESNETS  # else timm's network inside smp's encoder
+        encoder = arch if own else f"tu-{arch}"
         found["segmentation-models-pytorch"] = [
             "import segmentation_models_pytorch as smp",
             "from safetensors.torch import load_file",
             *_usual_strides(backbone),
-            f'model = smp.Unet("{arch if own else f"tu-{arch}"}", encoder_weights=None, classes=21)',
+            f'model = smp.Unet("{encoder}", encoder_weights=None, {_smp_channels(backbone)}classes=21)',
             f"model.encoder{'' if own else '.model'}.load_state_dict(load_file({_text(path)}))",
         ]
     return found
@@ -159,6 +161,11 @@ def _detectron2(backbone: Backbone, path: Path, arch: str) -> dict[str, list[str
         *([] if backbone.stem == "imagenet" else [f"# {_trained_with(backbone)}, which detectron2 has not"]),
     ]
     return {"detectron2": lines}
+
+
+def _smp_channels(backbone: Backbone) -> str:
+    """The argument of segmentation-models-pytorch for other channels than RGB's three."""
+    return "" if backbone.in_channels == 3 else f"in_channels={backbone.in_channels}, "
 
 
 def _import_torch(backbone: Backbone) -> list[str]:

@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hapicl.data.images.inputs import RGB, Inputs
 from hapicl.models.backbones.base import Backbone
 from hapicl.models.backbones.build import build_backbone
 from hapicl.models.backbones.resnet import ResNetBackbone
 from hapicl.models.write_weights import write_safetensors
 
 
-def trained(arch: str, size: int, stem: str = "auto", *, norm: bool = True) -> Backbone:
+def trained(arch: str, size: int, stem: str = "auto", *, norm: bool = True, inputs: Inputs = RGB) -> Backbone:
     """A backbone whose every number differs from a fresh one's, BatchNorm's statistics too."""
     torch.manual_seed(0)
-    backbone = build_backbone(arch, image_size=size, stem=stem)
+    backbone = build_backbone(arch, image_size=size, stem=stem, inputs=inputs)
     if not norm:
         backbone.drop_final_norm()
     for name, buffer in backbone.named_buffers():
@@ -25,7 +26,7 @@ def trained(arch: str, size: int, stem: str = "auto", *, norm: bool = True) -> B
             buffer.uniform_(0.5, 1.5)
     backbone.eval()
     with torch.inference_mode():  # two dead networks would give the same features whatever their weights
-        maps = backbone(torch.randn(2, 3, size, size))[backbone.last]
+        maps = backbone(torch.randn(2, inputs.in_channels, size, size))[backbone.last]
     assert maps.std() > 0.01
     assert maps.std() < 100
     return backbone
@@ -35,7 +36,7 @@ def written(backbone: Backbone, folder: Path, arch: str, size: int) -> str:
     """Its weights as `hapicl pretrain` leaves them."""
     path = folder / "backbone.safetensors"
     about = {"arch": arch, "stem": backbone.stem, "image_size": str(size), "method": ""}
-    write_safetensors(backbone.export_state(), path, about)
+    write_safetensors(backbone.export_state(), path, about | backbone.inputs.as_texts())
     return str(path)
 
 

@@ -15,6 +15,7 @@ from small_run import draw_images, write_box_masks
 
 from hapicl.cli import command_line
 from hapicl.common.errors import UserError
+from hapicl.data.images.inputs import Inputs
 from hapicl.evaluate.export.hub import export_hub
 from hapicl.evaluate.result import Outcome, Run, make_result, write_result
 from hapicl.models.features import evaluation_vector
@@ -51,6 +52,27 @@ def test_timm_makes_the_network_again(arch: str, size: int, stem: str, norm: boo
     card = (done.path / "README.md").read_text()
     assert ("smaller stride" in card) == (stem == "stride1")
     assert "Not measured." in card
+
+
+def test_other_channels_are_told_to_every_library(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="pip install hapicl[clients]")
+    mean, std = (0.1, 0.2, 0.3, 0.4), (0.5, 0.5, 0.25, 0.25)
+    inputs = Inputs(in_channels=4, bands=(4, 3, 2, 8), mean=mean, std=std)
+    backbone = trained("resnet18", 64, "imagenet", inputs=inputs)
+    done, _ = export_hub(written(backbone, tmp_path, "resnet18", 64), tmp_path / "hub")
+    images = torch.randn(2, 4, 64, 64)
+    model = run(done.snippets["timm"])["model"].eval()
+    network = run(done.snippets["transformers"])["backbone"].eval()
+    with torch.inference_mode():
+        expected = backbone(images)["layer4"]
+        torch.testing.assert_close(model(images), expected.mean((2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(images).feature_maps[-1], expected, rtol=1e-4, atol=1e-5)
+    found = timm.data.resolve_model_data_config(model)
+    assert tuple(found["input_size"]) == (4, 64, 64)
+    assert tuple(found["mean"]) == mean
+    card = (done.path / "README.md").read_text()
+    assert "4 channels (bands 4, 3, 2, 8 of TIFF files) in 0 .. 1, mean 0.1, 0.2, 0.3, 0.4" in card
+    assert "in_channels=4" in done.snippets["segmentation-models-pytorch"]
 
 
 def test_a_network_of_timms_comes_with_its_untrained_end(tmp_path: Path) -> None:
