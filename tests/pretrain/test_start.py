@@ -145,8 +145,10 @@ def test_the_numbers_of_the_start_outlive_a_resume(assembled, tmp_path):
     assert start_values(assembled, tmp_path, 0) == {}  # of a run that was here before
 
 
-@pytest.mark.parametrize("method", ["simclr", "moco_v2", "jigsaw", "mae", "siameseim"])
-@pytest.mark.parametrize("compared", ["map", "pooled"])
+@pytest.mark.parametrize(
+    ("method", "compared"),
+    [("simclr", "map"), ("moco_v2", "pooled"), ("jigsaw", "map"), ("mae", "pooled"), ("siameseim", "map")],
+)
 def test_the_feature_pull_is_zero_at_the_start_and_a_loss_away_from_it(folder, method, compared):
     vit = method in VITS
     changes = VITS.get(method, {"config": {"permutations": 10, "hidden": 16}} if method == "jigsaw" else {})
