@@ -94,7 +94,7 @@ def _tell(done: EmbedSummary) -> None:
     each = " x ".join(map(str, done.shape))
     click.echo(f"{done.path} {state}: {done.images} images, {each} numbers each")
     if done.unreadable:
-        click.echo(f"{len(done.unreadable)} images cannot be read and have no features (listed in the file):")
+        click.echo(f"cannot be read and have no features, all listed in the file: {len(done.unreadable)}")
         for path, reason in list(done.unreadable.items())[:10]:
             click.echo(f"  {printable_name(path)}: {reason}")
 

@@ -130,7 +130,7 @@ def _unreadable(reasons: dict[str, str]) -> list[Section]:
     if not reasons:
         return []
     rows = list(reasons.items())[:LISTED_UNREADABLE]
-    told = f"{len(reasons):,} images could not be read and have no features."
+    told = f"Images that could not be read and have no features: {len(reasons):,}."
     return [Section("Unreadable images", [told, Table(("image", "reason"), rows)])]
 
 

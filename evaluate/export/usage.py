@@ -68,9 +68,11 @@ def hub_usage(backbone: Backbone, place: str) -> Snippets:
     channels = "" if backbone.in_channels == 3 else f", num_channels={backbone.in_channels}"
     found["transformers"] = [
         "import timm",
+        *_import_torch(backbone),
         "from transformers import TimmBackbone",
         f"backbone = TimmBackbone.from_pretrained({source}{channels})",
         *_kept_statistics(backbone, source),
+        *_strides(backbone, of="backbone._backbone"),
     ]
     return {library: "\n".join(lines) for library, lines in found.items()}
 
@@ -209,7 +211,7 @@ def _kept_statistics(backbone: Backbone, source: str) -> list[str]:
     return [
         "# transformers 5 has reset the running statistics of BatchNorm; timm's own network has them",
         f"backbone._backbone = timm.create_model({source}, pretrained=True, features_only=True,",
-        "                                        out_indices=tuple(backbone.out_indices))",
+        "                                       out_indices=tuple(backbone.out_indices))",
     ]
 
 

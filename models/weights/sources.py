@@ -23,6 +23,7 @@ from .read import State, file_hash, read_weights
 
 TORCHVISION, TIMM, SUPERVISED = "torchvision:", "timm:", "supervised:"
 EXPORTED = "backbone.safetensors"  # in a run folder
+HUB = "model.safetensors"  # in a folder of `hapicl export --to hub`
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def arch_of_name(spec: str) -> str | None:
 
 
 def _in_folder(path: Path) -> Path:
-    """The weight file of a run folder; any other path as it is."""
+    """The weight file of a run folder, or of one in a hub's form; any other path as it is."""
     if not path.is_dir():
         return path
-    found = [path / name for name in (EXPORTED, LAST) if (path / name).is_file()]
+    found = [path / name for name in (EXPORTED, LAST, HUB) if (path / name).is_file()]
     if not found:
         raise UserError(
             f"{path} is a folder without {EXPORTED} or {LAST}; give a run folder or a weight file"

@@ -40,6 +40,11 @@ def test_timm_makes_the_network_again(arch: str, size: int, stem: str, norm: boo
     model = run(done.snippets["timm"])["model"].eval()
     with torch.inference_mode():
         torch.testing.assert_close(model(images), evaluation_vector(backbone, images), rtol=1e-4, atol=1e-5)
+    again, info = load_backbone(str(done.path))  # our own commands take the folder too
+    assert (info.arch, info.stem, info.fraction) == (arch, backbone.stem, 1.0)
+    assert all(
+        torch.equal(value, again.export_state()[name]) for name, value in backbone.export_state().items()
+    )
     found = timm.data.resolve_model_data_config(model)
     assert tuple(found["input_size"]) == (3, size, size)
     assert found["mean"] == pytest.approx((0.485, 0.456, 0.406))
@@ -88,7 +93,7 @@ def test_a_network_of_timms_comes_with_its_untrained_end(tmp_path: Path) -> None
 def test_transformers_keeps_the_running_statistics(tmp_path: Path) -> None:
     """`TimmBackbone.from_pretrained` alone sets BatchNorm's statistics to 0 and 1 after loading."""
     pytest.importorskip("transformers", reason="pip install hapicl[clients]")
-    backbone = trained("resnet18", 64, "imagenet")
+    backbone = trained("resnet18", 64, "no_pool")
     done, _ = export_hub(written(backbone, tmp_path, "resnet18", 64), tmp_path / "hub")
     network = run(done.snippets["transformers"])["backbone"].eval()
     images = torch.randn(2, 3, 64, 64)
