@@ -7,7 +7,6 @@ are bounded there and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,7 +15,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ..common.config import Count, Settings, build, merge
 from ..common.errors import UserError, did_you_mean
-from ..common.terminal.progress import Advance, no_progress
+from ..common.terminal.progress import Progress, no_progress
 from ..pretrain.config.settings import LARGEST_SEED, ImageSize, Seed, parse_overrides
 from .features import FeatureStore
 
@@ -40,7 +39,7 @@ class Runtime(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: Count = 500  # optimiser steps
     stop_after: Count | None = None  # leave after this many steps of this session (tests)
-    progress: Callable[[str, int], AbstractContextManager[Advance]] = no_progress
+    progress: Progress = no_progress
     store: FeatureStore | None = None
 
     def seed_folder(self, seed: int) -> Path | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
 LINE_SECONDS = 30.0
 
 Advance = Callable[[int], None]
+Progress = Callable[[str, int], AbstractContextManager[Advance]]  # what is done, and how much there is
 Totals = Callable[[int, int, int], None]  # done, of how many, failures among them
 
 

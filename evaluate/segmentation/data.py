@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...common.errors import UserError
 from ...common.randomness import counter_generator
+from ...common.terminal.progress import Advance, Progress, no_progress
 from ...data.images.class_folders import read_lines
 from ...data.images.decode import image_size, read_image
 from ...data.images.folder import find_images
@@ -201,7 +202,11 @@ def hold_out(data: LabelledPixels, fraction: float, seed: int = 0) -> tuple[Labe
 
 
 def with_classes(
-    train: LabelledPixels, test: LabelledPixels, classes: int | None
+    train: LabelledPixels,
+    test: LabelledPixels,
+    classes: int | None,
+    *,
+    progress: Progress = no_progress,
 ) -> tuple[LabelledPixels, LabelledPixels]:
     """Set the number of classes of both; None reads it off the training and test labels.
 
@@ -213,7 +218,8 @@ def with_classes(
     """
     if classes is not None:
         train, test = replace(train, classes=classes), replace(test, classes=classes)
-    highest = max(_highest_label(train), _highest_label(test))
+    with progress("labels read and checked", len(train) + len(test)) as advance:
+        highest = max(_highest_label(train, advance), _highest_label(test, advance))
     classes = highest + 1 if classes is None else classes
     if not 2 <= classes <= IGNORE:
         raise UserError(
@@ -223,7 +229,7 @@ def with_classes(
     return replace(train, classes=classes), replace(test, classes=classes)
 
 
-def _highest_label(data: LabelledPixels) -> int:
+def _highest_label(data: LabelledPixels, advance: Advance) -> int:
     """The largest class number in the label files, which are checked against their images' sizes."""
     highest = -1
     for index in range(len(data)):
@@ -231,6 +237,7 @@ def _highest_label(data: LabelledPixels) -> int:
         data.check_size(index, labels, image_size(data.images[index]))
         counted = labels[labels != IGNORE]
         highest = max(highest, int(counted.max()) if len(counted) else -1)
+        advance(1)
     if highest < 0:
         raise UserError(
             f"{data.name}: every pixel of the {len(data)} label files is void ({data.void} or {IGNORE}); "

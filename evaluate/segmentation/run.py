@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ...common.config import Settings
 from ...common.errors import UserError
+from ...common.terminal.progress import Progress, no_progress
 from ...data.images.class_folders import read_lines
 from ...models.preprocess import normalize
 from ..batches import shuffled_images
@@ -40,13 +41,16 @@ class SegmentationData(Settings):
 def segment_task(request: Request, where: SegmentationData) -> Task:
     """`evaluate segment`."""
     choose(PROTOCOLS, request)  # a mistake in it shows before the labels are read
-    return segment_task_on(request, *segmentation_sets(where))
+    return segment_task_on(request, *segmentation_sets(where, progress=request.runtime.progress))
 
 
-def segmentation_sets(where: SegmentationData) -> tuple[LabelledPixels, LabelledPixels]:
+def segmentation_sets(
+    where: SegmentationData, *, progress: Progress = no_progress
+) -> tuple[LabelledPixels, LabelledPixels]:
     """Training and test images with their classes; every label file is read."""
     names = _class_names(where)
-    train, test = with_classes(*_sets(where), len(names) if names else where.classes)
+    classes = len(names) if names else where.classes
+    train, test = with_classes(*_sets(where), classes, progress=progress)
     return replace(train, class_names=names), replace(test, class_names=names)
 
 
