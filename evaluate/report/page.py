@@ -87,11 +87,16 @@ def _machine(result: dict[str, Any]) -> Table:
     """How long it took, on what machine."""
     seconds = sum(run["seconds"] for run in result["runs"])
     runs, machine = len(result["runs"]), result["hardware"]
+    processes = machine.get("processes", 1)
+    shared = f", {processes} processes" if processes > 1 else ""
     return Table(
         [],
         [
             ("duration", f"{duration(seconds)} for {runs} run{'s' if runs > 1 else ''}"),
-            ("machine", f"{machine['gpu'] or 'no GPU'}, {machine['cores']} cores, {machine['processor']}"),
+            (
+                "machine",
+                f"{machine['gpu'] or 'no GPU'}, {machine['cores']} cores, {machine['processor']}{shared}",
+            ),
         ],
     )
 

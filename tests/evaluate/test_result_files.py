@@ -203,7 +203,7 @@ def test_a_segmentation_report_says_classes_colours_data_and_machine(
     for text in (
         str(halves / "images"),
         str(halves / "labels"),
-        "train void",
+        "void label",
         "bright side",
         "cores",
         "duration",
