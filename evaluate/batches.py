@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..common.errors import UserError
 from ..common.randomness import counter_generator
 from ..common.terminal.progress import Advance
+from ..data.loading.worker_process import prepare_worker, start_workers
 from ..engine.distributed import rank, world_size
 from .settings import Runtime
 
@@ -78,12 +79,13 @@ def _load(
         _Indexed(samples, seed),
         batch_sampler=rows,
         num_workers=workers,
+        worker_init_fn=prepare_worker,
         collate_fn=collate,
         # of its own: the loader draws a number when it starts, and from torch's generator that would move the
         # dropout of a run that resumes within an epoch
         generator=torch.Generator(),
     )
-    for values in loader:
+    for values in start_workers(loader):
         yield to_device(values, torch.device(device))
 
 

@@ -19,6 +19,7 @@ from ..common.randomness import counter_generator
 from ..data.images.class_folders import LabelledImages
 from ..data.images.decode import read_image
 from ..data.images.inputs import RGB, Inputs
+from ..data.loading.worker_process import prepare_worker, start_workers
 from .backbones.base import Backbone, Vector
 from .heads import global_average_pool
 from .preprocess import as_tensor, centre_crop, default_resize, normalize
@@ -66,9 +67,10 @@ def crop_batches(
         CentreCrops(images, image_size, inputs),
         batch_size=batch_size,
         num_workers=workers,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator(),
     )
-    for crops, labels in loader:
+    for crops, labels in start_workers(loader):
         yield crops.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 

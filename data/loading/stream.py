@@ -8,18 +8,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import shutil
 import signal
-import sys
 import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -27,9 +23,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ...common.errors import UserError
-from ...common.system.processes import parent_lives
 from .batch import Needs
 from .worker import Chunk, ChunkMaker, Task
+from .worker_process import prepare_worker
 
 logger = logging.getLogger("hapicl.data")
 
@@ -38,10 +34,6 @@ PREFETCH = 2  # chunks each worker makes ahead
 MAX_SHARED_BYTES = 2 << 30  # all chunks under way together
 LOOK_SECONDS = 5  # so often a waiting trainer looks whether its workers live
 WORKER_TIMEOUT = 600  # seconds without a chunk before the run stops; no network disk is that slow
-# a worker outlives SIGTERM by so much: longer than any step, or the step in progress dies with its worker
-# (torch ends workers whose trainer is gone)
-GRACE_SECONDS = 600
-LOST_SECONDS = 0.5  # a killed trainer's connections end a moment before it does
 MOST_DEATHS, DEATH_STEPS = 3, 100  # so many deaths of workers within so many steps end the run
 SHARED = Path("/dev/shm")  # where workers leave their chunks, on Linux
 ADVICE = "use fewer --workers, a smaller --batch-size" + (", or more /dev/shm" if SHARED.is_dir() else "")
@@ -167,7 +159,7 @@ class ChunkStream:
         if self._workers > 0:
             settings = {
                 "prefetch_factor": PREFETCH,
-                "worker_init_fn": _prepare_worker,
+                "worker_init_fn": prepare_worker,
                 "pin_memory": self._pin,
                 "timeout": LOOK_SECONDS,
             }
@@ -280,29 +272,3 @@ def _chunk_size(needs: Needs, channels: int, fraction: int, workers: int) -> int
 def _as_it_is(chunk: Any) -> Any:
     """Chunks are made whole; there is nothing to collate."""
     return chunk
-
-
-def _tell_unless_orphaned(
-    parent: int, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Keep from the screen that a killed trainer does not take what the worker was just sending."""
-    lost = isinstance(error, ConnectionError | EOFError)
-    if lost:
-        time.sleep(LOST_SECONDS)
-    if not lost or parent_lives(parent):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _prepare_worker(_: int) -> None:
-    """One thread a worker: more would fight over the cores. Signals are the trainer's business."""
-    # a scheduler or torchrun sends them to every process of a run; the trainer needs its workers until the
-    # step in progress is done, and ends them itself
-    for name in ("SIGINT", "SIGUSR1", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # Windows ends a process without asking it
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
-    sys.excepthook = partial(_tell_unless_orphaned, os.getppid())
-    if cv2.getNumThreads() != 1:  # a forked worker has it from its parent and must not touch its thread pool
-        cv2.setNumThreads(1)
-    torch.set_num_threads(1)

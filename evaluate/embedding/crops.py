@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...data.images.decode import ImageError
 from ...data.images.inputs import RGB, Inputs
 from ...data.images.store import ImageStore, read_pixels
+from ...data.loading.worker_process import prepare_worker, start_workers
 from ...models.preprocess import as_tensor, centre_crop, default_resize
 
 
@@ -72,10 +73,11 @@ def crop_batches(
         _Crops(store, paths, image_size, inputs),
         batch_sampler=batches,
         num_workers=workers,
+        worker_init_fn=prepare_worker,
         collate_fn=_collate,
         generator=torch.Generator(),  # of its own: torch's stays where it is
     )
-    yield from loader
+    yield from start_workers(loader)
 
 
 def _collate(samples: list[tuple[int, Tensor | str]]) -> CropBatch:

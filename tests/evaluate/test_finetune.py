@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
 def test_ordered_batches_give_everything_once() -> None:
     sizes = [len(values[0]) for values in ordered_batches(Points(), batch_size=4)]
     assert sizes == [4, 4, 2]
+
+
+class Handlers:
+    """What becomes of SIGINT and SIGTERM where the sample is read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def sample(self, index: int, generator: np.random.Generator) -> Tensor:
+        held = signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, signal.SIG_IGN}
+        return torch.tensor([signal.getsignal(signal.SIGINT) == signal.SIG_IGN, held])
+
+
+def test_a_reader_died_of_the_signal_that_stops_its_run() -> None:
+    """Schedulers, torchrun and a terminal send it to every process: the training ended in a traceback."""
+    assert next(ordered_batches(Handlers(), batch_size=1, workers=1)).tolist() == [[True, True]]
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
