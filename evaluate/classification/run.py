@@ -12,7 +12,7 @@ from ...common.errors import UserError
 from ...data.images.class_folders import LabelledImages, class_folders, fraction_per_class, listed, read_lines
 from ...models.backbones.base import Vector
 from ...models.batch_statistics import ENOUGH_IMAGES
-from ...models.features import spread_crops
+from ...models.features import Features, spread_crops
 from ...models.preprocess import default_resize
 from ..features import FeatureStore
 from ..identity import files_hash
@@ -34,17 +34,7 @@ def knn_task(request: Request, *, train: Path, test: Path) -> Task:
         runtime = _with_store(subject.runtime)
 
         def one(vector: Vector) -> Outcome:
-            known, asked = (
-                features(
-                    subject.backbone,
-                    images,
-                    image_size=protocol.image_size,
-                    vector=vector,
-                    runtime=runtime,
-                    what=what,
-                )
-                for what, images in (("training", train_images), ("test", test_images))
-            )
+            known, asked = _features(subject, runtime, train_images, test_images, protocol, vector)
 
             def vote() -> Outcome:
                 with runtime.progress("neighbours of the test images", len(asked.labels)) as advance:
@@ -173,22 +163,14 @@ def svm_task(
 
     def evaluate(subject: Subject) -> Outcome:
         def one(vector: Vector) -> Outcome:
-            known, asked = (
-                features(
-                    subject.backbone,
-                    images,
-                    image_size=protocol.image_size,
-                    vector=vector,
-                    runtime=subject.runtime,
-                    what=what,
-                ).values.numpy()
-                for what, images in (("training", train_images), ("test", test_images))
-            )
+            runtime, seed = subject.runtime, subject.seed
+            found = _features(subject, runtime, train_images, test_images, protocol, vector)
+            known, asked = (each.values.numpy() for each in found)
 
             def fit() -> Outcome:
-                with subject.runtime.progress("machines", len(train_labels.classes)) as advance:
+                with runtime.progress("machines", len(train_labels.classes)) as advance:
                     return evaluate_svm(
-                        known, train_labels, asked, test_labels, protocol, seed=subject.seed, advance=advance
+                        known, train_labels, asked, test_labels, protocol, seed=seed, advance=advance
                     )
 
             return first_alone(fit)
@@ -220,6 +202,22 @@ def _record(images: LabelledImages, labels: list[Any] | None = None) -> dict[str
     """JSON-able description with the hash of the files."""
     paths = [images.root / path for path in images.paths]
     return {**images.record(), "files": files_hash(paths, labels or images.labels, images.root)}
+
+
+def _features(
+    subject: Subject,
+    runtime: Runtime,
+    train_images: LabelledImages,
+    test_images: LabelledImages,
+    protocol: FeatureProtocol,
+    vector: Vector,
+) -> tuple[Features, Features]:
+    """Features of the training and of the test images."""
+    how: dict[str, Any] = {"image_size": protocol.image_size, "vector": vector, "runtime": runtime}
+    return (
+        features(subject.backbone, train_images, what="training", **how),
+        features(subject.backbone, test_images, what="test", **how),
+    )
 
 
 def _with_store(runtime: Runtime) -> Runtime:
