@@ -204,6 +204,7 @@ def test_a_segmentation_report_says_classes_colours_data_and_machine(
         str(halves / "images"),
         str(halves / "labels"),
         "void label",
+        ">train</th>",
         "bright side",
         "cores",
         "duration",
