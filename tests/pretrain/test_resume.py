@@ -8,7 +8,7 @@ from hapicl.common.errors import UserError
 from hapicl.pretrain.resume import check_same_training
 
 NOW = {
-    "settings": {"masks": "m.h5", "stem": "stride1"},
+    "settings": {"masks": "m.h5", "stem": "stride1", "in_channels": 3},  # config.json had no channels once
     "data": {"images": 12, "paths_sha256": "a", "masks_digest": "b"},
     "total_steps": 4,
 }
