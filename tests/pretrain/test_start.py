@@ -2,11 +2,13 @@
 
 import json
 
+import pulled
 import pytest
 import timm
 import torch
 import torchvision
 from small_run import draw_images, write_box_masks
+from two_processes import run_in_two
 
 from hapicl.common.errors import UserError
 from hapicl.engine.checkpoint import load_checkpoint
@@ -219,3 +221,10 @@ def test_a_feature_pull_says_what_it_does_not_go_with(folder):
     options = {"method": "simclr", "masks": str(folder / "masks.h5")}
     notes = resolve(options, overrides=["feature_pull_on=pooled"])[1]
     assert "warning: feature_pull_on has no effect without feature_pull" in notes
+
+
+def test_the_feature_pull_is_the_same_in_two_processes(tmp_path):
+    one, two = pulled.two_steps(0, 1, tmp_path), run_in_two(pulled.two_steps, tmp_path)[0]
+    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-9, atol=0)
+    for name, value in one["state"].items():
+        torch.testing.assert_close(two["state"][name], value, rtol=1e-9, atol=1e-9)
