@@ -190,7 +190,10 @@ def unmeasured(values: Values, titles: Sequence[str]) -> Iterator[str]:
             if not any((row.name, title) in values for title in titles):
                 yield f"{row.name}: no result yet"
     yield "instance mask AP: no data set with instance masks at hand; a supervised row: no weights at hand"
-    yield "detectors and fine-tuned FCNs on the ViT rows: both need a ResNet"
+    yield (
+        "fine-tuned columns of the ViT rows: FCN and detector here need a ResNet, and ViTs have protocols of "
+        "their own since (`seg-upernet-small`, `detect-small-vit`)"
+    )
 
 
 def costs(store: ClaimsStore) -> Iterator[str]:
