@@ -28,7 +28,7 @@ $HAPICL_COMMAND compare segment "${STARTS[@]}" --out "$OUT/people" --fractions 0
     --set height=96 --set width=96 --set steps=300 --set batch_size=16 || code=$?
 
 $HAPICL_COMMAND compare detect "${STARTS[@]}" --out "$OUT/raccoon" --fractions 0.1,0.3,1 \
-    --voc "$DATA/det_raccoon" --split train --test-split test --image-size 96 \
+    --voc "$DATA/det_raccoon" --split train --test-split test --image-size 64 \
     --set shape.channels=32 --set shape.hidden=128 --set shape.regions=32 --set batch_size=4 \
-    --set steps=300 --set warmup_steps=30 || code=$?
+    --set steps=120 --set warmup_steps=20 || code=$?
 exit $code
