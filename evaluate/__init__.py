@@ -3,17 +3,17 @@
     result = hapicl.evaluate.knn("runs/first", train="labelled/train", test="labelled/val")
     result["mean"]["top1"]
 
-`knn`, `linear`, `semi`, `segment` and `detect` are `functions.py`, imported with the first name that is asked
-for.
+`knn`, `linear`, `semi`, `svm`, `segment` and `detect` are `functions.py`, imported with the first name that
+is asked for.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .functions import detect, knn, linear, segment, semi
+    from .functions import detect, knn, linear, segment, semi, svm
 
-__all__ = ["detect", "knn", "linear", "segment", "semi"]
+__all__ = ["detect", "knn", "linear", "segment", "semi", "svm"]
 
 
 def __getattr__(name: str) -> Any:

@@ -85,7 +85,16 @@ def knn(weights: str, *, train: Place, test: Place, **options: Unpack[Options]) 
 
 
 def linear(weights: str, *, train: Place, test: Place, **options: Unpack[Options]) -> Result:
-    """A linear classifier on the frozen backbone; `linear-moco` by default; arguments as for `knn`."""
+    """A linear classifier on the frozen backbone; `linear-moco` by default; arguments as for `knn`.
+
+    Examples:
+        >>> options = {"arch": "resnet18", "image_size": 32, "say": str, "show": False}
+        >>> changes = {"epochs": 2, "batch_size": 3}
+        >>> quick = {"protocol": "linear-moco-cached", "changes": changes, **options}
+        >>> result = linear("random", train="labelled", test="labelled", **quick)
+        >>> result["parameters"]["epochs"], 0 <= result["mean"]["top1"] <= 1
+        (2, True)
+    """
     from .classification.run import linear_task
 
     return _measured(
@@ -97,7 +106,15 @@ def linear(weights: str, *, train: Place, test: Place, **options: Unpack[Options
 
 
 def semi(weights: str, *, train: Place, test: Place, fraction: float, **options: Unpack[Options]) -> Result:
-    """Fine-tuning with a fraction of the labels; arguments as for `knn`, and `fraction` of each class."""
+    """Fine-tuning with a fraction of the labels; arguments as for `knn`, and `fraction` of each class.
+
+    Examples:
+        >>> options = {"arch": "resnet18", "image_size": 32, "say": str, "show": False}
+        >>> options["changes"] = {"epochs": 1, "batch_size": 2}
+        >>> result = semi("random", train="labelled", test="labelled", fraction=0.5, **options)
+        >>> result["task"], 0 <= result["mean"]["top1"] <= 1
+        ('semi', True)
+    """
     from .classification.run import semi_task
 
     return _measured(
@@ -110,6 +127,23 @@ def semi(weights: str, *, train: Place, test: Place, fraction: float, **options:
     )
 
 
+def svm(weights: str, *, train: Place, test: Place, **options: Unpack[Options]) -> Result:
+    """One linear SVM per class on frozen features; `svm-voc07` by default; arguments as for `knn`.
+
+    Examples:
+        >>> options = {"arch": "resnet18", "image_size": 32, "say": str, "show": False}
+        >>> result = svm("random", train="labelled", test="labelled", **options)
+        >>> result["task"], 0 <= result["mean"]["map"] <= 1
+        ('svm', True)
+    """
+    from .classification.run import svm_task
+
+    def task(request: Request) -> Task:
+        return svm_task(request, train=Path(train), test=Path(test), voc=None, splits=("", ""))
+
+    return _measured(task, weights, "svm-voc07", options)
+
+
 def segment(weights: str, **options: Any) -> Result:
     """Semantic segmentation; `seg-probe` by default.
 
@@ -120,6 +154,13 @@ def segment(weights: str, **options: Any) -> Result:
 
     Raises:
         UserError: for weights, data or settings that do not fit.
+
+    Examples:
+        >>> options = {"arch": "resnet18", "image_size": 32, "say": str, "show": False}
+        >>> options["changes"] = {"steps": 2, "batch_size": 2}
+        >>> result = segment("random", images="streets/images", labels="streets/labels", **options)
+        >>> result["protocol"], 0 <= result["mean"]["miou"] <= 1
+        ('seg-probe', True)
     """
     from .segmentation.run import SegmentationData, segment_task
 
@@ -137,6 +178,13 @@ def detect(weights: str, **options: Any) -> Result:
 
     Raises:
         UserError: for weights, data or settings that do not fit.
+
+    Examples:
+        >>> options = {"arch": "resnet18", "image_size": 32, "say": str, "show": False}
+        >>> options["changes"] = {"steps": 1, "batch_size": 2, "warmup_steps": 0, "shape.regions": 8}
+        >>> result = detect("random", images="boxes/images", annotations="boxes/boxes.json", **options)
+        >>> result["protocol"], 0 <= result["mean"]["ap50"] <= 1
+        ('detect-small', True)
     """
     from .detection.run import DetectionData, detect_task
 

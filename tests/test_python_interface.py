@@ -43,6 +43,7 @@ def workplace(tmp_path, photo_folder, monkeypatch):
     build_masks("photos", "masks.h5", "fast")
     write_labelled(tmp_path / "labelled")
     write_streets(tmp_path / "streets")
+    write_boxes(tmp_path / "boxes")
     torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
     return tmp_path
 
@@ -70,12 +71,28 @@ def write_streets(root):
         Image.fromarray(labels).save(root / "labels" / f"{number}.png")
 
 
+def write_boxes(root):
+    """Eight images with a bright square each, and their boxes as COCO has them."""
+    (root / "images").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(8):
+        pixels = generator.integers(0, 80, (40, 40, 3), dtype=np.uint8)
+        pixels[number : number + 16, 8:24] += 150
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 40, "width": 40})
+        box = {"bbox": [8, number, 16, 16], "area": 256, "iscrowd": 0}
+        annotations.append({"id": number, "image_id": number, "category_id": 1, **box})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (root / "boxes.json").write_text(json.dumps(content))
+
+
 def examples():
     """(name, what has the docstring) of all that is offered."""
     found = [(name, getattr(hapicl, name)) for name in hapicl.__all__ if name not in WITHOUT_EXAMPLE]
     found = [(name, sys.modules["hapicl.pretrain.train"].pretrain if name == "pretrain" else value)
              for name, value in found]  # fmt: skip
-    return [*found, ("knn", hapicl.evaluate.knn)]
+    return [*found, *((name, getattr(hapicl.evaluate, name)) for name in hapicl.evaluate.__all__)]
 
 
 def test_every_name_is_offered_and_has_an_example_that_runs(workplace):
