@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,25 @@ class BuildFolder:
         """Write the plan."""
         with atomic_write(self.path / "plan.json") as part:
             part.write_text(json.dumps(plan, indent=1, sort_keys=True))
+
+    def go_on(self, plan: dict[str, Any], difference: Callable[[dict[str, Any]], str], holds: str) -> None:
+        """Write the plan of a new build, or see that the parts that are there are of the same one.
+
+        Args:
+            plan: what is to be built.
+            difference: what sets the plan that is there apart from this one, in words; empty if nothing does.
+            holds: what the parts are, such as "an unfinished pack with", before those words.
+
+        Raises:
+            UserError: if they are of another build.
+        """
+        begun = self.plan()
+        if begun is None:
+            self.write_plan(plan)
+        elif different := difference(begun):
+            raise UserError(
+                f"{self.path} holds {holds} {different}; give what it was begun with, or choose another --out"
+            )
 
     def finished(self) -> list[int]:
         """Return the numbers of the parts that are there, ascending."""

@@ -104,7 +104,7 @@ def pack_images(
     with folder.locked():
         if target.exists():  # finished by another process since it was looked at
             return _finished(target, plan)
-        _settle(folder, plan)
+        folder.go_on(plan, lambda begun: _different(begun, plan), "an unfinished pack with")
         _make_parts(folder, images, paths, settings, workers, progress)
         summary = _join(folder, target, plan)
         folder.remove()
@@ -119,18 +119,6 @@ def _finished(target: Path, plan: dict[str, Any]) -> PackSummary:
     if different := _different(pack.description, plan):
         raise UserError(f"{target} was made with {different}; choose another --out")
     return PackSummary(len(pack), target.stat().st_size, pack.description["unreadable"], True)
-
-
-def _settle(folder: BuildFolder, plan: dict[str, Any]) -> None:
-    """Go on with the parts of the same plan, refuse those of another."""
-    begun = folder.plan()
-    if begun is None:
-        folder.write_plan(plan)
-    elif different := _different(begun, plan):
-        raise UserError(
-            f"{folder.path} holds an unfinished pack with {different}; give those settings to finish it, or "
-            "choose another --out"
-        )
 
 
 def _different(made: dict[str, Any], plan: dict[str, Any]) -> str:

@@ -130,7 +130,7 @@ def embed(
     with folder.locked():
         if target.exists():  # finished by another process since it was looked at
             return _finished(target, plan, info.line())
-        _settle(folder, plan)
+        folder.go_on(plan, lambda begun: _different(begun, plan), "unfinished features of")
         backbone.to(device)
         _make_parts(folder, store, paths, extract, size, settings.batch_size, workers, progress)
         shape, unreadable, count = _join(folder, target, paths, plan)
@@ -189,18 +189,6 @@ def _finished(target: Path, plan: dict[str, Any], line: str) -> EmbedSummary:
         raise UserError(f"{target} holds features of {different}; choose another --out")
     shape = tuple(found.about["shape"])
     return EmbedSummary(target, len(found.paths), shape, found.about["unreadable"], line, True)
-
-
-def _settle(folder: BuildFolder, plan: dict[str, Any]) -> None:
-    """Go on with the parts of the same plan, refuse those of another."""
-    begun = folder.plan()
-    if begun is None:
-        folder.write_plan(plan)
-    elif different := _different(begun, plan):
-        raise UserError(
-            f"{folder.path} holds unfinished features of {different}; give what they were begun with, or "
-            "choose another --out"
-        )
 
 
 def _different(made: dict[str, Any], plan: dict[str, Any]) -> str:
