@@ -1,6 +1,7 @@
 """`--logger` of a run: what it takes, what it leaves, and that no dashboard ends a training."""
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -56,10 +57,11 @@ def test_a_server_that_is_gone_does_not_end_a_training(tmp_path, masks, monkeypa
     assert (tmp_path / "run/train.log").read_text().count("the dashboard mlflow is given up") == 1
 
 
-def test_config_json_keeps_the_command_of_every_session(tmp_path, masks):
+def test_config_json_keeps_the_command_of_every_session(tmp_path, masks, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["hapicl", "pretrain", "--out", "a run"])
     run(masks, tmp_path / "run", logger="none", stop_after=1)
     run(masks, tmp_path / "run", resume="auto")
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["settings"]["logger"] == ["none"]  # stays, unless the resumed session is given another
     assert [session["at_step"] for session in config["sessions"]] == [0, 1]
-    assert all("pytest" in session["command"] for session in config["sessions"])
+    assert [session["command"] for session in config["sessions"]] == 2 * ["hapicl pretrain --out 'a run'"]
