@@ -1,6 +1,6 @@
 #!/bin/bash
 # The real comparison on a CPU: random weights, a SimCLR and a HAPiCL-S run at 3 label fractions and 3 seeds, on
-# CamVid and people (frozen probe) and raccoons (small detector), by the sizes of the claims table's cpu scale.
+# CamVid and people (frozen probe, at the sizes of the claims table's cpu scale) and raccoons (small detector).
 #
 #     benchmarks/compare.sh DATA SIMCLR HAPICL OUT [HOURS]
 #
@@ -8,8 +8,8 @@
 # takes them, `{seed}` in them standing for the seed. Each comparison goes on where it was left; HOURS is the budget
 # of each. What is there is in OUT/NAME/compare.html. Ends with 75 while cells are missing.
 #
-# One cell of SimCLR with all labels took 38 s (CamVid), 12 s (people) and 279 s (raccoon) of one core of an AMD EPYC
-# virtual machine that others shared (2026-11-26), so the 27 cells of each take at most 17, 6 and 126 minutes of a core.
+# A cell of trained weights took 18 s (CamVid), 11 s (people) and 65 s (raccoon) at the best of one core of an AMD EPYC
+# virtual machine that others shared (2026-11-26); one of random weights takes up to a minute more, for BatchNorm.
 set -u
 [ $# -ge 4 ] || { sed -n '5,10s/^# \{0,1\}//p' "$0"; exit 2; }
 DATA=$1 SIMCLR=$2 HAPICL=$3 OUT=$4
