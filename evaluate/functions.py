@@ -24,6 +24,7 @@ from .settings import Request, Runtime
 if TYPE_CHECKING:
     from .compare.labels import LabelledSet
     from .compare.outcome import Comparison
+    from .compare.run import Plan
 
 Place = str | os.PathLike[str]
 Result = dict[str, Any]
@@ -234,9 +235,7 @@ def compare(
         >>> found.left, len(found.verdicts())
         (0, 1)
     """
-    from .compare.outcome import compare_measured
-    from .compare.report.files import write_reports
-    from .compare.run import Measured, Plan, run_cells
+    from .compare.run import Plan
     from .compare.settings import CompareSettings, check_request
 
     given, where = dict(_own(options)), _others(options)
@@ -260,14 +259,24 @@ def compare(
     with hold_folder(folder, advice="wait for it to end, or choose another place"):
         protocols, read = _labelled(task)
         check_request(settings, protocols)
-        plan = Plan(settings=settings, labelled=read(where), runtime=runtime, folder=folder, say=say)
-        measured: dict[Any, Measured] = {}
-        run_cells(plan, measured)
-        if not measured:
-            raise UserError(f"no cell fits into budget_hours={budget_hours}; give more")
-        left = plan.cells - len(measured)
-        found = compare_measured(settings, plan.labelled, measured, left=left, command="hapicl.compare(...)")
-        write_reports(found, folder)
+        return _compared(
+            Plan(settings=settings, labelled=read(where), runtime=runtime, folder=folder, say=say)
+        )
+
+
+def _compared(plan: Plan) -> Comparison:
+    """Measure the cells that are missing, and write the report."""
+    from .compare.outcome import compare_measured
+    from .compare.report.files import write_reports
+    from .compare.run import Measured, run_cells
+
+    measured: dict[Any, Measured] = {}
+    run_cells(plan, measured)
+    if not measured:
+        raise UserError(f"no cell fits into budget_hours={plan.settings.budget_hours}; give more")
+    left = plan.cells - len(measured)
+    found = compare_measured(plan.settings, plan.labelled, measured, left=left, command="hapicl.compare(...)")
+    write_reports(found, plan.folder)
     return found
 
 

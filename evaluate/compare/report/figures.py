@@ -52,9 +52,8 @@ def differences(comparison: Comparison) -> Chart:
     others = comparison.settings.others
     values = []
     for place, name in enumerate(others):
-        shift = 1.0 + 0.05 * (
-            place - (len(others) - 1) / 2
-        )  # so that bars of one fraction stand side by side
+        # so that bars of one fraction stand side by side
+        shift = 1.0 + 0.05 * (place - (len(others) - 1) / 2)
         colour = f"C{_names(comparison).index(name)}"
         for finding in comparison.findings:
             if finding.initialisation != name or finding.difference is None:
