@@ -111,15 +111,18 @@ def build(
     """
     began = time.monotonic()  # the imports compile kernels the first time, which is time the user waits
     from ..common.config import build as build_settings
+    from ..data.images import open_originals
     from .building.build import BuildInterrupted, build_rows
     from .building.settings import BuildSettings
 
     settings = build_settings(BuildSettings, options)
+    opened = open_originals(images)
+    paths = opened.paths()  # before kernels are compiled: a mistyped folder is told at once
     of_bands = {"bands": bands, "band_range": band_range}
     maker = _row_maker(recipe, network, {name: text for name, text in of_bands.items() if text is not None})
     try:
         with show_totals("masks") as progress:
-            summary = build_rows(images, out, maker, settings, progress=progress)
+            summary = build_rows(opened, out, maker, settings, paths=paths, progress=progress)
     except BuildInterrupted as interruption:
         click.echo(str(interruption), err=True)
         sys.exit(128 + interruption.number)

@@ -106,9 +106,8 @@ def build_masks(
         >>> summary.images, summary.failures
         (8, {})
     """
-    from .recipe_rows import (
-        RecipeRows,
-    )  # compiles kernels, which looking at masks and importing them do without
+    # here, since it compiles kernels, which looking at masks and importing them do without
+    from .recipe_rows import RecipeRows
 
     return build_rows(images, out, RecipeRows(get_recipe(recipe)), settings, progress=progress)
 

@@ -59,6 +59,13 @@ def digests(path):
     return attributes["content_digest"], attributes["blob_digest"]
 
 
+def test_a_mistyped_folder_is_told_before_kernels_are_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr("hapicl.maskgen.commands._row_maker", lambda *given: pytest.fail("kernels first"))
+    answer = run("build", "--images", tmp_path / "photoz", "--out", tmp_path / "masks.h5")
+    assert isinstance(answer.exception, UserError)
+    assert "photoz" in str(answer.exception)
+
+
 def test_a_finished_build_says_so_and_strict_counts_failures(built):
     root, out, summary = built
     assert summary.counts["unreadable"] == 2
