@@ -50,6 +50,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+PUBLIC = ("cpu", "resnet18")  # scales whose page is one of the docs
 LAST_STEP_SECONDS = 120  # that a command may take to save and leave
 
 
@@ -165,7 +166,8 @@ def pretrain_command(row: Row, seed: int, plan: Plan, folder: Path) -> list[str]
         return [*command, "--resume", "auto"]
     command += ["--recipe", f"{row.method}_small", "--images", str(plan.images), "--seed", str(seed)]
     command += ["--image-size", str(scale.image_size), *scale.pretrain]
-    command += ["--set", f"stem={scale.vit_stem if row.is_vit else scale.resnet_stem}"]
+    arch, stem = scale.backbone(row)
+    command += ["--arch", arch, "--set", f"stem={stem}"]
     if row.method in USES_MASKS:
         if row.masks not in plan.masks:
             raise UserError(f"no mask file {row.masks!r}: give --masks {row.masks}=FILE")
@@ -240,11 +242,12 @@ def measure(
     features: FeatureStore,
 ) -> dict[str, Any]:
     """Measure one cell; features of the row's other cells are taken from the store."""
+    arch, stem = plan.scale.backbone(row)
     request = Request(
         weights=weights,
         protocol="",
-        arch=None if row.method else row.arch,
-        stem=plan.scale.vit_stem if row.is_vit else plan.scale.resnet_stem,
+        arch=None if row.method else arch,
+        stem=stem,
         seed=seed,
         runtime=Runtime(
             device=torch.device(plan.device), workers=plan.workers, folder=folder, store=features
@@ -400,14 +403,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="loader processes of each run")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time; costs are only kept for 1")
     parser.add_argument("--render", action="store_true", help="only collect and render what is there")
-    parser.add_argument("--docs", type=Path, help="where the page goes  [docs/ for cpu, else WORK]")
+    parser.add_argument(
+        "--docs", type=Path, help="where the page goes  [docs/ for cpu and resnet18, else WORK]"
+    )
     parser.add_argument("--out", type=Path, help="the numbers  [benchmarks/results/claims_SCALE.json]")
     parser.add_argument("--recipes", type=Path, help="small recipes whose `measured` is renewed  [none]")
     options = parser.parse_args(arguments)
     options.rows = options.rows or [["methods"]]
     options.images = options.images or options.data / SCALES[options.scale].images
     options.work = options.work / options.scale
-    options.docs = options.docs or (REPOSITORY / "docs" if options.scale == "cpu" else options.work)
+    options.docs = options.docs or (REPOSITORY / "docs" if options.scale in PUBLIC else options.work)
     options.out = options.out or REPOSITORY / "benchmarks" / "results" / f"claims_{options.scale}.json"
     return options
 

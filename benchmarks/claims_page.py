@@ -17,17 +17,30 @@ from hapicl.evaluate.compare.statistics import SEEDS_NEEDED, paired_difference
 from hapicl.evaluate.report.page import bars
 from hapicl.evaluate.report.table import Cell, ResultTable
 
+LENGTH = "eight epochs. That is long enough for methods to leave their random start and to differ."
+DOES_NOT_TELL = (
+    "That they differ is all that this table says: nothing here reproduces or refutes a number of a paper, "
+    "whose images, backbones and lengths are ten to a thousand times larger, and an order of methods may "
+    "turn with any of them. Dense terms have few cells to work on at 4 x 4. Rows may be compared within a "
+    "column only; the ViT rows have another backbone."
+)
 SCOPE = {
     "smoke": "This is the smoke scale: a few steps, to show that every row and column runs. It does not say "
     "which method is better: at this length the methods have hardly left their random start.",
-    "cpu": "Photographs of 64 pixels, a ResNet-18 (or ViT-Ti) with a last map of 4 x 4 (8 x 8) cells, eight "
-    "epochs. That is long enough for methods to leave their random start and to differ, and it is all that "
-    "this table says: nothing here reproduces or refutes a number of a paper, whose images, backbones and "
-    "lengths are ten to a thousand times larger, and an order of methods may turn with any of them. Dense "
-    "terms have few cells to work on at 4 x 4. Rows may be compared within a column only; the ViT rows have "
-    "another backbone.",
+    "cpu": "Photographs of 64 pixels, the smallest ResNet of timm (`test_resnet`, 0.4 million weights; a ViT "
+    f"of the same size for the ViT rows) with a last map of 4 x 4 (8 x 8) cells, {LENGTH} [With a "
+    "ResNet-18](claims-resnet18.md) fewer rows were measured. " + DOES_NOT_TELL,
+    "resnet18": "Photographs of 64 pixels, a ResNet-18 (or ViT-Ti) with a last map of 4 x 4 (8 x 8) cells, "
+    f"{LENGTH} All rows are measured [with a smaller network](claims.md), three seeds each as time allows. "
+    + DOES_NOT_TELL,
     "small": "The images, the length and the backbones are small. Nothing here reproduces or refutes a "
     "number of a paper; rows may be compared within a column only. The ViT rows have another backbone.",
+}
+TITLES = {
+    "smoke": "(smoke scale)",
+    "cpu": "at the scale of a CPU",
+    "resnet18": "with a ResNet-18",
+    "small": "at the small scale",
 }
 BASELINES = (
     "`random` is the same backbone with random weights and with BatchNorm statistics re-estimated on the "
@@ -41,29 +54,34 @@ NOTE = (
 
 
 def write_page(docs: Path, store: ClaimsStore, every: Sequence[Column], failed: Sequence[str]) -> None:
-    """Write docs/claims.md, claims.png and claims_curves.png."""
+    """Write the page of a scale (docs/claims.md is that of `cpu`) and its two figures."""
     docs.mkdir(parents=True, exist_ok=True)
     values = store.values()
     titles = [column.title for column in every]
     titles = [title for title in titles if any(column == title for _, column in values)]
-    pictures = {"claims.png": bars(results(values, titles, [*RANDOM, *GROUPS["methods"]]))}
-    pictures["claims_curves.png"] = curves(store, values, titles)
+    page = page_name(store.scale)
+    pictures = {f"{page}.png": bars(results(values, titles, [*RANDOM, *GROUPS["methods"]]))}
+    pictures[f"{page}_curves.png"] = curves(store, values, titles)
     for name, figure in pictures.items():
         with atomic_write(docs / name) as part:
             figure.savefig(part, format="png", dpi=110, facecolor="white")
-    with atomic_write(docs / "claims.md") as part:
+    with atomic_write(docs / f"{page}.md") as part:
         part.write_text("\n\n".join(parts(store, values, titles, failed)) + "\n")
-    print(f"wrote {docs / 'claims.md'} with its figures, {store.file}")
+    print(f"wrote {docs / page}.md with its figures, {store.file}")
+
+
+def page_name(scale: str) -> str:
+    """Name of a scale's page, without suffix."""
+    return "claims-resnet18" if scale == "resnet18" else "claims"
 
 
 def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Sequence[str]) -> Iterator[str]:
     """The page, part by part."""
-    mark = {"cpu": "at the scale of a CPU", "small": "at the small scale"}.get(store.scale, "(smoke scale)")
-    yield f"# The claims table {mark}"
+    yield f"# The claims table {TITLES[store.scale]}"
     yield SCOPE[store.scale]
     yield BASELINES
     yield from statements(values, titles)
-    yield "![Means and deviations over seeds](claims.png)"
+    yield f"![Means and deviations over seeds]({page_name(store.scale)}.png)"
     yield "## Methods"
     yield NOTE
     yield numbers(values, titles, [*RANDOM, *GROUPS["methods"]])
@@ -74,11 +92,11 @@ def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Seq
     for claim, group in zip(QUESTIONS, ("masks", "starts", "trials"), strict=True):
         if any(row.name in {name for name, _ in values} for row in GROUPS[group]):
             yield f"## {claim.text.split(':')[0]}"
-            yield numbers(values, titles, [*partners(claim), *GROUPS[group]])
+            yield numbers(values, titles, [*partners(claim, GROUPS[group]), *GROUPS[group]])
             yield from told(values, titles, claim)
     if store.runs:
         yield "## Learning curves"
-        yield "![What is reached after how many steps, and the losses](claims_curves.png)"
+        yield f"![What is reached after how many steps, and the losses]({page_name(store.scale)}_curves.png)"
         yield "A point is what was measured at that length; between points nothing was."
     if any((row.name, title) in values for row in GROUPS["lengths"] for title in titles):
         full = [ROWS["random"], ROWS["simclr"], ROWS["hapicl_s"]]
@@ -130,11 +148,10 @@ def statements(values: Values, titles: Sequence[str]) -> Iterator[str]:
         yield f"Methods decidedly above random weights of their backbone, by column: {'; '.join(found)}."
 
 
-def partners(claim: Claim) -> list[Row]:
-    """The rows of the main table that a question compares with."""
-    main = {row.name for row in GROUPS["methods"]}
-    names = [name for pair in claim.pairs for name in pair if name in main]
-    return [ROWS["random"], *(ROWS[name] for name in dict.fromkeys(names))]
+def partners(claim: Claim, group: Sequence[Row]) -> list[Row]:
+    """The rows of other groups that a question compares with."""
+    rows = [ROWS[name] for name in dict.fromkeys(name for pair in claim.pairs for name in pair)]
+    return [ROWS["random"], *(row for row in rows if row not in group)]
 
 
 def told(values: Values, titles: Sequence[str], claim: Claim) -> Iterator[str]:

@@ -16,7 +16,8 @@ USES_MASKS = ("hapicl_s", "hapicl_m", "harl", "hapicl", "hapicl_vit")
 class Row:
     """One row.
 
-    `weights` is what `hapicl evaluate` takes where nothing is trained. `masks` names one of the mask
+    `weights` is what `hapicl evaluate` takes where nothing is trained; `vit` says that the backbone is a
+    Vision Transformer, by default it is a ResNet (the scale says which). `masks` names one of the mask
     files given by `--masks NAME=FILE`. `length` is a share of the scale's steps. `after` names the row
     whose backbone of the same seed this one starts from. `fine_tuned` rows are measured by the columns
     that fine-tune as well.
@@ -25,7 +26,7 @@ class Row:
     name: str
     method: str = ""
     weights: str = ""
-    arch: str = "resnet18"
+    vit: bool = False
     changes: tuple[str, ...] = ()
     masks: str = "default"
     length: float = 1.0
@@ -33,22 +34,16 @@ class Row:
     fine_tuned: bool = True
 
     @property
-    def is_vit(self) -> bool:
-        """Whether the backbone is a Vision Transformer."""
-        return self.arch.startswith("vit")
-
-    @property
     def start(self) -> str:
         """The row of random weights that this one is held against; empty for those rows themselves."""
         if not self.method:
             return ""
-        return "random_vit" if self.is_vit else "random"
+        return "random_vit" if self.vit else "random"
 
 
 def trained(method: str, name: str = "", **more: object) -> Row:
     """A row of a method, by default as its recipe has it and under its own name."""
-    arch = "vit_tiny_patch16_224" if method in VIT else "resnet18"
-    return Row(name=name or method, method=method, arch=arch, **more)  # type: ignore[arg-type]
+    return Row(name=name or method, method=method, vit=method in VIT, **more)  # type: ignore[arg-type]
 
 
 # trained rows are held against `random`, whose BatchNorm statistics come from the training images; a ViT has
@@ -56,7 +51,7 @@ def trained(method: str, name: str = "", **more: object) -> Row:
 RANDOM = (
     Row(name="random", weights="random"),
     Row(name="random-untouched", weights="random-untouched"),
-    Row(name="random_vit", weights="random", arch="vit_tiny_patch16_224"),
+    Row(name="random_vit", weights="random", vit=True),
 )
 # most telling first. `hapicl_m_redraws_only` is HAPiCL-M without its pixel term: MoCo v2, symmetric, on crops
 # redrawn by foreground, so it shows what the redraws alone do
@@ -83,8 +78,20 @@ LENGTH_ROWS = tuple(
     for share, length in (("1/8", 0.125), ("1/4", 0.25), ("1/2", 0.5))
     for method in ("simclr", "hapicl_s")
 )
-# the same number of steps in all: half by SimCLR, half by HAPiCL-S from there
-START_ROWS = (trained("hapicl_s", "hapicl_s_after_simclr", length=0.5, after="simclr@1/2"),)
+# the same number of steps in all: half by SimCLR, half by HAPiCL-S from there, which `continued` does at a
+# tenth of the rate, as the recipes `*_continue` have it
+START_ROWS = (
+    trained("hapicl_s", "hapicl_s_after_simclr", length=0.5, after="simclr@1/2"),
+    trained("hapicl_s", "hapicl_s_after_simclr@1/4", length=0.125, after="simclr@1/8", fine_tuned=False),
+    trained(
+        "hapicl_s",
+        "hapicl_s_continued_after_simclr@1/4",
+        length=0.125,
+        after="simclr@1/8",
+        changes=("optimizer.base_lr=0.012",),
+        fine_tuned=False,
+    ),
+)
 # the small recipes as they were before 2026-11-26 beside what they are now; the temperature by itself as well
 _HEADS = "config.hidden=512"
 _DECAY = "optimizer.weight_decay=1e-4"

@@ -57,7 +57,11 @@ QUESTIONS = (
     ),
     Claim(
         "Starts: half the steps by SimCLR, half by HAPiCL-S from there, against HAPiCL-S all the way",
-        (("hapicl_s_after_simclr", "hapicl_s"),),
+        (
+            ("hapicl_s_after_simclr", "hapicl_s"),
+            ("hapicl_s_after_simclr@1/4", "hapicl_s@1/4"),
+            ("hapicl_s_continued_after_simclr@1/4", "hapicl_s@1/4"),
+        ),
     ),
     Claim(
         "Small recipes: as they are now against what they were",

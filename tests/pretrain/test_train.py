@@ -247,6 +247,15 @@ def test_accumulation_says_what_it_changes(tmp_path, masks):
     assert "grad_accum_steps=2 computes 4 samples in parts of 2" in (out / "train.log").read_text()
 
 
+@pytest.mark.parametrize("computes", [True, False])
+def test_bf16_was_many_times_slower_without_a_word_where_the_processor_imitates_it(
+    tmp_path, masks, monkeypatch, computes
+):
+    monkeypatch.setattr(train, "computes_bf16", lambda: computes)
+    pretrain(settings(masks, tmp_path / "run", steps=1, precision="bf16"), show=False)
+    assert ("this processor imitates bf16" in (tmp_path / "run" / "train.log").read_text()) is not computes
+
+
 def test_the_online_knn_is_logged(tmp_path, masks, flat_folder):
     labelled = tmp_path / "labelled"
     for number, path in enumerate(find_images(flat_folder)):
