@@ -15,6 +15,7 @@ from .. import __version__
 from ..common.atomic_files import remove_leftovers
 from ..common.locks import hold_folder
 from ..common.system.devices import device_name
+from ..common.system.processor import computes_bf16
 from ..data.crop_kernel import compile_kernels, kernels_are_compiled
 from ..data.loading.batch import Batch
 from ..data.loading.selection import Selection
@@ -265,6 +266,9 @@ def _log_start(components: Components, first_step: int, run_logger: RunLogger) -
             f"in parts of {components.micro_batch}: negatives and BatchNorm statistics come from that many, "
             "so a contrastive loss is not that of the whole batch"
         )
+    device, precision = components.world.device, loop_settings(components).precision
+    if precision == "bf16" and device.type == "cpu" and not computes_bf16():
+        run_logger.info("warning: this processor imitates bf16, several times slower than precision=fp32")
     asked = round(settings.schedule.warmup_epochs * context.steps_per_epoch)
     warmup = warmup_steps(settings.schedule, context.total_steps, context.steps_per_epoch)
     if warmup < asked:

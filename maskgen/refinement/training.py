@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...common.errors import UserError
+from ...common.system.processor import computes_bf16
 from ...engine.checkpoint import LAST, load_checkpoint, restore
 from ...engine.distributed import World
 from ...engine.interfaces import FitResult, Hooks, LoopSettings
@@ -224,5 +225,4 @@ def choose_precision(settings: RefineSettings, device: torch.device) -> str:
         return settings.precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    supported = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if supported else "fp32"
+    return "bf16" if device.type == "cpu" and computes_bf16() else "fp32"
