@@ -201,11 +201,11 @@ def numbers(values: Values, titles: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def unmeasured(values: Values, titles: Sequence[str]) -> Iterator[str]:
-    """Rows without any number, and what no row has."""
-    for rows in GROUPS.values():
-        for row in rows:
-            if not any((row.name, title) in values for title in titles):
-                yield f"{row.name}: no result yet"
+    """Rows without any number, by group, and what no row has."""
+    for group, rows in GROUPS.items():
+        names = [row.name for row in rows if not any((row.name, title) in values for title in titles)]
+        if names:
+            yield f"{group}: {', '.join(names)}"
     yield "instance mask AP: no data set with instance masks at hand; a supervised row: no weights at hand"
     yield (
         "fine-tuned columns of the ViT rows: FCN and detector here need a ResNet, and ViTs have protocols of "
