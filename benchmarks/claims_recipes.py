@@ -20,32 +20,50 @@ WHAT = {
 }
 
 
+CONTINUED = {"hapicl_s_continue": ("hapicl_s_continued_after_simclr@1/4", "hapicl_s@1/4")}  # row and rival
+
+
 def sentence(store: ClaimsStore, row: Row) -> str | None:
-    """The columns that a row and its random start both have; None where there is none."""
+    """What a method's row reached, beside its random start; None where nothing was measured."""
+    return _quoted(store, row.name, row.start, WHAT[store.scale], "random weights")
+
+
+def continued_sentence(store: ClaimsStore, row: str, rival: str) -> str | None:
+    """What a row that goes on from weights reached, beside as many steps from nothing; None likewise."""
+    what = (
+        "as hapicl_s_small at a tenth of its rate, timm's test_resnet at 64 px, 203 steps after 203 of SimCLR"
+    )
+    return _quoted(store, row, rival, what, "406 steps of HAPiCL-S from random weights")
+
+
+def _quoted(store: ClaimsStore, row: str, rival: str, what: str, rivals_name: str) -> str | None:
+    """The columns that two rows both have."""
     values = store.values()
     parts, seeds = [], set()
-    for _, title in sorted(key for key in values if key[0] == row.name):
-        mine, start = values[row.name, title], values.get((row.start, title))
-        if start:
-            mean, random = (100 * statistics.fmean(each.values()) for each in (mine, start))
-            parts.append(f"{title} {mean:.1f} ({random:.1f})")
+    for _, title in sorted(key for key in values if key[0] == row):
+        mine, other = values[row, title], values.get((rival, title))
+        if other:
+            means = (100 * statistics.fmean(each.values()) for each in (mine, other))
+            parts.append("{} {:.1f} ({:.1f})".format(title, *means))
             seeds.add(len(mine))
     if not parts:
         return None
     count = f"{min(seeds)} seed{'s' if min(seeds) > 1 else ''}"
     page = f"docs/{page_name(store.scale)}.md"
-    return f"{WHAT[store.scale]}, {count} (random weights in brackets; {page}): {', '.join(parts)}"
+    return f"{what}, {count} ({rivals_name} in brackets; {page}): {', '.join(parts)}"
 
 
 def write_recipes(store: ClaimsStore, folder: Path) -> None:
-    """Renew the line `measured` of every small recipe that has a row of numbers.
+    """Renew the line `measured` of every recipe that has a row of numbers.
 
     A line from the larger network stays when the smaller one has been measured.
     """
-    for row in METHOD_ROWS:
-        text = sentence(store, row)
-        file = folder / f"{row.name}_small.yaml"
-        if text is None or row.changes or not file.exists():
+    found = {f"{row.name}_small": sentence(store, row) for row in METHOD_ROWS if not row.changes}
+    if store.scale == "cpu":
+        found |= {name: continued_sentence(store, *rows) for name, rows in CONTINUED.items()}
+    for name, text in found.items():
+        file = folder / f"{name}.yaml"
+        if text is None or not file.exists():
             continue
         before = file.read_text()
         if store.scale == "cpu" and WHAT["resnet18"] in before:
