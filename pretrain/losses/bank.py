@@ -53,9 +53,23 @@ def bank_scores(embedding: Tensor, bank: Tensor, index: Tensor, negatives: Tenso
             own = negatives[None, :] == index[:, None]
             shared = (query @ bank[negatives].T).masked_fill(own, -torch.inf)
             return torch.cat([positive, shared], dim=1)
-        step = max(1, CHUNK_LOGITS // max(1, negatives.shape[1] * bank.shape[1]))
-        others = _GatheredScores.apply(query, bank, negatives, step)
+        if _products_are_cheaper(query, bank, negatives):
+            others = (query @ bank.T).gather(1, negatives)
+        else:
+            step = max(1, CHUNK_LOGITS // max(1, negatives.shape[1] * bank.shape[1]))
+            others = _GatheredScores.apply(query, bank, negatives, step)
         return torch.cat([positive, others], dim=1)
+
+
+def _products_are_cheaper(query: Tensor, bank: Tensor, negatives: Tensor) -> bool:
+    """Whether to multiply with every bank row and pick, or to copy each sample's K rows and multiply those.
+
+    A core multiplies some hundred rows in the time in which it copies one; a GPU copies fast, and its sum of
+    what was picked twice would have no fixed order.
+    """
+    rows = len(bank)
+    few = rows <= 64 * negatives.shape[1] and len(query) * rows <= CHUNK_LOGITS
+    return query.device.type == "cpu" and few
 
 
 def scores_info_nce(scores: Tensor, *, temperature: float) -> Tensor:
