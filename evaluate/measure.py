@@ -168,7 +168,8 @@ def _subject(request: Request, task: Task, seed: int) -> tuple[Subject, dict[str
 
 def _reestimate(subject: Subject, task: Task) -> int:
     """BatchNorm statistics from training images; how many there were."""
-    with subject.runtime.progress(f"BatchNorm statistics of up to {ENOUGH_IMAGES:,} images", ENOUGH_IMAGES) as advance:
+    what = f"BatchNorm statistics of up to {ENOUGH_IMAGES:,} images"
+    with subject.runtime.progress(what, ENOUGH_IMAGES) as advance:
 
         def counted() -> Iterable[Tensor]:
             for images in task.train_images(subject):
