@@ -81,8 +81,8 @@ RESNET18 = Scale(
     fcn={"crop": "112", "steps": "300", "batch_size": "8"},
     linear=True,
 )
-# the same with a network of a 25th of the work: a quarter of an hour of any core a run, so that three seeds
-# of every row are within reach. float32: processors without AVX-512 imitate bfloat16, many times slower
+# the same with a network whose step takes a 25th of the time: a quarter of an hour of a core a run, so that
+# three seeds of every row are within reach. float32: processors without AVX-512 imitate bfloat16, slower
 CPU = replace(
     RESNET18,
     pretrain=("--batch-size", "64", "--set", "schedule.warmup_epochs=1"),

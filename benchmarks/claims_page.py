@@ -17,9 +17,9 @@ from hapicl.evaluate.compare.statistics import SEEDS_NEEDED, paired_difference
 from hapicl.evaluate.report.page import bars
 from hapicl.evaluate.report.table import Cell, ResultTable
 
-LENGTH = "eight epochs. That is long enough for methods to leave their random start and to differ."
+LENGTH = "eight epochs: methods have left their random start in some columns and not in others."
 DOES_NOT_TELL = (
-    "That they differ is all that this table says: nothing here reproduces or refutes a number of a paper, "
+    "Nothing here reproduces or refutes a number of a paper, "
     "whose images, backbones and lengths are ten to a thousand times larger, and an order of methods may "
     "turn with any of them. Dense terms have few cells to work on at 4 x 4. Rows may be compared within a "
     "column only; the ViT rows have another backbone."
@@ -27,12 +27,11 @@ DOES_NOT_TELL = (
 SCOPE = {
     "smoke": "This is the smoke scale: a few steps, to show that every row and column runs. It does not say "
     "which method is better: at this length the methods have hardly left their random start.",
-    "cpu": "Photographs of 64 pixels, the smallest ResNet of timm (`test_resnet`, 0.4 million weights; a ViT "
-    f"of the same size for the ViT rows) with a last map of 4 x 4 (8 x 8) cells, {LENGTH} [With a "
-    "ResNet-18](claims-resnet18.md) fewer rows were measured. " + DOES_NOT_TELL,
+    "cpu": "Photographs of 64 pixels, timm's `test_resnet` (0.4 million weights; `test_vit` for the ViT "
+    f"rows) with a last map of 4 x 4 (8 x 8) cells, {LENGTH} Other "
+    "rows were measured [with a ResNet-18](claims-resnet18.md). " + DOES_NOT_TELL,
     "resnet18": "Photographs of 64 pixels, a ResNet-18 (or ViT-Ti) with a last map of 4 x 4 (8 x 8) cells, "
-    f"{LENGTH} All rows are measured [with a smaller network](claims.md), three seeds each as time allows. "
-    + DOES_NOT_TELL,
+    f"{LENGTH} Other rows and seeds were measured [with a smaller network](claims.md). " + DOES_NOT_TELL,
     "small": "The images, the length and the backbones are small. Nothing here reproduces or refutes a "
     "number of a paper; rows may be compared within a column only. The ViT rows have another backbone.",
 }

@@ -201,9 +201,8 @@ def test_the_feature_pull_leads_back_to_the_start(folder):
     components = assembly.assemble(settings(folder), World())
     with components.loader:
         batch = next(components.loader.batches(0))
-    FeaturePull(
-        components.method, components.backbone, 1e6, "map"
-    )  # which leaves the method's own loss behind
+    # so strong that the method's own loss is nothing beside it
+    FeaturePull(components.method, components.backbone, 1e6, "map")
     weight = components.backbone.trunk.layer4[0].conv1.weight
     away = 0.05 * torch.randn_like(weight)
     weight.data += away
