@@ -68,9 +68,13 @@ METHOD_ROWS = (
 # of the coverage that the default mask has
 MASK_ROWS = tuple(
     trained(method, f"{method}[{masks}]", masks=masks)
-    for masks in ("rectangles", "felzenszwalb", "fast", "refined")
-    for method in ("hapicl_s", "hapicl_m")
-    if method == "hapicl_s" or masks == "refined"
+    for masks, methods in (
+        ("rectangles", ("hapicl_s",)),
+        ("felzenszwalb", ("hapicl_s",)),
+        ("fast", ("hapicl_s",)),
+        ("refined", USES_MASKS),
+    )
+    for method in methods
 )
 # how long must a run be before a method leaves its random start?
 LENGTH_ROWS = tuple(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from claims_rows import USES_MASKS
+
 from hapicl.evaluate.compare.statistics import Difference, Seeds, paired_difference
 
 Values = Mapping[tuple[str, str], Seeds]  # by row and column
@@ -51,8 +53,7 @@ QUESTIONS = (
             ("hapicl_s", "hapicl_s[rectangles]"),
             ("hapicl_s", "hapicl_s[felzenszwalb]"),
             ("hapicl_s", "hapicl_s[fast]"),
-            ("hapicl_s[refined]", "hapicl_s"),
-            ("hapicl_m[refined]", "hapicl_m"),
+            *((f"{method}[refined]", method) for method in USES_MASKS),
         ),
     ),
     Claim(
