@@ -36,6 +36,29 @@ class Samples(Protocol):
         ...
 
 
+class StoredSamples:
+    """Samples that lie in memory, such as the features of a frozen backbone; a batch is taken out at once.
+
+    Args:
+        tensors: one row a sample, such as (N, C) features and (N,) labels.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.tensors[0])
+
+    def sample(self, index: int, generator: np.random.Generator) -> tuple[Tensor, ...]:
+        """One row of each; nothing is drawn."""
+        return tuple(tensor[index] for tensor in self.tensors)
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """What the samples of these indices collate to."""
+        return tuple(tensor[indices] for tensor in self.tensors)
+
+
 @dataclass(kw_only=True)
 class TaskBatch:
     """This process's part of a batch: what its samples collate to, and the counters of draws on the device.
@@ -65,6 +88,21 @@ class _Indexed(Dataset[Any]):
         return self.samples.sample(index, counter_generator(self.seed, epoch, index, 0, "evaluate"))
 
 
+class _Stored(Dataset[Any]):
+    """A map from a list of (epoch, index) to their batch: item by item, reading costs more than training."""
+
+    def __init__(self, samples: StoredSamples) -> None:
+        self.samples = samples
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        return self.samples.batch([index for _, index in keys])
+
+
+def _is_a_batch(values: Any) -> Any:
+    """Collate what is a batch already."""
+    return values
+
+
 def _load(
     samples: Samples,
     rows: list[list[tuple[int, int]]],
@@ -75,8 +113,11 @@ def _load(
     collate: Collate,
 ) -> Iterator[Any]:
     """Read batches of (epoch, index), tensors on the device."""
+    data: Dataset[Any] = _Indexed(samples, seed)
+    if isinstance(samples, StoredSamples):
+        data, collate = _Stored(samples), _is_a_batch
     loader = DataLoader(
-        _Indexed(samples, seed),
+        data,
         batch_sampler=rows,
         num_workers=workers,
         worker_init_fn=prepare_worker,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,7 +29,7 @@ from ...models.backbones.base import Backbone, Vector
 from ...models.features import Features, crop_batches, evaluation_vector
 from ...models.preprocess import normalize
 from ...pretrain.methods.base import Output
-from ..batches import TaskBatch, TaskBatches
+from ..batches import StoredSamples, TaskBatch, TaskBatches
 from ..finetune import Curve, train
 from ..processes import first_alone, gather_to_all, share, together
 from ..result import Outcome
@@ -121,22 +120,6 @@ class LinearClassifier(nn.Module):
         return Output(loss=functional.cross_entropy(self.logits(inputs), labels))
 
 
-class FeatureSamples:
-    """Stored features as training samples."""
-
-    def __init__(self, features: Features) -> None:
-        """Keep the features."""
-        self.features = features
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.features.labels)
-
-    def sample(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(C,) feature and its label."""
-        return self.features.values[index], self.features.labels[index]
-
-
 def evaluate_linear(
     backbone: Backbone,
     train_images: LabelledImages,
@@ -176,7 +159,7 @@ def evaluate_linear(
         seed=seed,
     )
 
-    def fit(samples: FeatureSamples | RandomCrops) -> Curve:
+    def fit(samples: StoredSamples | RandomCrops) -> Curve:
         return fit_classifier(classifier, samples, protocol, seed=seed, runtime=runtime, config=config)
 
     def measure(curve: Curve) -> Outcome:
@@ -185,7 +168,7 @@ def evaluate_linear(
 
     if protocol.cached:  # one process trains on stored features in no time
         stored = features(backbone, train_images, what="training", **how)
-        return first_alone(lambda: measure(fit(FeatureSamples(stored))))
+        return first_alone(lambda: measure(fit(StoredSamples(stored.values, stored.labels))))
     curve = fit(RandomCrops(train_images, protocol.image_size, backbone.inputs))
     return first_alone(lambda: measure(curve))
 
@@ -201,7 +184,7 @@ def _classify(
 
 def fit_classifier(
     classifier: LinearClassifier,
-    samples: FeatureSamples | RandomCrops,
+    samples: StoredSamples | RandomCrops,
     protocol: LinearProtocol,
     *,
     seed: int,

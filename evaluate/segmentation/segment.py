@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from ...engine.schedule import ScheduleSettings
 from ...models.backbones.base import Backbone
 from ...models.preprocess import normalize
 from ...models.stage_rates import fine_tuning_groups
-from ..batches import TaskBatches, ordered_batches
+from ..batches import StoredSamples, TaskBatches, ordered_batches
 from ..finetune import Curve, train
 from ..processes import first_alone, gather_to_first, share, together
 from ..result import Outcome
@@ -81,20 +80,6 @@ def evaluate_segmentation(
     return measure_segmentation(logits_of, test_data, runtime, curve)
 
 
-class _Maps:
-    """Maps (N, C, S, S) that were computed once, with their labels (N, H, W); given in batches."""
-
-    def __init__(self, maps: list[Tensor], labels: list[Tensor]) -> None:
-        none = [torch.empty(0)]  # on other processes than the first
-        self.maps, self.labels = torch.cat(maps or none), torch.cat(labels or none)
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    def sample(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        return self.maps[index], self.labels[index]
-
-
 def _run_probe(
     backbone: Backbone,
     data: LabelledPixels,
@@ -113,7 +98,8 @@ def _run_probe(
     found = _frozen_maps(backbone, names, data, protocol, runtime)
 
     def fit() -> tuple[dict[str, Tensor], Curve]:
-        mean, std = found.maps.double().mean(dim=(0, 2, 3)), found.maps.double().std(dim=(0, 2, 3))
+        maps = found.tensors[0].double()
+        mean, std = maps.mean(dim=(0, 2, 3)), maps.std(dim=(0, 2, 3))
         probe = SegProbe(mean.float(), std.float(), data.classes)
         curve = train(
             probe,
@@ -145,8 +131,8 @@ def _frozen_maps(
     data: LabelledPixels,
     protocol: ProbeProtocol,
     runtime: Runtime,
-) -> _Maps:
-    """The named maps (N, C, S, S) float32, joined, and reduced labels, in the first process's memory.
+) -> StoredSamples:
+    """The named maps (N, C, S, S) float32, joined, and labels (N, H, W), in the first process's memory.
 
     Raises:
         UserError: if they would fill more than half of the free memory.
@@ -179,7 +165,9 @@ def _frozen_maps(
             labels.append(reduced.cpu())
             advance(len(images))
     parts = gather_to_first((maps, labels))
-    return _Maps([each for part in parts for each in part[0]], [each for part in parts for each in part[1]])
+    none = [torch.empty(0)]  # on other processes than the first
+    joined = (torch.cat([each for part in parts for each in part[kind]] or none) for kind in (0, 1))
+    return StoredSamples(*joined)
 
 
 def _sgd(protocol: ProbeProtocol | FcnProtocol) -> OptimizerSettings:

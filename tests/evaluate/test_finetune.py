@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hapicl.common.errors import UserError
 from hapicl.engine.optimizers import OptimizerSettings
 from hapicl.engine.schedule import ScheduleSettings, lr_factor
-from hapicl.evaluate.batches import TaskBatch, TaskBatches, ordered_batches
+from hapicl.evaluate.batches import StoredSamples, TaskBatch, TaskBatches, ordered_batches
 from hapicl.evaluate.finetune import RunStopped, train
 from hapicl.evaluate.settings import Runtime
 from hapicl.pretrain.methods.base import Output
@@ -100,6 +100,32 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
 def test_ordered_batches_give_everything_once() -> None:
     sizes = [len(values[0]) for values in ordered_batches(Points(), batch_size=4)]
     assert sizes == [4, 4, 2]
+
+
+class Wrapped:
+    """Samples read one by one."""
+
+    def __init__(self, samples: StoredSamples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample(self, index: int, generator: np.random.Generator) -> tuple[Tensor, ...]:
+        return self.samples.sample(index, generator)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stored_samples_come_in_whole_batches_that_equal_those_read_one_by_one(workers: int) -> None:
+    stored = StoredSamples(torch.randn(10, 3), torch.arange(10))
+    batches, others = (
+        TaskBatches(samples, batch_size=4, seed=2, workers=workers) for samples in (stored, Wrapped(stored))
+    )
+    pairs = zip(batches.batches(1, first_step=1), others.batches(1, first_step=1), strict=True)
+    for batch, other in pairs:
+        assert len(batch.values) == 2
+        assert all(torch.equal(one, two) for one, two in zip(batch.values, other.values, strict=True))
+    assert next(iter(batches.batches(1))).values[1].tolist() != [0, 1, 2, 3]  # shuffled
 
 
 class Handlers:
