@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +35,8 @@ import torch
 from claims_columns import SCALES, Column, Scale, columns, settings_of
 from claims_page import write_page
 from claims_recipes import write_recipes
-from claims_rows import GROUPS, RANDOM, ROWS, USES_MASKS, Row
-from claims_store import ClaimsStore, course, is_result
+from claims_rows import GROUPS, METHOD_ROWS, RANDOM, ROWS, USES_MASKS, Row
+from claims_store import ClaimsStore, cost, course, is_result
 
 from hapicl.common.atomic_files import atomic_write
 from hapicl.common.errors import UserError, did_you_mean
@@ -51,6 +52,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 PUBLIC = ("cpu", "resnet18")  # scales whose page is one of the docs
+COST_STEPS = 40
 LAST_STEP_SECONDS = 120  # that a command may take to save and leave
 
 
@@ -154,14 +156,15 @@ def pretrain_row(row: Row, seed: int, plan: Plan) -> Path:
     if not (backbone.exists() and note.exists()):
         log = plan.work / "logs" / f"{run_name(row.name, seed)}.log"
         run_command(pretrain_command(row, seed, plan, folder), log, plan)
-        write_json(note, course(folder, alone=plan.jobs == 1))
+        write_json(note, course(folder))
     return backbone
 
 
 def pretrain_command(row: Row, seed: int, plan: Plan, folder: Path) -> list[str]:
     """`hapicl pretrain ...` for a row; a run that was left goes on by its own settings."""
     scale = plan.scale
-    command = ["pretrain", "--out", str(folder), "--device", plan.device, "--workers", str(plan.workers)]
+    device = row.device or plan.device
+    command = ["pretrain", "--out", str(folder), "--device", device, "--workers", str(plan.workers)]
     if (folder / "last.pt").exists():
         return [*command, "--resume", "auto"]
     command += ["--recipe", f"{row.method}_small", "--images", str(plan.images), "--seed", str(seed)]
@@ -277,6 +280,25 @@ def jobs_of(batches: list[list[Row]], seeds: int, todo: list[Column], store: Cla
                 )
                 jobs += [Job(row.name, seed, titles)] if titles else []
     return jobs
+
+
+def measure_costs(plan: Plan, store: ClaimsStore) -> None:
+    """Train each method for a few steps, alone, and keep what an image costs; what is there stays."""
+    for row in METHOD_ROWS:
+        if row.name in store.costs:
+            continue
+        folder = plan.work / "costs" / slug(row.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [
+            *pretrain_command(row, 0, plan, folder),
+            "--steps",
+            str(COST_STEPS),
+            "--set",
+            "log_every=4",
+        ]
+        run_command(command, folder.with_suffix(".log"), plan)
+        store.add_cost(row.name, cost(folder))
+        print(f"{row.name}: {1000 * store.costs[row.name]['seconds_per_image']:.1f} ms an image", flush=True)
 
 
 def run_all(plan: Plan, jobs: list[Job]) -> list[str]:
@@ -401,7 +423,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget-minutes", type=float, default=25.0)
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of each run")
-    parser.add_argument("--jobs", type=int, default=1, help="rows at a time; costs are only kept for 1")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
+    parser.add_argument(
+        "--costs",
+        action="store_true",
+        help=f"only train every method for {COST_STEPS} steps and keep its cost; nothing else should run",
+    )
     parser.add_argument("--render", action="store_true", help="only collect and render what is there")
     parser.add_argument(
         "--docs", type=Path, help="where the page goes  [docs/ for cpu and resnet18, else WORK]"
@@ -450,10 +477,13 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             with raise_on_signals(SIGNALS):
                 batches = batches_of(options.rows)
-                needed = any(row.method in USES_MASKS for rows in batches for row in rows)
+                needed = options.costs or any(row.method in USES_MASKS for rows in batches for row in rows)
                 if needed and plan.masks["default"] == plan.work / "masks.h5":
                     store.masks = build_masks(plan, options.mask_recipe)
-                failed = run_all(plan, jobs_of(batches, options.seeds, todo, store))
+                if options.costs:
+                    measure_costs(plan, store)
+                else:
+                    failed = run_all(plan, jobs_of(batches, options.seeds, todo, store))
         except (BudgetSpent, Stopped) as end:
             why = f"stopped by {end.name}" if isinstance(end, Stopped) else "the budget is spent"
             print(f"{why}; the same command continues", file=sys.stderr)

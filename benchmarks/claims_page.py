@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Seq
     yield deciding()
     for claim in CLAIMS:
         yield from told(values, titles, claim)
-    for claim, group in zip(QUESTIONS, ("masks", "starts", "trials"), strict=True):
+    for claim, group in zip(QUESTIONS, ("masks", "starts", "trials", "machines"), strict=True):
         if any(row.name in {name for name, _ in values} for row in GROUPS[group]):
             yield f"## {claim.text.split(':')[0]}"
             yield numbers(values, titles, [*partners(claim, GROUPS[group]), *GROUPS[group]])
@@ -107,12 +108,12 @@ def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Seq
         yield "\n".join(f"- {line}" for line in missing)
     yield "## How it was measured"
     yield "\n".join(f"- {name}: {text}" for name, text in store.settings.items())
-    machines = sorted({cell["machine"] for cell in store.cells.values()})
-    yield f"Machines: {', '.join(machines)}. Newest number: {max(c['date'] for c in store.cells.values())}."
+    yield machines(store)
     yield (
         f"```\npython benchmarks/claims.py --scale {store.scale} --data .datasets --budget-minutes M\n```\n\n"
-        "continues the table, whatever machine measured what is there (`--rows masks`, `lengths`, `starts` "
-        "or `trials` for the other groups); `--render` makes this page from the numbers in the repository."
+        "continues the table, whatever machine measured what is there (`--rows masks`, `lengths`, `starts`, "
+        "`trials` or `machines` for the other groups, `--costs` for the costs); `--render` makes this page "
+        "from the numbers in the repository."
     )
 
 
@@ -213,25 +214,38 @@ def unmeasured(values: Values, titles: Sequence[str]) -> Iterator[str]:
 
 
 def costs(store: ClaimsStore) -> Iterator[str]:
-    """Cost of training by row where it was measured, and of the masks."""
-    lines = []
-    for row in GROUPS["methods"]:
-        runs = [run for (name, _), run in store.runs.items() if name == row.name]
-        peaks = [run["peak_memory_gib"] for run in runs if "peak_memory_gib" in run]
-        seconds = sorted(run["seconds_per_image"] for run in runs if "seconds_per_image" in run)
-        if peaks or seconds:
-            time = f"{1000 * seconds[len(seconds) // 2]:.1f}" if seconds else "-"
-            lines.append(f"| {row.name} | {time} | {f'{max(peaks):.2f}' if peaks else '-'} |")
-    if lines:
+    """Cost of training by method where it was measured, and of the masks."""
+    found = [store.costs[row.name] for row in GROUPS["methods"] if row.name in store.costs]
+    if found:
         yield "## Costs"
         yield (
-            "Of training; milliseconds an image only where the run had the machine to itself, memory the "
-            "highest of the runs."
+            "Of training, a few steps with the machine to themselves, loading included; peak memory is the "
+            "device's, or the process's where that is a CPU."
         )
-        yield "\n".join(["| row | ms per image | peak memory, GiB |", "|---|---:|---:|", *lines])
+        lines = [
+            f"| {each['row']} | {1000 * each['seconds_per_image']:.1f} | {each['peak_memory_gib']:.2f} | "
+            f"{each['device']} |"
+            for each in found
+        ]
+        yield "\n".join(["| row | ms per image | peak memory, GiB | on |", "|---|---:|---:|---|", *lines])
     if store.masks:
         seconds = 1000 * store.masks["seconds_per_image_one_core"]
         yield f"Masks: {seconds:.0f} ms an image on one core, once (recipe {store.masks['recipe']})."
+
+
+def machines(store: ClaimsStore) -> str:
+    """Where was trained and where measured."""
+    trained = Counter(run.get("device", "not noted") for run in store.runs.values())
+    measured = Counter(cell["machine"] for cell in store.cells.values())
+    return (
+        f"Runs by the machine that trained them: {_counted(trained)}; numbers by the machine that measured "
+        f"them: {_counted(measured)}. Newest number: {max(c['date'] for c in store.cells.values())}."
+    )
+
+
+def _counted(names: Counter[str]) -> str:
+    """Names with how many there are of each."""
+    return ", ".join(f"{name} {count}" for name, count in names.most_common())
 
 
 def curves(store: ClaimsStore, values: Values, titles: Sequence[str]) -> Figure:

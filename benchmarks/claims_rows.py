@@ -20,7 +20,7 @@ class Row:
     Vision Transformer, by default it is a ResNet (the scale says which). `masks` names one of the mask
     files given by `--masks NAME=FILE`. `length` is a share of the scale's steps. `after` names the row
     whose backbone of the same seed this one starts from. `fine_tuned` rows are measured by the columns
-    that fine-tune as well.
+    that fine-tune as well. `device` is where it is trained, by default where the call says.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Row:
     length: float = 1.0
     after: str = ""
     fine_tuned: bool = True
+    device: str = ""
 
     @property
     def start(self) -> str:
@@ -113,11 +114,17 @@ TRIAL_ROWS = (
     trained("moco_v2", "moco_v2_temperature_0.2", changes=(_WARM,), fine_tuned=False),
     trained("hapicl_m", "hapicl_m_temperature_0.2", changes=(_WARM,), fine_tuned=False),
 )
+# the same runs once more on a CPU: how much do numbers move with the machine that trains?
+MACHINE_ROWS = tuple(
+    trained(method, f"{method}_on_cpu", device="cpu", fine_tuned=False)
+    for method in ("simclr", "hapicl_s", "moco_v2", "hapicl_m", "densecl", "pirl")
+)
 GROUPS = {
     "methods": METHOD_ROWS,
     "masks": MASK_ROWS,
     "lengths": LENGTH_ROWS,
     "starts": START_ROWS,
     "trials": TRIAL_ROWS,
+    "machines": MACHINE_ROWS,
 }
 ROWS = {row.name: row for rows in (RANDOM, *GROUPS.values()) for row in rows}

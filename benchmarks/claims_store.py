@@ -1,13 +1,15 @@
 """What the claims table has measured: one JSON file in the repository, and the result files of a work folder.
 
 The JSON file (`benchmarks/results/claims_SCALE.json`) holds every cell with its seed, machine and date,
-and the course of every training run. What a work folder adds is taken into it, so runs of several
-machines and sittings come together, and the page is made from the one file.
+the course of every training run, and what a method's training costs. What a work folder adds is taken
+into it, so runs of several machines and sittings come together, and the page is made from the one file.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ class ClaimsStore:
         self.cells: dict[Key, dict[str, Any]] = {}
         self.runs: dict[tuple[str, int], dict[str, Any]] = {}
         self.masks: dict[str, Any] = {}
+        self.costs: dict[str, dict[str, Any]] = {}  # by row
         if file.exists():
             self._read()
 
@@ -53,6 +56,7 @@ class ClaimsStore:
             cells, runs, self.masks = content["cells"], content["runs"], content["masks"]
             self.cells = {(cell["row"], cell["column"], cell["seed"]): cell for cell in cells}
             self.runs = {(run["row"], run["seed"]): run for run in runs}
+            self.costs = {cost["row"]: cost for cost in content.get("costs", [])}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.file} is no file of claims ({error!r}); choose another --out") from error
         if not same or differing:
@@ -89,6 +93,10 @@ class ClaimsStore:
         """Take in the course of a training run."""
         self.runs[row, seed] = {"row": row, "seed": seed, **course}
 
+    def add_cost(self, row: str, cost: dict[str, Any]) -> None:
+        """Take in what training a row costs."""
+        self.costs[row] = {"row": row, **cost}
+
     def save(self) -> None:
         """Write the file, whole."""
         content = {
@@ -98,6 +106,7 @@ class ClaimsStore:
             "masks": self.masks,
             "cells": [self.cells[key] for key in sorted(self.cells)],
             "runs": [self.runs[key] for key in sorted(self.runs)],
+            "costs": [self.costs[row] for row in sorted(self.costs)],
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.file) as part:
@@ -124,27 +133,37 @@ def is_result(path: Path, row: str) -> bool:
     return row != "random" or "batchnorm_images" in read_result(path)["weights"]
 
 
-def course(folder: Path, *, alone: bool) -> dict[str, Any]:
-    """What a training run's folder tells: its loss by step, peak memory, its cost where it was alone.
-
-    Args:
-        folder: of the run.
-        alone: whether no other run was on the machine; seconds an image are kept only then.
-    """
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "loss" in line]
+def course(folder: Path) -> dict[str, Any]:
+    """What a training run's folder tells: where it was trained, its loss by step, its last numbers."""
+    lines = _lines_with_loss(folder)
     every = max(1, len(lines) // POINTS)
     kept = [*lines[::every], *([lines[-1]] if (len(lines) - 1) % every else [])]
-    found: dict[str, Any] = {
+    return {
         "steps": lines[-1]["step"],
+        "device": _device(folder),
         "loss": [[line["step"], round(line["loss"], 4)] for line in kept],
         "last": {name: value for name, value in lines[-1].items() if isinstance(value, int | float)},
     }
-    peaks = [line["memory/peak_gib"] for line in lines if "memory/peak_gib" in line]
-    found |= {"peak_memory_gib": round(max(peaks), 3)} if peaks else {}
-    rates = sorted(
-        line["speed/samples_per_second"] for line in lines[1:] if "speed/samples_per_second" in line
-    )
-    if alone and rates:  # the first line is warm-up
-        found["seconds_per_image"] = 1 / rates[len(rates) // 2]
-    return found
+
+
+def cost(folder: Path) -> dict[str, Any]:
+    """What training costs, of the folder of a run that had the machine to itself."""
+    lines = _lines_with_loss(folder)
+    rates = [line["speed/samples_per_second"] for line in lines[1:]]  # the first line is warm-up
+    return {
+        "seconds_per_image": 1 / statistics.median(rates),
+        "peak_memory_gib": round(max(line["memory/peak_gib"] for line in lines), 3),
+        "device": _device(folder),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _lines_with_loss(folder: Path) -> list[dict[str, Any]]:
+    """A run's logged steps."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def _device(folder: Path) -> str:
+    """What a run was trained on."""
+    return str(json.loads((folder / "config.json").read_text())["environment"]["device"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from claims_rows import USES_MASKS
+from claims_rows import MACHINE_ROWS, USES_MASKS
 
 from hapicl.evaluate.compare.statistics import Difference, Seeds, paired_difference
 
@@ -70,12 +70,20 @@ QUESTIONS = (
             ("simclr", "simclr_before"),
             ("hapicl_s", "hapicl_s_before"),
             ("moco_v2", "moco_v2_before"),
+            ("moco_v2_on_cpu", "moco_v2_before"),
             ("moco_v2", "moco_v2_temperature_0.2"),
             ("hapicl_m", "hapicl_m_before"),
+            ("hapicl_m_on_cpu", "hapicl_m_before"),
             ("hapicl_m", "hapicl_m_temperature_0.2"),
             ("densecl", "densecl_before"),
+            ("densecl_on_cpu", "densecl_before"),
             ("pirl", "pirl_before"),
+            ("pirl_on_cpu", "pirl_before"),
         ),
+    ),
+    Claim(
+        "Machines: the same seed trained elsewhere, against it trained on a CPU",
+        tuple((row.method, row.name) for row in MACHINE_ROWS),
     ),
 )
 

@@ -18,7 +18,7 @@ from claims_columns import SCALES, settings_of
 from claims_page import parts, statements
 from claims_recipes import CONTINUED, continued_sentence, sentence, write_recipes
 from claims_rows import GROUPS, METHOD_ROWS, ROWS, VIT
-from claims_store import ClaimsStore, course
+from claims_store import ClaimsStore, cost, course
 from claims_table import CLAIMS, QUESTIONS, Claim, lines_of
 
 from hapicl.common.errors import UserError
@@ -92,18 +92,36 @@ def test_a_store_keeps_cells_and_runs_and_refuses_numbers_of_other_settings(tmp_
         store(file)
 
 
-def test_the_cost_of_a_run_that_shared_the_machine_is_not_kept(tmp_path: Path) -> None:
+def test_a_run_tells_its_course_and_its_cost(tmp_path: Path) -> None:
     lines = [
-        {"step": step, "loss": 1.0 / step, "speed/samples_per_second": 10.0, "memory/peak_gib": 0.5}
+        {
+            "step": step,
+            "loss": 1.0 / step,
+            "speed/samples_per_second": 1.0 if step == 1 else 10.0,
+            "memory/peak_gib": step / 100,
+        }
         for step in range(1, 101)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert course(tmp_path, alone=True)["seconds_per_image"] == 0.1
-    found = course(tmp_path, alone=False)
-    assert "seconds_per_image" not in found
-    assert found["peak_memory_gib"] == 0.5
+    (tmp_path / "config.json").write_text(json.dumps({"environment": {"device": "a GPU"}}))
+    found = course(tmp_path)
     assert [found["loss"][0], found["loss"][-1]] == [[1, 1.0], [100, 0.01]]
     assert len(found["loss"]) < 60
+    assert (found["steps"], found["device"]) == (100, "a GPU")
+    price = cost(tmp_path)
+    assert (price["seconds_per_image"], price["peak_memory_gib"], price["device"]) == (0.1, 1.0, "a GPU")
+
+
+def test_the_page_says_where_was_trained_and_what_it_costs(tmp_path: Path) -> None:
+    here = store(tmp_path / "claims.json")
+    here.add_cell("moco_v2", "knn", 0, result(0.5))
+    here.add_run("moco_v2", 0, {"steps": 3, "loss": [[1, 2.0]], "device": "a GPU"})
+    here.add_cost("moco_v2", {"seconds_per_image": 0.002, "peak_memory_gib": 0.5, "device": "a CPU"})
+    here.save()
+    again = store(tmp_path / "claims.json")
+    page = "\n\n".join(parts(again, again.values(), ["knn"], []))
+    assert "| moco_v2 | 2.0 | 0.50 | a CPU |" in page
+    assert "trained them: a GPU 1;" in page
 
 
 def test_the_page_says_what_was_not_run(tmp_path: Path) -> None:
@@ -312,7 +330,7 @@ def test_the_script_builds_masks_and_pretrains_and_does_nothing_twice(
     assert {cell["row"] for cell in content["cells"]} == {"random", "random-untouched", "hapicl_m"}
     (run,) = content["runs"]
     assert (run["row"], run["steps"]) == ("hapicl_m", 2)
-    assert run["seconds_per_image"] > 0
+    assert run["device"]
     assert content["masks"]["images"] == 12
     page = (tmp_path / "docs/claims.md").read_text()
     assert "seg-probe people mIoU" in page
@@ -321,3 +339,7 @@ def test_the_script_builds_masks_and_pretrains_and_does_nothing_twice(
     capsys.readouterr()
     assert script.main(asked(tmp_path, sets, *more, "--masks", "gone.h5")) == 0  # nothing is left to do
     assert "seed" not in capsys.readouterr().out
+    monkeypatch.setattr(script, "METHOD_ROWS", (ROWS["hapicl_m"],))
+    monkeypatch.setattr(script, "COST_STEPS", 8)
+    assert script.main(asked(tmp_path, sets, *more, "--costs")) == 0
+    assert json.loads((tmp_path / "c.json").read_text())["costs"][0]["seconds_per_image"] > 0
