@@ -95,9 +95,10 @@ class LabelledPixels:
         if self.binary:
             return torch.from_numpy((values > 0).astype(np.uint8))
         labels = np.where(values == self.void, IGNORE, values)
-        if self.classes and (wrong := np.setdiff1d(labels, [*range(self.classes), IGNORE])).size:
+        wrong = ((labels < 0) | (labels >= self.classes)) & (labels != IGNORE)
+        if self.classes and wrong.any():
             raise UserError(
-                f"{self.labels[index]} holds label {wrong[0]}, but there are {self.classes} classes; "
+                f"{self.labels[index]} holds label {labels[wrong].min()}, but there are {self.classes} classes; "
                 "give --classes or name the void label with --void"
             )
         return torch.from_numpy(labels.astype(np.uint8))
