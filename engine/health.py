@@ -50,7 +50,7 @@ def health_warnings(
             and the loss terms.
         references: closed form of loss terms (or metrics) at chance level, by name.
         progress: fraction of the run done, in [0, 1].
-        workers: loader workers, for the advice.
+        workers: loader workers, which a starving run should raise; None where there are none to raise.
 
     Returns:
         Sentences; empty for a healthy run.
@@ -68,10 +68,9 @@ def health_warnings(
             "a loss without negatives or instance term ends so"
         )
     wait = values.get("speed/data_wait_fraction")
-    if wait is not None and wait > 0.2:
-        now = "" if workers is None else f" (now {workers})"
+    if wait is not None and wait > 0.2 and workers is not None:
         found.append(
-            f"starving: {wait:.0%} of the time goes to waiting for data; raise --workers{now}, "
+            f"starving: {wait:.0%} of the time goes to waiting for data; raise --workers (now {workers}), "
             "or pack the images (hapicl data pack)"
         )
     for name, chance in references.items():
@@ -98,7 +97,7 @@ class HealthWatch:
 
     Args:
         total_steps: of the run.
-        workers: loader workers, for the advice.
+        workers: loader workers, as for `health_warnings`.
     """
 
     def __init__(self, *, total_steps: int, workers: int | None = None) -> None:

@@ -94,7 +94,7 @@ class LoopSettings:
     draw_alike: bool = (
         False  # all processes draw the same numbers; the module takes its samples' part of them
     )
-    workers: int | None = None  # loader workers, named in the advice to a starving run
+    workers: int | None = None  # loader workers; a run without them is not told to raise them
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,9 @@ class LabelledPixels:
         labels = np.where(values == self.void, IGNORE, values)
         wrong = ((labels < 0) | (labels >= self.classes)) & (labels != IGNORE)
         if self.classes and wrong.any():
+            least = labels[wrong].min()
             raise UserError(
-                f"{self.labels[index]} holds label {labels[wrong].min()}, but there are {self.classes} classes; "
+                f"{self.labels[index]} holds label {least}, but there are {self.classes} classes; "
                 "give --classes or name the void label with --void"
             )
         return torch.from_numpy(labels.astype(np.uint8))

@@ -39,6 +39,11 @@ def test_what_is_wrong_is_said_in_words(values, words):
     assert re.search(words, sentence)
 
 
+def test_a_source_without_workers_was_told_to_raise_them():
+    """`masks refine` makes its samples itself; neither more workers nor a pack helps it."""
+    assert health_warnings({"speed/data_wait_fraction": 0.5}, {}, progress=0.5) == []
+
+
 def test_a_healthy_run_gets_no_warning():
     values = {
         "embedding/std": 0.9,
