@@ -2,10 +2,13 @@
 
     python benchmarks/ablation_masks.py rectangles masks.h5 rectangles.h5
     python benchmarks/ablation_masks.py felzenszwalb DIR felzenszwalb.h5
+    python benchmarks/ablation_masks.py boxes masks.h5 tiny_dev100_train130/boxes/train
 
 `rectangles` has no content: one random rectangle an image, with the coverage, confidence and flag of the
 image's mask in another file. `felzenszwalb` is the recipe of that name with regions for photographs of 64
-pixels: at the recipe's own (DetCon's, for 224 pixels and more) nearly every such mask is empty.
+pixels: at the recipe's own (DetCon's, for 224 pixels and more) nearly every such mask is empty. `boxes` makes
+nothing: it says how well the boxes around masks fit the objects' boxes of tiny ImageNet (text files, a line
+an image: name, left, top, right, bottom, inclusive, of 64 x 64 pixels).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from hapicl.data.masks.writer import pack_mask, write_masks
 from hapicl.maskgen.building.build import build_masks
 from hapicl.maskgen.recipes import get_recipe
 
+SIDE = 64  # pixels of tiny ImageNet's photographs
 WIDEST = 2.0  # aspect of a rectangle, either way
 
 
@@ -68,12 +72,48 @@ def felzenszwalb(images: Path, out: Path) -> None:
     build_masks(images, out, recipe)
 
 
+def box_agreement(masks: Path, boxes: Path) -> str:
+    """Mean IoU of the boxes around masks with the objects' boxes, its standard error, the mean coverage."""
+    reader = MaskReader(masks)
+    rows = [line.split() for file in boxes.iterdir() for line in file.read_text().splitlines()]
+    objects = {name: np.array([left, top, right, bottom], int) for name, left, top, right, bottom in rows}
+    found = [
+        box_iou(around(reader[path]), (objects[Path(path).name] + (0, 0, 1, 1)) / SIDE)
+        for path in reader
+        if Path(path).name in objects
+    ]
+    error = np.std(found) / math.sqrt(len(found))
+    coverage = np.mean([reader.coverage(path) for path in reader])
+    return f"{np.mean(found):.3f} +- {error:.3f} over {len(found)} images, mean coverage {coverage:.3f}"
+
+
+def around(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(left, top, right, bottom) of the box around a mask, as shares of its sides; zeros of an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return np.zeros(4)
+    height, width = mask.shape
+    return np.array(
+        [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+    )
+
+
+def box_iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """IoU of two boxes (left, top, right, bottom)."""
+    size = np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0)
+    common = float(size.prod())
+    return common / float((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - common)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["rectangles", "felzenszwalb"])
-    parser.add_argument("source", type=Path, help="a mask file; an image folder")
-    parser.add_argument("out", type=Path)
+    parser.add_argument("kind", choices=["rectangles", "felzenszwalb", "boxes"])
+    parser.add_argument("source", type=Path, help="a mask file; for felzenszwalb an image folder")
+    parser.add_argument("other", type=Path, help="the mask file to write; for boxes a folder of text files")
     options = parser.parse_args()
-    (rectangles if options.kind == "rectangles" else felzenszwalb)(options.source, options.out)
+    if options.kind == "boxes":
+        print(box_agreement(options.source, options.other))
+    else:
+        (rectangles if options.kind == "rectangles" else felzenszwalb)(options.source, options.other)

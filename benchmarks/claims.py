@@ -52,7 +52,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 PUBLIC = ("cpu", "resnet18")  # scales whose page is one of the docs
-COST_STEPS = 40
+COST_STEPS = 24
 LAST_STEP_SECONDS = 120  # that a command may take to save and leave
 
 

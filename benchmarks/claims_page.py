@@ -29,8 +29,8 @@ SCOPE = {
     "smoke": "This is the smoke scale: a few steps, to show that every row and column runs. It does not say "
     "which method is better: at this length the methods have hardly left their random start.",
     "cpu": "Photographs of 64 pixels, timm's `test_resnet` (0.4 million weights; `test_vit` for the ViT "
-    f"rows) with a last map of 4 x 4 (8 x 8) cells, {LENGTH} Other "
-    "rows were measured [with a ResNet-18](claims-resnet18.md). " + DOES_NOT_TELL,
+    f"rows) with a last map of 4 x 4 (8 x 8) cells, {LENGTH} Some "
+    "rows were measured [with a ResNet-18](claims-resnet18.md) as well. " + DOES_NOT_TELL,
     "resnet18": "Photographs of 64 pixels, a ResNet-18 (or ViT-Ti) with a last map of 4 x 4 (8 x 8) cells, "
     f"{LENGTH} Other rows and seeds were measured [with a smaller network](claims.md). " + DOES_NOT_TELL,
     "small": "The images, the length and the backbones are small. Nothing here reproduces or refutes a "
@@ -157,7 +157,7 @@ def partners(claim: Claim, group: Sequence[Row]) -> list[Row]:
 def told(values: Values, titles: Sequence[str], claim: Claim) -> Iterator[str]:
     """A claim and its comparisons: a table of one line per pair, one column per protocol."""
     lines = lines_of(values, titles, claim)
-    yield f"**{claim.text}.**"
+    yield f"**{claim.text}**" if claim.text.endswith("?") else f"**{claim.text}.**"
     if not lines:
         yield "Not run."
         return

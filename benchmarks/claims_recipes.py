@@ -11,21 +11,18 @@ from claims_rows import METHOD_ROWS, Row
 from claims_store import ClaimsStore
 
 from hapicl.common.atomic_files import atomic_write
+from hapicl.common.errors import UserError
 
 LINE = re.compile(r'^  measured: ".*"$', re.MULTILINE)
-# the scales that recipes quote; what was measured with the larger network goes first
-WHAT = {
-    "resnet18": "ResNet-18 at 64 px, 1,624 steps of 64",
-    "cpu": "timm's test_resnet at 64 px, 1,624 steps of 64",
-}
-
-
+QUOTED = "cpu"  # the scale that has three seeds of every method
 CONTINUED = {"hapicl_s_continue": ("hapicl_s_continued_after_simclr@1/4", "hapicl_s@1/4")}  # row and rival
 
 
 def sentence(store: ClaimsStore, row: Row) -> str | None:
     """What a method's row reached, beside its random start; None where nothing was measured."""
-    return _quoted(store, row.name, row.start, WHAT[store.scale], "random weights")
+    backbone = "test_vit" if row.vit else "test_resnet"
+    what = f"timm's {backbone} at 64 px, 1,624 steps of 64"
+    return _quoted(store, row.name, row.start, what, "random weights")
 
 
 def continued_sentence(store: ClaimsStore, row: str, rival: str) -> str | None:
@@ -56,18 +53,18 @@ def _quoted(store: ClaimsStore, row: str, rival: str, what: str, rivals_name: st
 def write_recipes(store: ClaimsStore, folder: Path) -> None:
     """Renew the line `measured` of every recipe that has a row of numbers.
 
-    A line from the larger network stays when the smaller one has been measured.
+    Raises:
+        UserError: for numbers of another scale than recipes quote.
     """
+    if store.scale != QUOTED:
+        raise UserError(f"recipes quote the scale {QUOTED}, not {store.scale}; leave --recipes out")
     found = {f"{row.name}_small": sentence(store, row) for row in METHOD_ROWS if not row.changes}
-    if store.scale == "cpu":
-        found |= {name: continued_sentence(store, *rows) for name, rows in CONTINUED.items()}
+    found |= {name: continued_sentence(store, *rows) for name, rows in CONTINUED.items()}
     for name, text in found.items():
         file = folder / f"{name}.yaml"
         if text is None or not file.exists():
             continue
         before = file.read_text()
-        if store.scale == "cpu" and WHAT["resnet18"] in before:
-            continue
         after = LINE.sub(f'  measured: "{text}"', before)
         if after != before:
             with atomic_write(file) as part:

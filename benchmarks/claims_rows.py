@@ -48,10 +48,10 @@ def trained(method: str, name: str = "", **more: object) -> Row:
 
 
 # trained rows are held against `random`, whose BatchNorm statistics come from the training images; a ViT has
-# no BatchNorm, so its one row is both forms
+# no BatchNorm, so its one row is both forms. Fine-tuning replaces the statistics of both forms alike
 RANDOM = (
     Row(name="random", weights="random"),
-    Row(name="random-untouched", weights="random-untouched"),
+    Row(name="random-untouched", weights="random-untouched", fine_tuned=False),
     Row(name="random_vit", weights="random", vit=True),
 )
 # most telling first. `hapicl_m_redraws_only` is HAPiCL-M without its pixel term: MoCo v2, symmetric, on crops

@@ -166,4 +166,5 @@ def _lines_with_loss(folder: Path) -> list[dict[str, Any]]:
 
 def _device(folder: Path) -> str:
     """What a run was trained on."""
-    return str(json.loads((folder / "config.json").read_text())["environment"]["device"])
+    name = str(json.loads((folder / "config.json").read_text())["environment"]["device"])
+    return "CPU" if name == "cpu" else name

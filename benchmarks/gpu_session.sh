@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: the tests marked `gpu`, then the benchmarks, then rows of the claims table.
+# Everything that needs a GPU, in one go: the tests marked `gpu`, the benchmarks, rows of the claims table, refinements.
 #
 #     benchmarks/gpu_session.sh RESULTS [DATA]
 #     TOY=1 benchmarks/gpu_session.sh RESULTS DATA     the same parts on a CPU, tiny: that the script itself works
@@ -23,12 +23,14 @@ if [ -n "${TOY:-}" ]; then
     photometric=(--batch-size 2 --size 32 --rounds 1)
     loader=(--rounds 1 --samples 4)
     claims=(--scale smoke --seeds 1 --rows random --columns people)
+    refine=(--trial "rounds=1 epochs=1 least_steps=2 width=4 image_size=32" --workers 1)
 else
     device=cuda
     size=(--full)
     photometric=(--batch-size 256)
     loader=()
     claims=(--scale small --jobs "${CLAIMS_JOBS:-4}" --workers 2)
+    refine=(--trial "" --trial rounds=3 --trial "epochs=40 width=24" --weights .5 --small 20 60 200)
 fi
 
 # part NAME FILE COMMAND...: run COMMAND unless FILE is there; what COMMAND prints becomes FILE if it writes none
@@ -89,6 +91,15 @@ if [ -n "$DATA" ]; then
             --data "$DATA" --images "$DATA/imagenet1000" --masks "default=$RESULTS/masks.h5" \
             --work "$RESULTS/claims" --budget-minutes "$CLAIMS_MINUTES" --docs "$RESULTS" \
             --out "$RESULTS/claims.json"
+    fi
+    scored=()
+    for set in fg_human fg_bag_even; do
+        [ -d "$DATA/$set" ] && scored+=(--set "$set=$DATA/$set")
+    done
+    if [ ${#scored[@]} != 0 ]; then
+        [ -s "$RESULTS/refine.txt" ] || rm -rf "$RESULTS/refine" # of a session that was cut off
+        part refine refine.txt "$PYTHON" benchmarks/refine.py "${scored[@]}" --unlabelled "$DATA/imagenet1000" \
+            "${refine[@]}" --device "$device" --work "$RESULTS/refine" --out "$RESULTS/refine.json"
     fi
 fi
 exit $failures

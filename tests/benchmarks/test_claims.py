@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ablation_masks import rectangle
+from ablation_masks import around, box_iou, rectangle
 from claims_columns import SCALES, settings_of
 from claims_page import parts, statements
-from claims_recipes import CONTINUED, continued_sentence, sentence, write_recipes
+from claims_recipes import CONTINUED, QUOTED, continued_sentence, sentence, write_recipes
 from claims_rows import GROUPS, METHOD_ROWS, ROWS, VIT
 from claims_store import ClaimsStore, cost, course
 from claims_table import CLAIMS, QUESTIONS, Claim, lines_of
 
 from hapicl.common.errors import UserError
 from hapicl.engine.stop import Stopped, raise_on_signals
+from hapicl.evaluate.compare.statistics import paired_difference
 from hapicl.evaluate.result import Outcome, Run, make_result, write_result
 from hapicl.pretrain.methods.registry import METHODS
 
@@ -137,41 +138,63 @@ def test_the_page_says_what_was_not_run(tmp_path: Path) -> None:
     assert re.search("^- methods: simclr, .*, densecl, byol, ", page, re.MULTILINE)
 
 
-def test_recipes_say_what_the_committed_table_measured(repository: Path) -> None:
+@pytest.fixture(scope="module")
+def table(repository: Path) -> ClaimsStore:
+    """The committed numbers that README and recipes quote."""
+    return ClaimsStore(
+        repository / f"benchmarks/results/claims_{QUOTED}.json", QUOTED, settings_of(SCALES[QUOTED])
+    )
+
+
+def test_the_readme_quotes_the_committed_table(repository: Path, table: ClaimsStore) -> None:
+    text = " ".join((repository / "README.md").read_text().split())
+    values = table.values()
+
+    def told(row: str, rival: str, of: str) -> tuple[str, str]:
+        """Mean difference and interval as README writes them."""
+        column = f"seg-probe {of} mIoU"
+        difference = paired_difference(values[row, column], values[rival, column])
+        assert difference is not None
+        assert difference.verdict == "higher"
+        assert difference.interval is not None
+        low, high = difference.interval
+        return f"{100 * difference.mean:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"
+
+    first, second = told("hapicl_s", "simclr", "bags"), told("hapicl_m", "moco_v2", "bags")
+    assert (
+        f"better by {first[0]} mIoU after HAPiCL-S than after SimCLR (95 % interval {first[1]}), and by "
+        f"{second[0]} after HAPiCL-M than after MoCo v2 ({second[1]})" in text
+    )
+    bags, people = (told("hapicl_m", "hapicl_m_redraws_only", of)[0] for of in ("bags", "people"))
+    assert f"without its pixel term HAPiCL-M loses {bags} there and {people} on people" in text
+    assert f"each of {len(METHOD_ROWS)} methods and controls" in text
+
+
+def test_recipes_say_what_the_committed_table_measured(repository: Path, table: ClaimsStore) -> None:
     from hapicl.pretrain.config.recipe_files import load_recipe
 
-    smaller, larger = (
-        ClaimsStore(repository / f"benchmarks/results/claims_{scale}.json", scale, settings_of(SCALES[scale]))
-        for scale in ("cpu", "resnet18")
-    )
-    said = {
-        f"{row.name}_small": sentence(larger, row) or sentence(smaller, row)
-        for row in METHOD_ROWS
-        if not row.changes
-    }
-    said |= {name: continued_sentence(smaller, *rows) for name, rows in CONTINUED.items()}
-    assert any(said.values())
+    said = {f"{row.name}_small": sentence(table, row) for row in METHOD_ROWS if not row.changes}
+    said |= {name: continued_sentence(table, *rows) for name, rows in CONTINUED.items()}
+    assert all(said.values())
     for name, text in said.items():
         about = (repository / f"pretrain/recipes/{name}.yaml").read_text()
-        assert f'measured: "{text or "not run"}"' in about
+        assert f'measured: "{text}"' in about
         assert name.startswith(load_recipe(name)["method"])
 
 
-def test_recipes_are_renewed_by_their_line_alone_and_quote_the_larger_network(tmp_path: Path) -> None:
+def test_recipes_are_renewed_by_their_line_alone(tmp_path: Path) -> None:
     recipe = tmp_path / "moco_v2_small.yaml"
     recipe.write_text('about:\n  measured: "not run"\n  note: "kept"\nmethod: moco_v2\n')
-    said = "1 seed (random weights in brackets; docs/{}.md): seg {} (10.0)"
-    for scale, value, page, quoted in (
-        ("cpu", 0.2, "claims", 20.0),
-        ("resnet18", 0.3, "claims-resnet18", 30.0),
-        ("cpu", 0.4, "claims-resnet18", 30.0),
-    ):
-        here = ClaimsStore(tmp_path / f"{scale}-{value}.json", scale, {})
+    for value, quoted in ((0.2, 20.0), (0.4, 40.0)):
+        here = ClaimsStore(tmp_path / f"{value}.json", QUOTED, {})
         here.add_cell("random", "seg", 0, result(0.1))
         here.add_cell("moco_v2", "seg", 0, result(value))
         write_recipes(here, tmp_path)
-        assert said.format(page, quoted) in recipe.read_text()
+        said = f"1 seed (random weights in brackets; docs/claims.md): seg {quoted} (10.0)"
+        assert said in recipe.read_text()
     assert recipe.read_text().endswith('  note: "kept"\nmethod: moco_v2\n')
+    with pytest.raises(UserError, match="leave --recipes out"):
+        write_recipes(store(tmp_path / "smoke.json"), tmp_path)
 
 
 def test_a_random_rectangle_has_the_coverage_asked_for() -> None:
@@ -180,6 +203,14 @@ def test_a_random_rectangle_has_the_coverage_asked_for() -> None:
         assert mask.mean() == pytest.approx(share, rel=0.1, abs=0.01)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+def test_boxes_around_masks_are_compared_as_shares_of_the_image() -> None:
+    mask = np.zeros((10, 20), bool)
+    mask[2:6, 5:15] = True
+    assert around(mask).tolist() == [0.25, 0.2, 0.75, 0.6]
+    assert box_iou(around(mask), np.array([0.25, 0.2, 0.5, 0.6])) == pytest.approx(0.5)
+    assert box_iou(around(np.zeros((4, 4), bool)), around(mask)) == 0.0
 
 
 @pytest.fixture

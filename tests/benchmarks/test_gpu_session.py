@@ -10,7 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-PARTS = {"step_overhead.json", "step_throughput.json", "step_real_input.json", "masks.h5", "claims.json"}
+PARTS = {
+    "step_overhead.json",
+    "step_throughput.json",
+    "step_real_input.json",
+    "masks.h5",
+    "claims.json",
+    "refine.txt",
+}
 RIVALS = {"kornia": "photometric.json", "lightly": "loader.json"}  # of `pip install 'hapicl[bench]'`
 
 
