@@ -52,7 +52,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 PUBLIC = ("cpu", "resnet18")  # scales whose page is one of the docs
-COST_STEPS = 24
+COST_STEPS = 16
 LAST_STEP_SECONDS = 120  # that a command may take to save and leave
 
 
@@ -297,7 +297,7 @@ def measure_costs(plan: Plan, store: ClaimsStore) -> None:
             "log_every=4",
         ]
         run_command(command, folder.with_suffix(".log"), plan)
-        store.add_cost(row.name, cost(folder))
+        store.add_cost(row.name, cost(folder) | {"threads": torch.get_num_threads()})
         print(f"{row.name}: {1000 * store.costs[row.name]['seconds_per_image']:.1f} ms an image", flush=True)
 
 

@@ -224,7 +224,7 @@ def costs(store: ClaimsStore) -> Iterator[str]:
         )
         lines = [
             f"| {each['row']} | {1000 * each['seconds_per_image']:.1f} | {each['peak_memory_gib']:.2f} | "
-            f"{each['device']} |"
+            f"{each['device']}, torch threads: {each['threads']} |"
             for each in found
         ]
         yield "\n".join(["| row | ms per image | peak memory, GiB | on |", "|---|---:|---:|---|", *lines])

@@ -117,11 +117,12 @@ def test_the_page_says_where_was_trained_and_what_it_costs(tmp_path: Path) -> No
     here = store(tmp_path / "claims.json")
     here.add_cell("moco_v2", "knn", 0, result(0.5))
     here.add_run("moco_v2", 0, {"steps": 3, "loss": [[1, 2.0]], "device": "a GPU"})
-    here.add_cost("moco_v2", {"seconds_per_image": 0.002, "peak_memory_gib": 0.5, "device": "a CPU"})
+    price = {"seconds_per_image": 0.002, "peak_memory_gib": 0.5, "device": "a CPU", "threads": 1}
+    here.add_cost("moco_v2", price)
     here.save()
     again = store(tmp_path / "claims.json")
     page = "\n\n".join(parts(again, again.values(), ["knn"], []))
-    assert "| moco_v2 | 2.0 | 0.50 | a CPU |" in page
+    assert "| moco_v2 | 2.0 | 0.50 | a CPU, torch threads: 1 |" in page
     assert "trained them: a GPU 1;" in page
 
 
