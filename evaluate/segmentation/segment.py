@@ -98,8 +98,8 @@ def _run_probe(
     found = _frozen_maps(backbone, names, data, protocol, runtime)
 
     def fit() -> tuple[dict[str, Tensor], Curve]:
-        maps = found.tensors[0].double()
-        mean, std = maps.mean(dim=(0, 2, 3)), maps.std(dim=(0, 2, 3))
+        # in one line: a copy in float64 that had a name would stay through the training
+        std, mean = torch.std_mean(found.tensors[0].double(), dim=(0, 2, 3))
         probe = SegProbe(mean.float(), std.float(), data.classes)
         curve = train(
             probe,
