@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from claims_rows import Row
 
@@ -55,6 +56,9 @@ class Scale:
     detect_size: int
     detect: dict[str, str]
     fcn: dict[str, str] | None
+    detect_vit_size: int | None  # None: the ViT rows are not fine-tuned
+    detect_vit: dict[str, str]
+    upernet: dict[str, str] | None
     linear: bool
 
     def backbone(self, row: Row) -> tuple[str, str]:
@@ -79,6 +83,9 @@ RESNET18 = Scale(
     detect_size=96,
     detect=SMALL_DETECTOR | {"steps": "300", "warmup_steps": "30"},
     fcn={"crop": "112", "steps": "300", "batch_size": "8"},
+    detect_vit_size=128,
+    detect_vit=SMALL_DETECTOR | {"steps": "300", "warmup_steps": "30"},
+    upernet={"crop": "112", "side": "120", "steps": "300", "batch_size": "8", "warmup_steps": "30"},
     linear=True,
 )
 # the same with a network whose step takes a 25th of the time: a quarter of an hour of a core a run, so that
@@ -107,6 +114,9 @@ SCALES = {
         detect_size=64,
         detect=SMALL_DETECTOR | {"steps": "50", "warmup_steps": "10"},
         fcn=None,
+        detect_vit_size=None,
+        detect_vit={},
+        upernet=None,
         linear=False,
     ),
     "cpu": CPU,
@@ -127,6 +137,9 @@ SCALES = {
         detect_size=192,
         detect={"steps": "1500"},
         fcn={"crop": "224", "steps": "2000", "batch_size": "16"},
+        detect_vit_size=256,
+        detect_vit={"steps": "1500"},
+        upernet={"crop": "224", "side": "240", "steps": "2000", "batch_size": "16"},
         linear=True,
     ),
 }
@@ -145,7 +158,13 @@ def settings_of(scale: Scale) -> dict[str, str]:
         "detect-small": f"short side {scale.detect_size}, {in_words(scale.detect)}",
         f"{scale.classes.title}, training and test images a class": per_class,
     }
-    return found if scale.fcn is None else found | {"seg-moco-fcn16": in_words(scale.fcn)}
+    if scale.fcn is not None:
+        found["seg-moco-fcn16"] = in_words(scale.fcn)
+    if scale.detect_vit_size is not None:
+        found["detect-small-vit"] = f"side {scale.detect_vit_size}, {in_words(scale.detect_vit)}"
+    if scale.upernet is not None:
+        found["seg-upernet-small"] = in_words(scale.upernet)
+    return found
 
 
 def in_words(changes: dict[str, str]) -> str:
@@ -157,7 +176,8 @@ def in_words(changes: dict[str, str]) -> str:
 class Column:
     """A protocol on a data set: its title, what it needs on disk, how its task is made.
 
-    A `costly` column fine-tunes a network; it waits until every row has the others.
+    A `costly` column fine-tunes a network; it waits until every row has the others. Detectors and
+    segmentation networks are of one kind of backbone (`of`), which is fine-tuned with them.
     """
 
     title: str
@@ -166,12 +186,13 @@ class Column:
     task: Callable[[Request], Task]
     changes: dict[str, str] = field(default_factory=dict)
     image_size: int | None = None
-    for_vit: bool = True
+    of: Literal["resnet", "vit", "any"] = "any"
     costly: bool = False
 
     def takes(self, row: Row) -> bool:
         """Whether a row is measured by this column."""
-        return (self.for_vit or not row.vit) and (row.fine_tuned or not self.costly)
+        kinds = ("any", "vit" if row.vit else "resnet")
+        return self.of in kinds and (row.fine_tuned or not self.costly)
 
     def run(self, request: Request) -> Evaluated:
         """Measure the request's weights by this column."""
@@ -181,7 +202,7 @@ class Column:
 
 def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
     """All columns of a scale, whether or not their data is there."""
-    camvid, raccoon = data / "seg_camvid_trainval", data / "det_raccoon"
+    camvid = data / "seg_camvid_trainval"
     city = SegmentationData(
         images=camvid / "train",
         labels=camvid / "trainannot",
@@ -212,31 +233,55 @@ def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
                 task=partial(segment_task, where=masks),
             )
         )
-    found.append(
+    return found + fine_tuned_columns(scale, city, data) + classification_columns(scale, data, work)
+
+
+def fine_tuned_columns(scale: Scale, city: SegmentationData, data: Path) -> list[Column]:
+    """A detector and a segmentation network for each kind of backbone."""
+    where = DetectionData(voc=data / "det_raccoon", splits=("train", "test"))
+    found = [
         Column(
             title="detect-small raccoon AP50",
             needs=("det_raccoon",),
             protocol="detect-small",
             changes=scale.detect,
             image_size=scale.detect_size,
-            task=partial(detect_task, where=DetectionData(voc=raccoon, splits=("train", "test"))),
-            for_vit=False,
+            task=partial(detect_task, where=where),
+            of="resnet",
             costly=True,
         )
-    )
-    if scale.fcn is not None:
+    ]
+    if scale.detect_vit_size is not None:
         found.append(
             Column(
-                title="seg-moco-fcn16 CamVid mIoU",
-                needs=("seg_camvid_trainval",),
-                protocol="seg-moco-fcn16",
-                changes=scale.fcn,
-                task=partial(segment_task, where=city),
-                for_vit=False,
+                title="detect-small-vit raccoon AP50",
+                needs=("det_raccoon",),
+                protocol="detect-small-vit",
+                changes=scale.detect_vit,
+                image_size=scale.detect_vit_size,
+                task=partial(detect_task, where=where),
+                of="vit",
                 costly=True,
             )
         )
-    return found + classification_columns(scale, data, work)
+    kinds: tuple[tuple[str, dict[str, str] | None, Literal["resnet", "vit"]], ...] = (
+        ("seg-moco-fcn16", scale.fcn, "resnet"),
+        ("seg-upernet-small", scale.upernet, "vit"),
+    )
+    found += [
+        Column(
+            title=f"{protocol} CamVid mIoU",
+            needs=("seg_camvid_trainval",),
+            protocol=protocol,
+            changes=changes,
+            task=partial(segment_task, where=city),
+            of=kind,
+            costly=True,
+        )
+        for protocol, changes, kind in kinds
+        if changes is not None
+    ]
+    return found
 
 
 def classification_columns(scale: Scale, data: Path, work: Path) -> list[Column]:

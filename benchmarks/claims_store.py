@@ -50,9 +50,9 @@ class ClaimsStore:
         try:
             content = json.loads(self.file.read_text())
             same = content["format"] == FORMAT and content["scale"] == self.scale
-            differing = [
-                name for name in self.settings if content["settings"].get(name) != self.settings[name]
-            ]
+            # what the file does not know is of columns that came later, which it has no numbers of
+            known = content["settings"]
+            differing = [name for name, text in self.settings.items() if known.get(name, text) != text]
             cells, runs, self.masks = content["cells"], content["runs"], content["masks"]
             self.cells = {(cell["row"], cell["column"], cell["seed"]): cell for cell in cells}
             self.runs = {(run["row"], run["seed"]): run for run in runs}

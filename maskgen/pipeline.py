@@ -139,10 +139,11 @@ def binarize(
     for iteration in range(recipe.iterations):
         means = region_means(labels, seen)
         threshold, between = otsu_split(means, area, border, recipe.off_border)
-        mask = clean_mask((means > threshold)[labels], recipe.min_part)
+        mask = clean_mask((means > threshold)[labels], recipe.min_part, recipe.max_hole)
         agreed = 1.0
         if recipe.cut:
-            cut = clean_mask(colour_cut(work, mask, recipe.cut, recipe.cut_smoothness), recipe.min_part)
+            cut = colour_cut(work, mask, recipe.cut, recipe.cut_smoothness)
+            cut = clean_mask(cut, recipe.min_part, recipe.max_hole)
             agreed = iou(mask, cut)
             # a cut that leaves most of the mask has lost the object to its colour model: keep the mask
             mask = cut if agreed >= recipe.cut_agreement else mask

@@ -40,6 +40,8 @@ class MaskRecipe(Settings):
             of the fraction of the border left out; 0 for Otsu's own threshold.
         iterations: how often threshold and cut are done; after the first, the mask joins the map.
         min_part: parts of the mask smaller than this fraction of the largest are dropped.
+        max_hole: holes of at most this fraction of the mask are filled; None: all of them. Larger ones are
+            seen through, as those under a bag's handle.
         cut: rounds of the solver of the cut along colour edges that starts from the mask; 0 for no cut.
         cut_smoothness: gamma of the cut, the price of an edge in a flat place; GrabCut's paper has 50.
         cut_agreement: the cut is taken where its IoU with the mask before is at least this.
@@ -64,6 +66,7 @@ class MaskRecipe(Settings):
     off_border: Annotated[float, Field(ge=0)] = 0.0
     iterations: Annotated[int, Field(ge=1)] = 1
     min_part: Fraction = 0.1
+    max_hole: Fraction | None = None
     cut: Annotated[int, Field(ge=0)] = 0
     cut_smoothness: PositiveFloat = 15.0
     cut_agreement: Fraction = 0.3
@@ -98,8 +101,8 @@ class MaskRecipe(Settings):
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every parameter, ready for JSON; bands only where there are any, as files made before."""
-        unsaid = {name for name in ("bands", "band_range") if getattr(self, name) is None}
+        """Return every parameter, ready for JSON; as files made before, without newer ones at None."""
+        unsaid = {name for name in ("max_hole", "bands", "band_range") if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude=unsaid)
 
 
@@ -110,6 +113,7 @@ _QUALITY = MaskRecipe(
     maps=(("boundary", 1.0), ("ranking", 1.0), ("ranking_wide", 1.0), ("barrier", 0.5)),
     off_border=5.0,
     iterations=2,
+    max_hole=0.01,
     cut=100,
 )
 
@@ -122,6 +126,7 @@ RECIPES = {
             maps=(("boundary", 1.0), ("ranking_wide", 1.0)),
             superpixels=100,
             regions="superpixels",
+            max_hole=0.01,
         ),
         _QUALITY,
         MaskRecipe(

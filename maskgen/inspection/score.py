@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.config import build
 from ...common.errors import UserError
 from ...common.iou import iou
 from ...common.types import Mask, Pixels
@@ -23,7 +25,7 @@ from ...data.images.store import read_pixels
 from ...data.masks.reader import MaskReader
 from ..building.plan import as_json
 from ..exchange.tree import aspect_differs, binary, resize_mask
-from ..recipes import RECIPES, MaskRecipe, recorded_reader
+from ..recipes import MaskRecipe, recorded_reader
 from .measures import adaptive_f_beta, f_beta_curve, mean_absolute_error, s_measure
 
 if TYPE_CHECKING:  # it compiles kernels, which scores of masks do without
@@ -213,20 +215,14 @@ def recorded_recipe(reader: MaskReader) -> MaskRecipe:
     Raises:
         UserError: if this version has none with these parameters.
     """
-    name = reader.recipe.get("name")
     parameters = {key: value for key, value in reader.recipe.items() if key not in ("network", "trained")}
-    if name in RECIPES:
-        recipe = RECIPES[name]
-        weight = parameters.get("learned")
-        if recipe.learned and isinstance(weight, float | int) and 0 < weight <= 1:  # as its network says
-            recipe = recipe.replace(learned=weight)
-        if bands := {key: parameters[key] for key in ("bands", "band_range") if key in parameters}:
-            recipe = recipe.replace(**bands)
-        if as_json(recipe.as_dict()) == parameters:
+    with suppress(UserError):
+        recipe = build(MaskRecipe, parameters)
+        if as_json(recipe.as_dict()) == parameters:  # everything is told
             return recipe
     raise UserError(
-        f"{reader.path} was made by {name!r} with parameters that this version does not have; give saliency "
-        "maps with --saliency, or build the masks again"
+        f"{reader.path} was made by {reader.recipe.get('name')!r} with parameters that this version does not "
+        "have; give saliency maps with --saliency, or build the masks again"
     )
 
 

@@ -56,13 +56,21 @@ def border_pixels(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     return np.bincount(rim, minlength=count)
 
 
-def clean_mask(mask: Mask, min_part: float) -> Mask:
-    """Fill holes and drop parts smaller than `min_part` of the largest one."""
+def clean_mask(mask: Mask, min_part: float, max_hole: float | None = None) -> Mask:
+    """Fill holes and drop small parts.
+
+    Args:
+        mask: (h, w) bool.
+        min_part: parts smaller than this fraction of the largest one go.
+        max_hole: holes of at most this fraction of the mask are filled; None: all of them.
+    """
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     height, width = mask.shape
     left, top, wide, high = stats[:, 0], stats[:, 1], stats[:, 2], stats[:, 3]
     inside = (left > 0) & (top > 0) & (left + wide < width) & (top + high < height)
     inside[0] = False
+    if max_hole is not None:
+        inside &= stats[:, cv2.CC_STAT_AREA] <= max_hole * np.count_nonzero(mask)
     filled: Mask = mask | inside[labels]
     count, labels, stats, _ = cv2.connectedComponentsWithStats(filled.astype(np.uint8), connectivity=8)
     if count < 2:

@@ -52,6 +52,15 @@ def test_odd_images_have_a_defined_answer(name: str) -> None:
         assert not foreground(constant, name).any()
 
 
+def test_ground_seen_through_an_object_is_ground() -> None:
+    image, disc = scene()
+    hole = cv2.circle(np.zeros(disc.shape, np.uint8), (150, 130), 25, 1, -1) > 0
+    image[hole] = scene(1)[0][10:90, 10:90].reshape(-1, 3)[: hole.sum()]  # ground of another place
+    assert iou(foreground(image), disc & ~hole) > 0.9
+    filled = RECIPES["quality"].replace(max_hole=None)
+    assert iou(foreground(image, filled), disc) > 0.9
+
+
 @pytest.mark.parametrize("name", HEURISTIC)
 def test_the_working_size(name: str) -> None:
     found = segment(data.coffee(), name)  # 400 x 600

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hapicl.common.errors import UserError
 from hapicl.data.masks.format import digested_recipe, read_recipe
 from hapicl.data.masks.reader import MaskReader
 from hapicl.data.masks.writer import content_digest
@@ -50,7 +51,7 @@ def old(flat_folder, tmp_path):
 
 
 def test_a_recipe_is_read_by_todays_names_and_digested_by_the_first_ones():
-    recipe = RECIPES["quality"].as_dict()
+    recipe = RECIPES["quality"].replace(max_hole=None).as_dict()  # there was no such parameter
     first = digested_recipe(recipe)
     assert first["looks"] == recipe["iterations"] == 2
     assert "iterations" not in first
@@ -68,8 +69,18 @@ def test_a_recipe_is_read_by_todays_names_and_digested_by_the_first_ones():
 def test_an_old_file_is_read_verified_and_its_recipe_known(old):
     reader = MaskReader(old)
     assert reader.recipe == json.loads(json.dumps(RECIPES["quality"].as_dict()))
-    assert recorded_recipe(reader) is RECIPES["quality"]
+    assert recorded_recipe(reader) == RECIPES["quality"]
     assert verify_masks(old).problems == []
+
+
+def test_a_file_of_a_recipe_that_has_changed_since_is_known_by_its_own_parameters(flat_folder, tmp_path):
+    before = RECIPES["quality"].replace(max_hole=None)
+    build_masks(flat_folder, tmp_path / "masks.h5", before)
+    reader = MaskReader(tmp_path / "masks.h5")
+    assert "max_hole" not in reader.recipe
+    assert recorded_recipe(reader) == before
+    with pytest.raises(UserError, match=r"other parameters \(max_hole: None, now 0.01\)"):
+        build_masks(flat_folder, tmp_path / "masks.h5", "quality")
 
 
 def test_an_old_file_is_finished_and_updated_without_making_its_masks_again(old, flat_folder):

@@ -55,6 +55,18 @@ def test_cleaning_fills_holes_and_drops_crumbs() -> None:
     np.testing.assert_array_equal(clean_mask(mask, 0.3), expected)
 
 
+def test_a_hole_is_filled_up_to_its_share_of_the_mask() -> None:
+    mask = np.zeros((30, 30), bool)
+    mask[5:25, 5:25] = True
+    mask[8:10, 8:10] = False  # 4 pixels of 347: a highlight
+    mask[12:19, 12:19] = False  # 49: what is seen through a handle
+    seen_through = mask.copy()
+    seen_through[8:10, 8:10] = True
+    np.testing.assert_array_equal(clean_mask(mask, 0.1, 0.02), seen_through)
+    np.testing.assert_array_equal(clean_mask(mask, 0.1, 0.0), mask)
+    assert clean_mask(mask, 0.1)[5:25, 5:25].all()  # without a limit
+
+
 def test_cleaning_leaves_bays_of_the_border_open() -> None:
     mask = np.zeros((20, 20), bool)
     mask[5:, 5:9] = mask[5:, 12:16] = mask[5:8, 5:16] = True
