@@ -85,7 +85,15 @@ RESNET18 = Scale(
     fcn={"crop": "112", "steps": "300", "batch_size": "8"},
     detect_vit_size=128,
     detect_vit=SMALL_DETECTOR | {"steps": "300", "warmup_steps": "30"},
-    upernet={"crop": "112", "side": "120", "steps": "300", "batch_size": "8", "warmup_steps": "30"},
+    upernet={
+        "crop": "112",
+        "side": "120",
+        "channels": "32",
+        "auxiliary_channels": "32",
+        "steps": "300",
+        "batch_size": "8",
+        "warmup_steps": "30",
+    },
     linear=True,
 )
 # the same with a network whose step takes a 25th of the time: a quarter of an hour of a core a run, so that

@@ -115,8 +115,8 @@ def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Seq
     yield "\n".join(f"- {name}: {text}" for name, text in store.settings.items())
     if store.scale in HOLES_FILLED:
         yield (
-            "The masks of these runs were made before the recipes left holes open (2026-11-26): all holes of a mask "
-            "are filled in them."
+            "The masks of these runs were made before the recipes left holes open (2026-11-26): theirs are "
+            "all filled."
         )
     yield machines(store)
     yield (

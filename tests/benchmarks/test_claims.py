@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ablation_masks import around, box_iou, rectangle
-from claims_columns import SCALES, settings_of
+from claims_columns import SCALES, columns, settings_of
 from claims_page import parts, statements
 from claims_recipes import CONTINUED, QUOTED, continued_sentence, sentence, write_recipes
 from claims_rows import GROUPS, METHOD_ROWS, ROWS, VIT
@@ -54,6 +54,29 @@ def test_claims_and_questions_name_rows_that_the_script_can_make() -> None:
     asked: tuple[Claim, ...] = (*CLAIMS, *QUESTIONS)
     assert {name for claim in asked for pair in claim.pairs for name in pair} <= set(ROWS)
     assert all(row.after in ROWS for row in ROWS.values() if row.after)
+
+
+def test_a_backbone_is_fine_tuned_by_the_networks_of_its_kind(tmp_path: Path) -> None:
+    every = columns(SCALES["cpu"], tmp_path, tmp_path)
+    taken = {
+        name: {column.protocol for column in every if column.takes(ROWS[name]) and column.costly}
+        for name in ("hapicl_s", "hapicl_s[refined]", "mae", "random_vit", "random-untouched", "simclr@1/4")
+    }
+    resnet, vit = {"detect-small", "seg-moco-fcn16"}, {"detect-small-vit", "seg-upernet-small"}
+    assert taken["hapicl_s"] == taken["hapicl_s[refined]"] == resnet
+    assert taken["mae"] == taken["random_vit"] == vit
+    assert taken["random-untouched"] == taken["simclr@1/4"] == set()
+    cheap = [column for column in every if not column.costly]
+    assert all(column.takes(row) for column in cheap for row in ROWS.values())
+
+
+def test_a_file_without_a_later_column_is_taken_and_one_of_other_settings_is_not(tmp_path: Path) -> None:
+    now = settings_of(SCALES["cpu"])
+    before = {name: text for name, text in now.items() if name != "seg-upernet-small"}
+    ClaimsStore(tmp_path / "claims.json", "cpu", before).save()
+    ClaimsStore(tmp_path / "claims.json", "cpu", now).save()
+    with pytest.raises(UserError, match="seg-upernet-small"):
+        ClaimsStore(tmp_path / "claims.json", "cpu", now | {"seg-upernet-small": "steps 1"})
 
 
 def test_every_registered_method_has_a_row_of_its_own_name() -> None:
