@@ -160,8 +160,11 @@ def pretrain_row(row: Row, seed: int, plan: Plan) -> Path:
     return backbone
 
 
-def pretrain_command(row: Row, seed: int, plan: Plan, folder: Path) -> list[str]:
-    """`hapicl pretrain ...` for a row; a run that was left goes on by its own settings."""
+def pretrain_command(row: Row, seed: int, plan: Plan, folder: Path, *, steps: int | None = None) -> list[str]:
+    """`hapicl pretrain ...` for a row; a run that was left goes on by its own settings.
+
+    `steps` is another length than the row's.
+    """
     scale = plan.scale
     device = row.device or plan.device
     command = ["pretrain", "--out", str(folder), "--device", device, "--workers", str(plan.workers)]
@@ -175,8 +178,10 @@ def pretrain_command(row: Row, seed: int, plan: Plan, folder: Path) -> list[str]
         if row.masks not in plan.masks:
             raise UserError(f"no mask file {row.masks!r}: give --masks {row.masks}=FILE")
         command += ["--masks", str(plan.masks[row.masks])]
-    if scale.steps is not None:
-        command += ["--steps", str(round(scale.steps * row.length))]
+    if steps is None and scale.steps is not None:
+        steps = round(scale.steps * row.length)
+    if steps is not None:
+        command += ["--steps", str(steps)]
     if scale.limit is not None:
         command += ["--set", f"limit={scale.limit}"]
     if row.after:
@@ -289,14 +294,8 @@ def measure_costs(plan: Plan, store: ClaimsStore) -> None:
             continue
         folder = plan.work / "costs" / slug(row.name)
         shutil.rmtree(folder, ignore_errors=True)
-        command = [
-            *pretrain_command(row, 0, plan, folder),
-            "--steps",
-            str(COST_STEPS),
-            "--set",
-            "log_every=4",
-        ]
-        run_command(command, folder.with_suffix(".log"), plan)
+        command = pretrain_command(row, 0, plan, folder, steps=COST_STEPS)
+        run_command([*command, "--set", "log_every=4"], folder.with_suffix(".log"), plan)
         store.add_cost(row.name, cost(folder) | {"threads": torch.get_num_threads()})
         print(f"{row.name}: {1000 * store.costs[row.name]['seconds_per_image']:.1f} ms an image", flush=True)
 

@@ -58,8 +58,7 @@ def write_page(docs: Path, store: ClaimsStore, every: Sequence[Column], failed: 
     """Write the page of a scale (docs/claims.md is that of `cpu`) and its two figures."""
     docs.mkdir(parents=True, exist_ok=True)
     values = store.values()
-    titles = [column.title for column in every]
-    titles = [title for title in titles if any(column == title for _, column in values)]
+    titles = measured(values, [column.title for column in every])
     page = page_name(store.scale)
     pictures = {f"{page}.png": bars(results(values, titles, [*RANDOM, *GROUPS["methods"]]))}
     pictures[f"{page}_curves.png"] = curves(store, values, titles)
@@ -67,7 +66,7 @@ def write_page(docs: Path, store: ClaimsStore, every: Sequence[Column], failed: 
         with atomic_write(docs / name) as part:
             figure.savefig(part, format="png", dpi=110, facecolor="white")
     with atomic_write(docs / f"{page}.md") as part:
-        part.write_text("\n\n".join(parts(store, values, titles, failed)) + "\n")
+        part.write_text("\n\n".join(parts(store, values, [column.title for column in every], failed)) + "\n")
     print(f"wrote {docs / page}.md with its figures, {store.file}")
 
 
@@ -76,8 +75,14 @@ def page_name(scale: str) -> str:
     return "claims-resnet18" if scale == "resnet18" else "claims"
 
 
-def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Sequence[str]) -> Iterator[str]:
-    """The page, part by part."""
+def measured(values: Values, titles: Sequence[str]) -> list[str]:
+    """The columns in which any row has a number."""
+    return [title for title in titles if any(column == title for _, column in values)]
+
+
+def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequence[str]) -> Iterator[str]:
+    """The page, part by part; `every` column that the scale has, measured or not."""
+    titles = measured(values, every)
     yield f"# The claims table {TITLES[store.scale]}"
     yield SCOPE[store.scale]
     yield BASELINES
@@ -107,7 +112,7 @@ def parts(store: ClaimsStore, values: Values, titles: Sequence[str], failed: Seq
         full = [ROWS["random"], ROWS["simclr"], ROWS["hapicl_s"]]
         yield numbers(values, titles, [*full, *GROUPS["lengths"]])
     yield from costs(store)
-    missing = [*failed, *unmeasured(values, titles)]
+    missing = [*failed, *unmeasured(values, every)]
     if missing:
         yield "## Not run"
         yield "\n".join(f"- {line}" for line in missing)
@@ -212,11 +217,14 @@ def numbers(values: Values, titles: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def unmeasured(values: Values, titles: Sequence[str]) -> Iterator[str]:
-    """Rows without any number, by group, and what no row has."""
+    """Rows without any number, by group, columns without any, and what no row can have here."""
     for group, rows in GROUPS.items():
         names = [row.name for row in rows if not any((row.name, title) in values for title in titles)]
         if names:
             yield f"{group}: {', '.join(names)}"
+    lacking = [title for title in titles if title not in measured(values, titles)]
+    if lacking:
+        yield f"columns that no row has yet: {', '.join(lacking)}"
     yield "instance mask AP: no data set with instance masks at hand; a supervised row: no weights at hand"
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 from types import ModuleType
 from typing import Any
 
@@ -192,6 +193,28 @@ def test_the_readme_quotes_the_committed_table(repository: Path, table: ClaimsSt
     bags, people = (told("hapicl_m", "hapicl_m_redraws_only", of)[0] for of in ("bags", "people"))
     assert f"without its pixel term HAPiCL-M loses {bags} there and {people} on people" in text
     assert f"each of {len(METHOD_ROWS)} methods and controls" in text
+
+
+def test_the_masks_page_quotes_the_committed_table(repository: Path, table: ClaimsStore) -> None:
+    page = (repository / "docs/masks.md").read_text()
+    of_row = {
+        "`fast`": "hapicl_s[fast]",
+        "`quality`": "hapicl_s",
+        "`refined`": "hapicl_s[refined]",
+        "one random rectangle": "hapicl_s[rectangles]",
+        "Felzenszwalb": "hapicl_s[felzenszwalb]",
+        "SimCLR": "simclr",
+    }
+    header, lines = "| masks | box IoU | coverage | people | bags |\n", {}
+    for line in page.split(header)[1].split("\n\n")[0].splitlines()[1:]:
+        label, *_, people, bags = (text.strip() for text in line.strip("|").split("|"))
+        (name,) = [row for start, row in of_row.items() if label.startswith(start)]
+        lines[name] = people, bags
+    assert set(lines) == set(of_row.values())
+    for row, told in lines.items():
+        for text, of in zip(told, ("people", "bags"), strict=True):
+            shares = table.values()[row, f"seg-probe {of} mIoU"].values()
+            assert text == f"{100 * fmean(shares):.1f} ± {100 * stdev(shares):.1f}"
 
 
 def test_recipes_say_what_the_committed_table_measured(repository: Path, table: ClaimsStore) -> None:
