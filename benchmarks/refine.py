@@ -34,6 +34,7 @@ from hapicl.data.images.folder import find_images
 from hapicl.data.masks.reader import MaskReader
 from hapicl.maskgen.building.build import build_masks, build_rows
 from hapicl.maskgen.building.settings import BuildSettings
+from hapicl.maskgen.pipeline import resize_to_work_size
 from hapicl.maskgen.refinement.prediction import (
     NetworkRows,
     foreground_probability,
@@ -41,7 +42,6 @@ from hapicl.maskgen.refinement.prediction import (
     open_network,
 )
 from hapicl.maskgen.refinement.refine import RefineSummary, refine_masks
-from hapicl.maskgen.refinement.samples import network_input
 from hapicl.maskgen.refinement.settings import RefineSettings
 
 Truths = dict[str, NDArray[np.bool_]]  # by path in the combined folder, in order of the stems
@@ -126,7 +126,7 @@ class Trials:
 
         def probability(image: str) -> NDArray[np.float32]:
             picture = read_image(self.images / image, reduce_to=160)
-            return foreground_probability(network_input(picture, 160, size), network)
+            return foreground_probability(resize_to_work_size(picture, 160), network, size)
 
         return {name: halves(probability, truths) for name, truths in self.truths.items()}
 

@@ -150,7 +150,8 @@ RECIPES = {
         _QUALITY.replace(
             name="refined",
             about="`quality` with the probability of a network trained on your own first masks in the map",
-            learned=0.7,
+            learned=0.8,
+            off_border=3.0,  # the network has seen objects that touch the border
         ),
     )
 }

@@ -64,7 +64,8 @@ def judge(network: ForegroundNetwork, train: FirstMasks, held_out: FirstMasks) -
     """
     masks = held_out.masks > 127
     weight = np.maximum(held_out.confidence, 1e-3)
-    found = [foreground_probability(image, network) > 0.5 for image in held_out.images]
+    size = masks.shape[1]
+    found = [foreground_probability(image, network, size) > 0.5 for image in held_out.images]
     mean = train.masks.mean(axis=0) / 255
     constant = max(_mean_iou([mean > level] * len(masks), masks, weight) for level in LEVELS)
     return Agreement(len(masks), _mean_iou(found, masks, weight), constant)

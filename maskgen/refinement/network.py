@@ -33,6 +33,8 @@ def convolutions(channels_in: int, channels_out: int, stride: int = 1) -> nn.Seq
 class StagesEncoder(nn.Module):
     """Five halving stages, from scratch."""
 
+    fixed_size = False
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.channels = [width * factor for factor in STAGES]
@@ -55,7 +57,7 @@ class BackboneEncoder(nn.Module):
 
     def __init__(self, backbone: Backbone, arch: str) -> None:
         super().__init__()
-        self.backbone, self.arch = backbone, arch
+        self.backbone, self.arch, self.fixed_size = backbone, arch, backbone.fixed_size
         self.names = [name for name in backbone.channels if name != "class"]
         self.channels = [backbone.channels[name] for name in self.names]
 

@@ -233,6 +233,7 @@ class _Refinement:
         """Train round after round; no network where the first one has not learned."""
         settings, reader = self.settings, self.first
         count = min(MOST_HELD_OUT, max(4, round(settings.held_out * len(paths))))
+        agreement: Agreement | None = None
         for number in range(1, settings.rounds + 1):
             read = self._read(reader, paths)
             if len(read) < LEAST_IMAGES:
@@ -241,10 +242,13 @@ class _Refinement:
                     "the folder of the images that the first masks were made of"
                 )
             paths = read.paths
-            held_out, train = read.subset(np.arange(count)), read.subset(np.arange(count, len(read)))
             if number == 1:
-                judged = held_out  # every round is judged by the first masks
-            file = self._round(number, train, judged)
+                judged = read.subset(np.arange(count))  # every round is judged by the first masks
+            if agreement is not None and number == settings.rounds:
+                # an image gains more where its own mask is learned from, so the last round holds none out
+                file = self._round(number, read, agreement)
+            else:
+                file = self._round(number, read.subset(np.arange(count, len(read))), judged)
             agreement = Agreement(**file.about["agreement"])
             if not agreement.has_learned:
                 return None, agreement
@@ -252,6 +256,7 @@ class _Refinement:
                 self.say(f"round {number}: {agreement.sentence()}")
                 reader = self._masks_of_round(number, file, paths)
         final = network_path(self.out)
+        assert agreement is not None
         with atomic_write(final) as part:
             shutil.copyfile(file.path, part)
         return open_network(final), agreement
@@ -268,8 +273,14 @@ class _Refinement:
                 advance=advance,
             )
 
-    def _round(self, number: int, train: FirstMasks, judged: FirstMasks) -> NetworkFile:
-        """Train one round, unless its network is there."""
+    def _round(self, number: int, train: FirstMasks, judged: FirstMasks | Agreement) -> NetworkFile:
+        """Train one round, unless its network is there.
+
+        Args:
+            number: of the round, from 1.
+            train: what it learns from.
+            judged: first masks that were held out, or where none are, how the round before was judged.
+        """
         path = self.folder / f"round-{number}.safetensors"
         about = self._about() | {"rounds_done": number}
         if path.exists():
@@ -290,7 +301,7 @@ class _Refinement:
                 "command again to continue",
                 signal.Signals[result.stopped_by].value,
             )
-        agreement = judge(network, train, judged)
+        agreement = judged if isinstance(judged, Agreement) else judge(network, train, judged)
         about |= {
             "agreement": agreement.as_dict(),
             "image_size": self.settings.image_size,

@@ -54,12 +54,11 @@ class FirstMasks:
         return FirstMasks(paths, self.images[rows], self.masks[rows], self.confidence[rows])
 
 
-def network_input(image: Pixels, work_size: int, size: int) -> Pixels:
-    """Bring an image to the square that the network sees, over its working size; (S, S, 3) uint8."""
-    work = resize_to_work_size(image, work_size)
+def squared(work: Pixels, size: int) -> Pixels:
+    """Bring a working image to a square that the network sees, (S, S, 3) uint8."""
     larger = max(work.shape[:2]) > size
-    squared = cv2.resize(work, (size, size), interpolation=cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
-    return np.asarray(squared, np.uint8)
+    square = cv2.resize(work, (size, size), interpolation=cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
+    return np.asarray(square, np.uint8)
 
 
 def read_first_masks(
@@ -91,7 +90,7 @@ def read_first_masks(
         except ImageError:
             continue
         mask = reader[path].astype(np.uint8) * 255
-        images[len(kept)] = network_input(image, work_size, size)
+        images[len(kept)] = squared(resize_to_work_size(image, work_size), size)
         masks[len(kept)] = cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA)
         kept.append(path)
     confidence = np.array([reader.confidence(path) for path in kept], np.float32)

@@ -17,7 +17,8 @@ class RefineSettings(Settings):
     Attributes:
         rounds: how often a network is trained; the second learns from the masks that the first one gave.
         train_images: at most so many images are learned from, drawn by counter; all get new masks.
-        held_out: fraction of those images that is not trained on and tells whether the network has learned.
+        held_out: fraction of those images that is not trained on and tells whether the network has learned;
+            the last of several rounds, which follows one that has, learns from them too.
         image_size: side of the square that an image is brought to for the network, pixels.
         width: channels of the first stage of a network from scratch; later stages have up to eight times.
         encoder: weights of a backbone to start from, as `hapicl evaluate` takes them (a run folder, a file of
@@ -44,7 +45,7 @@ class RefineSettings(Settings):
     base_lr: Positive = 0.032
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     least_weight: Fraction = 0.1
-    network_weight: Fraction = 0.7
+    network_weight: Fraction = 0.8
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 

@@ -1,16 +1,25 @@
 """The network, its loss, its samples and its file."""
 
-import cv2
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 
 from hapicl.common.errors import UserError
+from hapicl.common.iou import iou
 from hapicl.maskgen import segment
 from hapicl.maskgen.recipes import RECIPES
 from hapicl.maskgen.refinement.agreement import Agreement, judge
 from hapicl.maskgen.refinement.network import ForegroundNetwork, StagesEncoder
-from hapicl.maskgen.refinement.prediction import foreground_probability, load_network, refine, save_network
+from hapicl.maskgen.refinement.prediction import (
+    foreground_probability,
+    load_network,
+    merge_norms,
+    refine,
+    save_network,
+)
 from hapicl.maskgen.refinement.samples import FirstMasks, SampleSource, changed
 from hapicl.maskgen.refinement.settings import RefineSettings
 from hapicl.maskgen.refinement.training import mask_losses, new_network
@@ -21,13 +30,14 @@ ABOUT = {"image_size": 32, "network_weight": 0.5}
 
 
 class Answer(torch.nn.Module):
-    """A network that gives one answer for every image, or the red channel."""
+    """A network that gives one answer for every image, or the red channel; it notes the sides it has seen."""
 
-    def __init__(self, logits=None):
+    def __init__(self, logits=None, *, fixed_size=True):
         super().__init__()
-        self.logits = logits
+        self.logits, self.encoder, self.sides = logits, SimpleNamespace(fixed_size=fixed_size), []
 
     def forward(self, images):
+        self.sides.append(images.shape[-1])
         if self.logits is None:
             return (images[:, :1] - 0.5) * 100
         return self.logits.expand(len(images), 1, -1, -1)
@@ -112,9 +122,8 @@ def test_a_network_survives_its_file(tmp_path):
     again = save_network(network, tmp_path / "b.safetensors", ABOUT)
     assert file.digest == again.digest
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    np.testing.assert_allclose(
-        foreground_probability(image, load_network(file)), foreground_probability(image, network), atol=1e-6
-    )
+    loaded = foreground_probability(image, load_network(file), 32)
+    np.testing.assert_allclose(loaded, foreground_probability(image, network, 32), atol=1e-5)
 
 
 def test_a_replaced_network_is_noticed(tmp_path):
@@ -142,11 +151,30 @@ def test_an_encoder_comes_from_a_backbone_and_is_in_the_file(tmp_path, arch, siz
     torch.testing.assert_close(load_network(file)(images), network(images), atol=1e-4, rtol=1e-4)
 
 
-def test_the_mask_does_not_depend_on_the_mirror_image(photographs):
-    network = new_network(RefineSettings(width=4), seed=1).eval()
-    image = cv2.resize(photographs["chelsea"], (32, 32))
-    mirrored = foreground_probability(np.ascontiguousarray(image[:, ::-1]), network)
-    np.testing.assert_allclose(mirrored[:, ::-1], foreground_probability(image, network), atol=1e-6)
+@pytest.mark.parametrize(("fixed", "sides"), [(False, [32, 40]), (True, [32, 32])])
+def test_the_mirror_image_is_seen_a_quarter_larger_where_the_encoder_takes_it(fixed, sides):
+    network = Answer(fixed_size=fixed)
+    work = np.zeros((24, 48, 3), np.uint8)
+    work[4:12, 30:44, 0] = 255  # to one side: a mirrored answer left mirrored would not fit
+    likely = foreground_probability(work, network, 32)
+    assert network.sides == sides
+    assert likely.shape == (24, 48)
+    assert iou(likely > 0.5, work[:, :, 0] > 0) > 0.9
+
+
+def test_norms_are_merged_into_convolutions_of_our_own_kind_only():
+    torch.manual_seed(0)
+    network = ForegroundNetwork(StagesEncoder(4)).train()
+    network(torch.rand(4, 3, 64, 64))  # statistics that are not those of a fresh network
+    network.eval()
+    images = torch.rand(2, 3, 64, 64)
+    before = network(images)
+    merge_norms(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    torch.testing.assert_close(network(images), before, atol=1e-5, rtol=1e-4)
+    active = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), BatchNormAct2d(4)).eval()  # it rectifies as well
+    merge_norms(active)
+    assert isinstance(active[1], BatchNormAct2d)
 
 
 def test_odd_images_have_a_defined_answer():
@@ -159,9 +187,9 @@ def test_odd_images_have_a_defined_answer():
 
 def test_without_a_weight_the_network_changes_nothing(photographs):
     network = new_network(RefineSettings(width=4), seed=1).eval()
-    recipe = RECIPES["refined"].replace(learned=0)
+    recipe = RECIPES["refined"].replace(learned=0)  # what `segment` takes
     found = refine(photographs["coffee"], network, recipe, 32)
-    np.testing.assert_array_equal(found.mask, segment(photographs["coffee"], "quality").mask)
+    np.testing.assert_array_equal(found.mask, segment(photographs["coffee"], recipe).mask)
 
 
 @pytest.mark.parametrize(
