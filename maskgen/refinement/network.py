@@ -2,7 +2,7 @@
 
 Shape legend: B images, S side of the input, C channels, s side of a map.
 
-After O. Ronneberger et al., "U-Net", MICCAI 2015; from scratch it has .8 million parameters at width 16.
+After O. Ronneberger et al., "U-Net", MICCAI 2015; from scratch it has 1.7 million parameters at width 16.
 """
 
 from __future__ import annotations
