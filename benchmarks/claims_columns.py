@@ -17,6 +17,8 @@ from hapicl.evaluate.measure import Evaluated, Task, measure
 from hapicl.evaluate.segmentation.run import SegmentationData, segment_task
 from hapicl.evaluate.settings import Request
 
+Kind = Literal["resnet", "vit"]  # of backbone
+
 
 @dataclass(frozen=True)
 class LabelledSet:
@@ -56,8 +58,8 @@ class Scale:
     detect_size: int
     detect: dict[str, str]
     fcn: dict[str, str] | None
-    detect_vit_size: int | None  # None: the ViT rows are not fine-tuned
-    detect_vit: dict[str, str]
+    detect_vit_size: int
+    detect_vit: dict[str, str] | None  # None, as for the next: the ViT rows are not fine-tuned by it
     upernet: dict[str, str] | None
     linear: bool
 
@@ -122,8 +124,8 @@ SCALES = {
         detect_size=64,
         detect=SMALL_DETECTOR | {"steps": "50", "warmup_steps": "10"},
         fcn=None,
-        detect_vit_size=None,
-        detect_vit={},
+        detect_vit_size=128,
+        detect_vit=None,
         upernet=None,
         linear=False,
     ),
@@ -168,7 +170,7 @@ def settings_of(scale: Scale) -> dict[str, str]:
     }
     if scale.fcn is not None:
         found["seg-moco-fcn16"] = in_words(scale.fcn)
-    if scale.detect_vit_size is not None:
+    if scale.detect_vit is not None:
         found["detect-small-vit"] = f"side {scale.detect_vit_size}, {in_words(scale.detect_vit)}"
     if scale.upernet is not None:
         found["seg-upernet-small"] = in_words(scale.upernet)
@@ -194,7 +196,7 @@ class Column:
     task: Callable[[Request], Task]
     changes: dict[str, str] = field(default_factory=dict)
     image_size: int | None = None
-    of: Literal["resnet", "vit", "any"] = "any"
+    of: Kind | Literal["any"] = "any"
     costly: bool = False
 
     def takes(self, row: Row) -> bool:
@@ -247,49 +249,27 @@ def columns(scale: Scale, data: Path, work: Path) -> list[Column]:
 def fine_tuned_columns(scale: Scale, city: SegmentationData, data: Path) -> list[Column]:
     """A detector and a segmentation network for each kind of backbone."""
     where = DetectionData(voc=data / "det_raccoon", splits=("train", "test"))
-    found = [
-        Column(
-            title="detect-small raccoon AP50",
-            needs=("det_raccoon",),
-            protocol="detect-small",
-            changes=scale.detect,
-            image_size=scale.detect_size,
-            task=partial(detect_task, where=where),
-            of="resnet",
-            costly=True,
-        )
-    ]
-    if scale.detect_vit_size is not None:
-        found.append(
-            Column(
-                title="detect-small-vit raccoon AP50",
-                needs=("det_raccoon",),
-                protocol="detect-small-vit",
-                changes=scale.detect_vit,
-                image_size=scale.detect_vit_size,
-                task=partial(detect_task, where=where),
-                of="vit",
-                costly=True,
-            )
-        )
-    kinds: tuple[tuple[str, dict[str, str] | None, Literal["resnet", "vit"]], ...] = (
-        ("seg-moco-fcn16", scale.fcn, "resnet"),
-        ("seg-upernet-small", scale.upernet, "vit"),
+    detect, segment = partial(detect_task, where=where), partial(segment_task, where=city)
+    every: tuple[tuple[Kind, str, dict[str, str] | None, int | None], ...] = (
+        ("resnet", "detect-small", scale.detect, scale.detect_size),
+        ("vit", "detect-small-vit", scale.detect_vit, scale.detect_vit_size),
+        ("resnet", "seg-moco-fcn16", scale.fcn, None),
+        ("vit", "seg-upernet-small", scale.upernet, None),
     )
-    found += [
+    return [
         Column(
-            title=f"{protocol} CamVid mIoU",
-            needs=("seg_camvid_trainval",),
+            title=f"{protocol} raccoon AP50" if size else f"{protocol} CamVid mIoU",
+            needs=("det_raccoon",) if size else ("seg_camvid_trainval",),
             protocol=protocol,
             changes=changes,
-            task=partial(segment_task, where=city),
+            image_size=size,
+            task=detect if size else segment,
             of=kind,
             costly=True,
         )
-        for protocol, changes, kind in kinds
+        for kind, protocol, changes, size in every
         if changes is not None
     ]
-    return found
 
 
 def classification_columns(scale: Scale, data: Path, work: Path) -> list[Column]:

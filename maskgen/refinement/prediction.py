@@ -120,7 +120,7 @@ def load_network(file: NetworkFile) -> ForegroundNetwork:
 
 
 def merge_norms(network: nn.Module) -> None:
-    """Put each BatchNorm into the convolution before it: the same function, a fifth faster on a CPU."""
+    """Put each BatchNorm into the convolution before it: the same function, up to a tenth faster on a CPU."""
     for module in network.modules():
         if isinstance(module, nn.Sequential):
             for place, (first, second) in enumerate(itertools.pairwise(module)):
