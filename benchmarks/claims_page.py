@@ -99,7 +99,7 @@ def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequ
     yield deciding()
     for claim in CLAIMS:
         yield from told(values, titles, claim)
-    for claim, group in zip(QUESTIONS, ("masks", "starts", "trials", "machines"), strict=True):
+    for claim, group in zip(QUESTIONS, ("masks", "loop", "starts", "trials", "machines"), strict=True):
         if any(row.name in {name for name, _ in values} for row in GROUPS[group]):
             yield f"## {claim.text.split(':')[0]}"
             yield numbers(values, titles, [*partners(claim, GROUPS[group]), *GROUPS[group]])
@@ -120,15 +120,15 @@ def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequ
     yield "\n".join(f"- {name}: {text}" for name, text in store.settings.items())
     if store.scale in HOLES_FILLED:
         yield (
-            "The masks of these runs were made before the recipes left holes open (2026-11-26): theirs are "
-            "all filled."
+            "The masks of these runs, but for those of the loop, were made before the recipes left holes "
+            "open (2026-11-26): theirs are all filled."
         )
     yield machines(store)
     yield (
         f"```\npython benchmarks/claims.py --scale {store.scale} --data .datasets --budget-minutes M\n```\n\n"
-        "continues the table, whatever machine measured what is there (`--rows masks`, `lengths`, `starts`, "
-        "`trials` or `machines` for the other groups, `--costs` for the costs); `--render` makes this page "
-        "from the numbers in the repository."
+        "continues the table, whatever machine measured what is there (`--rows masks`, `loop`, `lengths`, "
+        "`starts`, `trials` or `machines` for the other groups, `--costs` for the costs); `--render` makes "
+        "this page from the numbers in the repository."
     )
 
 

@@ -77,6 +77,11 @@ MASK_ROWS = tuple(
     )
     for method in methods
 )
+# the loop of both stages, once around: `first` masks are of the default recipe, `loop` masks of a network
+# whose encoder is the backbone of `hapicl_s[first]`, seed 0
+LOOP_ROWS = tuple(
+    trained("hapicl_s", f"hapicl_s[{masks}]", masks=masks, fine_tuned=False) for masks in ("first", "loop")
+)
 # how long must a run be before a method leaves its random start?
 LENGTH_ROWS = tuple(
     trained(method, f"{method}@{share}", length=length, fine_tuned=False)
@@ -122,6 +127,7 @@ MACHINE_ROWS = tuple(
 GROUPS = {
     "methods": METHOD_ROWS,
     "masks": MASK_ROWS,
+    "loop": LOOP_ROWS,
     "lengths": LENGTH_ROWS,
     "starts": START_ROWS,
     "trials": TRIAL_ROWS,

@@ -66,6 +66,10 @@ QUESTIONS = (
         ),
     ),
     Claim(
+        "The loop: is HAPiCL-S better on masks whose network started from its own backbone?",
+        (("hapicl_s[loop]", "hapicl_s[first]"),),
+    ),
+    Claim(
         "Starts: half the steps by SimCLR, half by HAPiCL-S from there, against HAPiCL-S all the way",
         (
             ("hapicl_s_after_simclr", "hapicl_s"),

@@ -2,7 +2,9 @@
 
 Shape legend: B images, S side of the input, C channels, s side of a map.
 
-After O. Ronneberger et al., "U-Net", MICCAI 2015; from scratch it has 1.7 million parameters at width 16.
+A U-Net (Ronneberger et al., MICCAI 2015) that joins maps by addition, as a feature pyramid does (Lin et al.,
+CVPR 2017): the U-Net's own convolutions over maps side by side cost twice as much and drew no better masks
+(docs/masks-tried.md). From scratch it has a million parameters at width 16.
 """
 
 from __future__ import annotations
@@ -18,16 +20,18 @@ STAGES = (1, 2, 4, 8, 8)  # channels of each halving stage, in widths
 DECODER_CHANNELS = 128  # of a decoder stage at most: a backbone's maps are far wider
 
 
-def convolutions(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
-    """Two 3 x 3 convolutions with BatchNorm and ReLU; the first may halve the map."""
-    layers: list[nn.Module] = []
-    for number, channels in enumerate((channels_in, channels_out)):
-        layers += [
-            nn.Conv2d(channels, channels_out, 3, stride if number == 0 else 1, 1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)
+def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    """A 3 x 3 convolution with BatchNorm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+def projection(channels_in: int, channels_out: int) -> nn.Sequential:
+    """A 1 x 1 convolution with BatchNorm."""
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out))
 
 
 class StagesEncoder(nn.Module):
@@ -40,7 +44,8 @@ class StagesEncoder(nn.Module):
         self.channels = [width * factor for factor in STAGES]
         inputs = [3, *self.channels[:-1]]
         self.stages = nn.ModuleList(
-            convolutions(before, after, stride=2) for before, after in zip(inputs, self.channels, strict=True)
+            nn.Sequential(convolution(before, after, stride=2), convolution(after, after))
+            for before, after in zip(inputs, self.channels, strict=True)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -67,6 +72,20 @@ class BackboneEncoder(nn.Module):
         return [maps[name] for name in self.names]
 
 
+class DecoderStage(nn.Module):
+    """Joins a map of the encoder with the coarser one from below."""
+
+    def __init__(self, skip: int, below: int, out: int) -> None:
+        super().__init__()
+        self.from_skip, self.from_below = projection(skip, out), projection(below, out)
+        self.smooth = convolution(out, out)
+
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
+        """(B, C, s, s) and a coarser map to (B, C', s, s)."""
+        joined = self.from_skip(skip) + _enlarged(self.from_below(below), skip.shape[2:])
+        return self.smooth(functional.relu(joined))
+
+
 class ForegroundNetwork(nn.Module):
     """Says of every pixel how likely it is foreground."""
 
@@ -78,10 +97,10 @@ class ForegroundNetwork(nn.Module):
         self.encoder = encoder
         channels = [min(number, DECODER_CHANNELS) for number in encoder.channels]
         deepest = encoder.channels[-1]
-        self.context = nn.Linear(deepest, channels[-1])  # what the whole image shows, to every cell
-        self.top = convolutions(deepest + channels[-1], channels[-1])
+        self.context = nn.Linear(deepest, deepest)  # what the whole image shows, to every cell
+        self.top = convolution(deepest, channels[-1])
         self.decoders = nn.ModuleList(
-            convolutions(skip + below, out)
+            DecoderStage(skip, below, out)
             for skip, below, out in zip(
                 encoder.channels[-2::-1], channels[:0:-1], channels[-2::-1], strict=True
             )
@@ -101,11 +120,9 @@ class ForegroundNetwork(nn.Module):
         """
         maps = self.encoder((images - self.mean) / self.std)
         values = maps[-1]
-        context = functional.relu(self.context(values.mean((2, 3))))[:, :, None, None]
-        values = self.top(torch.cat([values, context.expand(-1, -1, *values.shape[2:])], dim=1))
+        values = self.top(values + self.context(values.mean((2, 3)))[:, :, None, None])
         for decoder, skip in zip(self.decoders, maps[-2::-1], strict=True):
-            values = _enlarged(values, skip.shape[2:])
-            values = decoder(torch.cat([skip, values], dim=1))
+            values = decoder(skip, values)
         return _enlarged(self.head(values), images.shape[2:])
 
 

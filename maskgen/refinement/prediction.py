@@ -113,7 +113,9 @@ def load_network(file: NetworkFile) -> ForegroundNetwork:
     try:
         network.load_state_dict(load_file(file.path))
     except RuntimeError as error:
-        raise UserError(f"{file.path} does not hold the network that it describes; refine again") from error
+        raise UserError(
+            f"{file.path} does not hold the network that it describes (an earlier version's?); refine again"
+        ) from error
     network.eval()
     merge_norms(network)
     return network.to(memory_format=torch.channels_last)
