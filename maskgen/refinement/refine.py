@@ -293,6 +293,8 @@ class _Refinement:
             folder=self.folder / f"round-{number}",
             config=about,
             seed=self.settings.seed + _ROUND_SEEDS * number,
+            # the first masks are the worst: a network that learns few of them for long shares their faults
+            least_steps=self.settings.least_steps * number,
             show=self.show,
         )
         if result.stopped_by is not None:

@@ -24,7 +24,7 @@ class RefineSettings(Settings):
         encoder: weights of a backbone to start from, as `hapicl evaluate` takes them (a run folder, a file of
             ours, torchvision or timm, `torchvision:NAME`, `timm:NAME`); None trains from scratch.
         epochs: how often each image is seen in a round.
-        least_steps: a round has at least so many steps, however few the images.
+        least_steps: the first round has at least so many steps, however few the images, the second twice, ...
         batch_size: images in a step.
         base_lr: peak learning rate of AdamW for 256 images.
         weight_decay: of AdamW.
@@ -40,7 +40,7 @@ class RefineSettings(Settings):
     width: Annotated[int, Field(ge=4, le=128)] = 16
     encoder: PathText | None = None
     epochs: Count = 20
-    least_steps: Count = 600
+    least_steps: Count = 300
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
     base_lr: Positive = 0.032
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -129,6 +129,7 @@ def train_round(
     folder: Path,
     config: dict[str, Any],
     seed: int,
+    least_steps: int,
     show: bool,
 ) -> tuple[ForegroundNetwork, FitResult]:
     """Fit a network to masks, going on from the folder's checkpoint if there is one.
@@ -140,6 +141,7 @@ def train_round(
         folder: of this round; checkpoints and logs go there.
         config: what the round depends on; a checkpoint of another one is refused.
         seed: of this round's weights and draws.
+        least_steps: of this round, however few the images.
         show: whether progress goes to the terminal.
 
     Returns:
@@ -160,7 +162,8 @@ def train_round(
         device=device,
     )
     step = _resume(folder / LAST, config, learner, optimizer)
-    loop = _loop_settings(settings, source.steps_per_epoch, device=device, seed=seed)
+    total = max(least_steps, settings.epochs * source.steps_per_epoch)
+    loop = _loop_settings(settings, total, source.steps_per_epoch, device=device, seed=seed)
     with RunLogger(folder, total=loop.total_steps, resumed_step=step, show=show) as run_logger:
         if step:
             run_logger.info(f"continuing at step {step}")
@@ -180,10 +183,9 @@ def train_round(
 
 
 def _loop_settings(
-    settings: RefineSettings, steps_per_epoch: int, *, device: torch.device, seed: int
+    settings: RefineSettings, total: int, steps_per_epoch: int, *, device: torch.device, seed: int
 ) -> LoopSettings:
-    """How long a round is, and how it runs."""
-    total = max(settings.least_steps, settings.epochs * steps_per_epoch)
+    """How a round of `total` steps runs."""
     return LoopSettings(
         total_steps=total,
         schedule=ScheduleSettings(warmup_epochs=WARMUP * total / steps_per_epoch),

@@ -219,6 +219,7 @@ def test_two_rounds_learn_from_the_masks_of_the_first(folder, first, tmp_path):
     assert [sentence.split(":")[0] for sentence in said[:3]] == ["round 1 of 2", "round 1", "round 2 of 2"]
     trained = MaskReader(tmp_path / "refined.h5").recipe["trained"]
     assert trained["rounds_done"] == 2
+    assert trained["steps"] == 2 * SMALL.least_steps  # its masks are better, so it may learn them for longer
     held_out = int(said[1].split(" images that were held out")[0].split()[-1])
     assert trained["agreement"]["images"] == held_out > 0  # judged before they were learned from
     learned_from = [int(said[place].split()[-2]) for place in (0, 2)]
