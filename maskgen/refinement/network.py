@@ -83,7 +83,8 @@ class DecoderStage(nn.Module):
     def forward(self, skip: Tensor, below: Tensor) -> Tensor:
         """(B, C, s, s) and a coarser map to (B, C', s, s)."""
         joined = self.from_skip(skip) + _enlarged(self.from_below(below), skip.shape[2:])
-        return self.smooth(functional.relu(joined))
+        smoothed: Tensor = self.smooth(functional.relu(joined))
+        return smoothed
 
 
 class ForegroundNetwork(nn.Module):
