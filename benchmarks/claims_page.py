@@ -119,10 +119,7 @@ def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequ
     yield "## How it was measured"
     yield "\n".join(f"- {name}: {text}" for name, text in store.settings.items())
     if store.scale in HOLES_FILLED:
-        yield (
-            "The masks of these runs, but for those of the loop, were made before the recipes left holes "
-            "open (2026-11-26): theirs are all filled."
-        )
+        yield masks_used(looped=any(row.name in {name for name, _ in values} for row in GROUPS["loop"]))
     yield machines(store)
     yield (
         f"```\npython benchmarks/claims.py --scale {store.scale} --data .datasets --budget-minutes M\n```\n\n"
@@ -130,6 +127,20 @@ def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequ
         "`starts`, `trials` or `machines` for the other groups, `--costs` for the costs); `--render` makes "
         "this page from the numbers in the repository."
     )
+
+
+def masks_used(*, looped: bool) -> str:
+    """By which forms of the mask recipes the masks were made."""
+    text = (
+        "The masks of these runs were made before the recipes left holes open (2026-11-26): theirs are all "
+        "filled."
+    )
+    if looped:
+        text += (
+            " Those of the loop are newer: holes are open, and the second ones are of a network with one "
+            "convolution a stage where `masks refine` now has two (2026-11-27)."
+        )
+    return text
 
 
 def deciding() -> str:
