@@ -93,8 +93,8 @@ def open_network(path: Path) -> NetworkFile:
     return NetworkFile(str(path.resolve()), file_hash(path), about)
 
 
-def load_network(file: NetworkFile) -> ForegroundNetwork:
-    """Build a network and fill it; on the CPU, in eval mode.
+def read_network(file: NetworkFile) -> ForegroundNetwork:
+    """Build a network and fill it, as it was trained; on the CPU.
 
     Raises:
         UserError: if the file has changed since it was opened, or does not hold the whole network.
@@ -116,7 +116,16 @@ def load_network(file: NetworkFile) -> ForegroundNetwork:
         raise UserError(
             f"{file.path} does not hold the network that it describes (an earlier version's?); refine again"
         ) from error
-    network.eval()
+    return network
+
+
+def load_network(file: NetworkFile) -> ForegroundNetwork:
+    """Read a network to predict with: on the CPU, in eval mode, its norms merged.
+
+    Raises:
+        UserError: as `read_network`.
+    """
+    network = read_network(file).eval()
     merge_norms(network)
     return network.to(memory_format=torch.channels_last)
 

@@ -35,10 +35,10 @@ from ..building.merge import describe
 from ..building.settings import BuildSettings
 from ..recipes import get_recipe, recorded_reader
 from .agreement import Agreement, judge
-from .prediction import RECIPE, NetworkFile, NetworkRows, open_network, save_network
+from .prediction import RECIPE, NetworkFile, NetworkRows, open_network, read_network, save_network
 from .samples import FirstMasks, read_first_masks
 from .settings import RefineSettings
-from .training import encoder_digest, train_round
+from .training import encoder_digest, new_network, train_round
 
 LEAST_IMAGES = 16  # fewer masks than this teach nothing
 MOST_HELD_OUT = 400
@@ -274,25 +274,31 @@ class _Refinement:
             )
 
     def _round(self, number: int, train: FirstMasks, judged: FirstMasks | Agreement) -> NetworkFile:
-        """Train one round, unless its network is there.
+        """Train one round, from the network of the one before, unless its own network is there.
 
         Args:
             number: of the round, from 1.
             train: what it learns from.
             judged: first masks that were held out, or where none are, how the round before was judged.
         """
-        path = self.folder / f"round-{number}.safetensors"
+        path = self._network_of_round(number)
         about = self._about() | {"rounds_done": number}
         if path.exists():
             return self._own_network(path)
         self.say(f"round {number} of {self.settings.rounds}: learning from {len(train)} images")
+        seed = self.settings.seed + _ROUND_SEEDS * number
+        if number == 1:
+            start = new_network(self.settings, seed)
+        else:  # anew it would forget what many images of the first round have taught it (docs/masks-tried.md)
+            start = read_network(self._own_network(self._network_of_round(number - 1)))
         network, result = train_round(
             train,
             self.settings,
+            start=start,
             device=self.device,
             folder=self.folder / f"round-{number}",
             config=about,
-            seed=self.settings.seed + _ROUND_SEEDS * number,
+            seed=seed,
             # the first masks are the worst: a network that learns few of them for long shares their faults
             least_steps=self.settings.least_steps * number,
             show=self.show,
@@ -313,6 +319,10 @@ class _Refinement:
             "torch": str(torch.__version__),
         }
         return save_network(network, path, about)
+
+    def _network_of_round(self, number: int) -> Path:
+        """Where the network of a round is kept until the last one is done."""
+        return self.folder / f"round-{number}.safetensors"
 
     def _masks_of_round(self, number: int, file: NetworkFile, paths: Sequence[str]) -> MaskReader:
         """Make the masks that the next round learns from."""

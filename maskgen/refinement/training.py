@@ -125,6 +125,7 @@ def train_round(
     first: FirstMasks,
     settings: RefineSettings,
     *,
+    start: ForegroundNetwork,
     device: torch.device,
     folder: Path,
     config: dict[str, Any],
@@ -137,10 +138,11 @@ def train_round(
     Args:
         first: what to learn from.
         settings: how.
+        start: the network before the first step.
         device: where.
         folder: of this round; checkpoints and logs go there.
         config: what the round depends on; a checkpoint of another one is refused.
-        seed: of this round's weights and draws.
+        seed: of this round's draws.
         least_steps: of this round, however few the images.
         show: whether progress goes to the terminal.
 
@@ -150,7 +152,7 @@ def train_round(
     Raises:
         UserError: if the checkpoint is of another training.
     """
-    learner = Learner(new_network(settings, seed)).to(device)
+    learner = Learner(start).to(device)
     learner.to(memory_format=torch.channels_last)
     source = SampleSource(
         first, batch_size=settings.batch_size, least_weight=settings.least_weight, seed=seed, device=device

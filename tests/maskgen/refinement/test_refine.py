@@ -21,6 +21,7 @@ from hapicl.maskgen.building.pool import Runner
 from hapicl.maskgen.building.settings import BuildSettings
 from hapicl.maskgen.building.worker import make_rows
 from hapicl.maskgen.inspection.score import score_masks
+from hapicl.maskgen.refinement import refine as refine_module
 from hapicl.maskgen.refinement import training
 from hapicl.maskgen.refinement.prediction import NetworkRows, open_network
 from hapicl.maskgen.refinement.refine import network_path, refine_masks
@@ -225,6 +226,22 @@ def test_two_rounds_learn_from_the_masks_of_the_first(folder, first, tmp_path):
     learned_from = [int(said[place].split()[-2]) for place in (0, 2)]
     assert learned_from == [len(MaskReader(first).paths) - held_out, len(MaskReader(first).paths)]
     assert summary.kept_because == ""
+
+
+def test_a_later_round_goes_on_from_the_network_of_the_one_before(folder, first, tmp_path, monkeypatch):
+    starts, ends = [], []
+
+    def watched(*args, start, **options):
+        starts.append({name: values.clone() for name, values in start.state_dict().items()})
+        network, result = training.train_round(*args, start=start, **options)
+        ends.append({name: values.clone() for name, values in network.state_dict().items()})
+        return network, result
+
+    monkeypatch.setattr(refine_module, "train_round", watched)
+    refined(folder, first, tmp_path / "refined.h5", SMALL.replace(rounds=2))
+    assert len(starts) == 2
+    torch.testing.assert_close(starts[1], ends[0], rtol=0, atol=0)
+    assert not torch.equal(starts[0]["head.weight"], ends[0]["head.weight"])
 
 
 def test_masks_that_follow_no_rule_are_kept_and_that_is_said(folder, scenes, tmp_path):
