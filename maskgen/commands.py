@@ -181,9 +181,9 @@ def export(masks_file: Path, out: Path, stored_size: bool) -> None:
     help="Mask file to write.",
 )
 @click.option(
-    "--rounds", type=int, help="Networks trained, each on the masks of the one before.  [default: 2]"
+    "--rounds", type=int, help="Rounds of training, each on the masks of the one before.  [default: 2]"
 )
-@click.option("--train-images", type=int, help="Images to learn from; all get masks.  [default: 4000]")
+@click.option("--train-images", type=int, help="Images to learn from; all get masks.  [default: 2000]")
 @click.option("--encoder", metavar="WEIGHTS", help="Weights of a backbone to start from.  [default: none]")
 @click.option(
     "--device", default="auto", show_default=True, help="Where to train: auto, cpu, cuda, cuda:N or mps."

@@ -3,9 +3,9 @@
 Shape legend: B images, S side of the input, C channels, s side of a map.
 
 A U-Net (Ronneberger et al., MICCAI 2015) that joins maps by addition, as a feature pyramid does (Lin et al.,
-CVPR 2017): the U-Net's own convolutions over maps side by side cost half as much again. They drew no better
-masks in folders of one kind, and a little better ones in the mixed folder that was tried
-(docs/masks-tried.md). From scratch the network has 1.2 million parameters at width 16.
+CVPR 2017): the U-Net's own convolutions over maps side by side cost half as much again and drew no better
+masks, in folders of one kind or of several (docs/masks-tried.md). From scratch the network has 1.2 million
+parameters at width 16.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from .agreement import Agreement, judge
 from .prediction import RECIPE, NetworkFile, NetworkRows, open_network, read_network, save_network
 from .samples import FirstMasks, read_first_masks
 from .settings import RefineSettings
-from .training import encoder_digest, new_network, train_round
+from .training import encoder_digest, is_stretched, new_network, train_round
 
 LEAST_IMAGES = 16  # fewer masks than this teach nothing
 MOST_HELD_OUT = 400
@@ -274,7 +274,7 @@ class _Refinement:
             )
 
     def _round(self, number: int, train: FirstMasks, judged: FirstMasks | Agreement) -> NetworkFile:
-        """Train one round, from the network of the one before, unless its own network is there.
+        """Train one round, unless its network is there; among many images from the network of the one before.
 
         Args:
             number: of the round, from 1.
@@ -287,9 +287,11 @@ class _Refinement:
             return self._own_network(path)
         self.say(f"round {number} of {self.settings.rounds}: learning from {len(train)} images")
         seed = self.settings.seed + _ROUND_SEEDS * number
-        if number == 1:
+        # the first masks are the worst: a network that learns few of them for long shares their faults
+        least_steps = self.settings.least_steps * number
+        if number == 1 or is_stretched(self.settings, len(train), least_steps):
             start = new_network(self.settings, seed)
-        else:  # anew it would forget what many images of the first round have taught it (docs/masks-tried.md)
+        else:  # many images are not learned by heart; a longer training serves them better than a new one
             start = read_network(self._own_network(self._network_of_round(number - 1)))
         network, result = train_round(
             train,
@@ -299,8 +301,7 @@ class _Refinement:
             folder=self.folder / f"round-{number}",
             config=about,
             seed=seed,
-            # the first masks are the worst: a network that learns few of them for long shares their faults
-            least_steps=self.settings.least_steps * number,
+            least_steps=least_steps,
             show=self.show,
         )
         if result.stopped_by is not None:

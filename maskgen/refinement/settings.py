@@ -15,7 +15,8 @@ class RefineSettings(Settings):
     """How the network is trained and how much it counts. Where each number was measured: docs/masks.md.
 
     Attributes:
-        rounds: how often a network is trained; the second learns from the masks that the first one gave.
+        rounds: of training, each on the masks that the one before gave; a later one goes on from its network
+            too, unless its images are so few that `least_steps` stretches it.
         train_images: at most so many images are learned from, drawn by counter; all get new masks.
         held_out: fraction of those images that is not trained on and tells whether the network has learned;
             the last of several rounds, which follows one that has, learns from them too.
@@ -34,7 +35,7 @@ class RefineSettings(Settings):
     """
 
     rounds: Annotated[int, Field(ge=1, le=8)] = 2
-    train_images: Count = 4000
+    train_images: Count = 2000
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     image_size: Annotated[int, Field(ge=32, le=512)] = 128
     width: Annotated[int, Field(ge=4, le=128)] = 16

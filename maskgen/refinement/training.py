@@ -121,6 +121,11 @@ def encoder_digest(settings: RefineSettings) -> str | None:
     return load_backbone(settings.encoder, image_size=settings.image_size)[1].sha256
 
 
+def is_stretched(settings: RefineSettings, images: int, least_steps: int) -> bool:
+    """Whether a round sees its images more often than `epochs` times, to have its least number of steps."""
+    return settings.epochs * (images // min(settings.batch_size, images)) < least_steps
+
+
 def train_round(
     first: FirstMasks,
     settings: RefineSettings,
