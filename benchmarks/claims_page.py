@@ -83,6 +83,7 @@ def measured(values: Values, titles: Sequence[str]) -> list[str]:
 def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequence[str]) -> Iterator[str]:
     """The page, part by part; `every` column that the scale has, measured or not."""
     titles = measured(values, every)
+    known = {row for row, _ in values}
     yield f"# The claims table {TITLES[store.scale]}"
     yield SCOPE[store.scale]
     yield BASELINES
@@ -100,7 +101,7 @@ def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequ
     for claim in CLAIMS:
         yield from told(values, titles, claim)
     for claim, group in zip(QUESTIONS, ("masks", "loop", "starts", "trials", "machines"), strict=True):
-        if any(row.name in {name for name, _ in values} for row in GROUPS[group]):
+        if any(row.name in known for row in GROUPS[group]):
             yield f"## {claim.text.split(':')[0]}"
             yield numbers(values, titles, [*partners(claim, GROUPS[group]), *GROUPS[group]])
             yield from told(values, titles, claim)
@@ -119,7 +120,7 @@ def parts(store: ClaimsStore, values: Values, every: Sequence[str], failed: Sequ
     yield "## How it was measured"
     yield "\n".join(f"- {name}: {text}" for name, text in store.settings.items())
     if store.scale in HOLES_FILLED:
-        yield masks_used(looped=any(row.name in {name for name, _ in values} for row in GROUPS["loop"]))
+        yield masks_used(looped=any(row.name in known for row in GROUPS["loop"]))
     yield machines(store)
     yield (
         f"```\npython benchmarks/claims.py --scale {store.scale} --data .datasets --budget-minutes M\n```\n\n"

@@ -38,7 +38,7 @@ from .agreement import Agreement, judge
 from .prediction import RECIPE, NetworkFile, NetworkRows, open_network, read_network, save_network
 from .samples import FirstMasks, read_first_masks
 from .settings import RefineSettings
-from .training import encoder_digest, is_stretched, new_network, train_round
+from .training import encoder_digest, new_network, steps_of_epochs, train_round
 
 LEAST_IMAGES = 16  # fewer masks than this teach nothing
 MOST_HELD_OUT = 400
@@ -289,9 +289,9 @@ class _Refinement:
         seed = self.settings.seed + _ROUND_SEEDS * number
         # the first masks are the worst: a network that learns few of them for long shares their faults
         least_steps = self.settings.least_steps * number
-        if number == 1 or is_stretched(self.settings, len(train), least_steps):
+        if number == 1 or steps_of_epochs(self.settings, len(train)) < least_steps:
             start = new_network(self.settings, seed)
-        else:  # many images are not learned by heart; a longer training serves them better than a new one
+        else:  # among many images of several kinds the rarer ones gain by it (docs/masks-tried.md)
             start = read_network(self._own_network(self._network_of_round(number - 1)))
         network, result = train_round(
             train,

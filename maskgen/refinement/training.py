@@ -121,9 +121,9 @@ def encoder_digest(settings: RefineSettings) -> str | None:
     return load_backbone(settings.encoder, image_size=settings.image_size)[1].sha256
 
 
-def is_stretched(settings: RefineSettings, images: int, least_steps: int) -> bool:
-    """Whether a round sees its images more often than `epochs` times, to have its least number of steps."""
-    return settings.epochs * (images // min(settings.batch_size, images)) < least_steps
+def steps_of_epochs(settings: RefineSettings, images: int) -> int:
+    """Steps in which a round of so many images sees each of them `epochs` times."""
+    return settings.epochs * (images // min(settings.batch_size, images))
 
 
 def train_round(
@@ -169,7 +169,7 @@ def train_round(
         device=device,
     )
     step = _resume(folder / LAST, config, learner, optimizer)
-    total = max(least_steps, settings.epochs * source.steps_per_epoch)
+    total = max(least_steps, steps_of_epochs(settings, len(first)))
     loop = _loop_settings(settings, total, source.steps_per_epoch, device=device, seed=seed)
     with RunLogger(folder, total=loop.total_steps, resumed_step=step, show=show) as run_logger:
         if step:
